@@ -1,0 +1,3 @@
+//! What at least two of the programs use: records, their files, the reference generator, the gold batch, rules.
+
+pub mod record;

@@ -1,0 +1,178 @@
+//! Preference records: what is read, labelled, scored and trained on.
+//!
+//! A [`Record`] keeps fields it does not know, so that a file passes through every command without loss. Which fields
+//! must be present depends on the command; [`Record`] itself demands only what its types say.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Side of the policy shift a pair falls on (spec 1.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Category {
+    /// The old winner violates, the old loser complies. Stored swapped: `chosen` is the compliant old loser.
+    Invert,
+    /// Both violate.
+    Punish,
+    /// The old winner complies.
+    Retain,
+}
+
+impl Category {
+    /// All categories, in the order of the spec's tables and of the noise generator's candidates.
+    pub const ALL: [Category; 3] = [Category::Invert, Category::Punish, Category::Retain];
+
+    /// Returns the name used in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Category::Invert => "INVERT",
+            Category::Punish => "PUNISH",
+            Category::Retain => "RETAIN",
+        }
+    }
+
+    /// Returns whether records of this category carry a weight (D_conflict = INVERT and PUNISH).
+    pub fn is_conflict(self) -> bool {
+        self != Category::Retain
+    }
+}
+
+impl std::fmt::Display for Category {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Category {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Category::ALL
+            .into_iter()
+            .find(|c| c.name() == name)
+            .ok_or_else(|| format!("unknown category {name:?}; expected INVERT, PUNISH or RETAIN"))
+    }
+}
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// `system`, `user` or `assistant`; templates may know others.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+/// A text field: a plain string or a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Text {
+    /// A plain string.
+    Plain(String),
+    /// A list of chat turns.
+    Turns(Vec<Turn>),
+}
+
+impl Default for Text {
+    fn default() -> Self {
+        Text::Plain(String::new())
+    }
+}
+
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        Text::Plain(text.to_owned())
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Text::Plain(text)
+    }
+}
+
+impl Text {
+    /// Returns the text of a response field: a string as it is; from turns the last assistant turn, else all contents
+    /// joined by one space (spec 1.7, training side).
+    pub fn response(&self) -> String {
+        match self {
+            Text::Plain(text) => text.clone(),
+            Text::Turns(turns) => match turns.iter().rev().find(|turn| turn.role == "assistant") {
+                Some(turn) => turn.content.clone(),
+                None => joined(turns),
+            },
+        }
+    }
+
+    /// Returns the turns a prompt is rendered from: a plain string is one user turn, a conversation is kept whole.
+    pub fn turns(&self) -> Vec<Turn> {
+        match self {
+            Text::Plain(text) => vec![Turn { role: "user".into(), content: text.clone() }],
+            Text::Turns(turns) => turns.clone(),
+        }
+    }
+
+    /// Returns the prompt as one string for people, judges and keys: a string as it is; one user turn as its content;
+    /// a longer conversation as `role: content` lines.
+    pub fn prompt_text(&self) -> String {
+        match self {
+            Text::Plain(text) => text.clone(),
+            Text::Turns(turns) if turns.len() == 1 => turns[0].content.clone(),
+            Text::Turns(turns) => {
+                turns.iter().map(|turn| format!("{}: {}", turn.role, turn.content)).collect::<Vec<_>>().join("\n")
+            }
+        }
+    }
+
+    /// Returns whether there is nothing in it: no characters, or no turn with any.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Text::Plain(text) => text.is_empty(),
+            Text::Turns(turns) => turns.iter().all(|turn| turn.content.is_empty()),
+        }
+    }
+}
+
+fn joined(turns: &[Turn]) -> String {
+    turns.iter().map(|turn| turn.content.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+/// One preference record (spec 1.2, 1.3, 1.6).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// x
+    pub prompt: Text,
+    /// The preferred response; in an SFT record the only one.
+    pub chosen: Text,
+    /// The dispreferred response; absent in an SFT record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<Text>,
+    /// Absent before triage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<Category>,
+    /// Indices of the policies that `chosen` violates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen_violations: Option<Vec<i64>>,
+    /// Indices of the policies that `rejected` violates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected_violations: Option<Vec<i64>>,
+    /// The oracle's corrective response y_c; "" and absent both mean there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oracle_response: Option<String>,
+    /// ⟨g_J, g_i⟩ before γ, clamp and normalisation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw_score: Option<f64>,
+    /// The weight used in the update; 0 for RETAIN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub impact_score: Option<f64>,
+    /// Fields this program does not know, kept in their order.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Record {
+    /// Returns the oracle's correction where there is a non-empty one.
+    pub fn correction(&self) -> Option<&str> {
+        self.oracle_response.as_deref().filter(|text| !text.is_empty())
+    }
+}

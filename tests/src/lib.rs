@@ -1,0 +1,1 @@
+//! Runs the real programs as child processes; one scenario a file in `tests/`.
