@@ -1,1 +1,24 @@
-//! worker
+//! The worker: everything that computes with the model. One-machine commands; only this crate links libtorch.
+
+mod bench;
+mod cli;
+mod dataset;
+mod error;
+mod fault;
+mod generate;
+mod journal;
+mod logprobs;
+mod measure;
+mod merge;
+mod model;
+mod model_folder;
+mod objective;
+mod options;
+mod progress;
+mod reference;
+mod score;
+pub mod text;
+mod train;
+
+pub use cli::{Cli, run};
+pub use error::{Error, Result};

@@ -1,7 +1,16 @@
-//! Wiring.
-fn main() {
-    let t = tch::Tensor::randn([1024, 1024], (tch::Kind::BFloat16, tch::Device::Cpu));
-    let s = std::time::Instant::now();
-    for _ in 0..20 { let _ = t.matmul(&t); }
-    println!("{:?}", s.elapsed() / 20);
+//! Wiring: options, logging, exit code.
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    shared::logging::init();
+    let cli = worker::Cli::parse_from(shared::cli::normalise_flags(std::env::args_os()));
+    match worker::run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("worker: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,0 +1,191 @@
+//! `worker bench`: pairs and tokens a second of scoring, the update and generation, as JSON.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use shared::record::{Category, Record};
+use tch::{Device, Kind, Tensor};
+
+use crate::dataset::{self, DataSet};
+use crate::error::{Error, Result};
+use crate::generate::{cache, sample::Sampling};
+use crate::measure;
+use crate::model::decoder::Decoder;
+use crate::model::lora::Lora;
+use crate::objective::loss::PreferenceLoss;
+use crate::objective::method::Method;
+use crate::objective::step::{self, Item, Policy, Settings};
+use crate::options::{LoraArgs, ModelArgs, TextArgs};
+use crate::reference;
+use crate::score::direction;
+use crate::train::optim::{AdamW, AdamWSettings};
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum What {
+    /// Impact scores of INVERT pairs at a fresh adapter; the gold gradient is timed apart.
+    Score,
+    /// Updates on INVERT pairs with known reference log-probs, dropout 0.
+    Train,
+    /// Greedy responses with a key-value cache.
+    Generate,
+}
+
+/// Measures one kind of work on real pairs; every pair counts as INVERT.
+#[derive(Debug, Clone, Args)]
+pub struct BenchCommand {
+    /// What is measured.
+    #[arg(value_enum)]
+    pub what: What,
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Pairs {prompt, chosen, rejected}: JSON array or JSON lines; pairs with an empty field are left out.
+    #[arg(long, value_name = "FILE")]
+    pub pairs: PathBuf,
+    /// Pairs measured.
+    #[arg(long, default_value_t = 48)]
+    pub n: usize,
+    /// Longest sequence in tokens.
+    #[arg(long, default_value_t = 256)]
+    pub max_length: usize,
+    /// Pairs an update, and gold pairs of the score.
+    #[arg(long, default_value_t = 4)]
+    pub batch_size: usize,
+    /// Tokens computed together at most.
+    #[arg(long, default_value_t = 1024)]
+    pub pack_tokens: usize,
+    /// Tokens generated a prompt.
+    #[arg(long, default_value_t = 64)]
+    pub max_new_tokens: usize,
+    /// Prints JSON instead of lines.
+    #[arg(long)]
+    pub json: bool,
+    /// Text options.
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Adapter options.
+    #[command(flatten)]
+    pub lora: LoraArgs,
+}
+
+/// Runs the benchmark and returns its figures.
+///
+/// # Errors
+/// Model or pairs are unusable.
+pub fn run(args: &BenchCommand) -> Result<Value> {
+    if args.n == 0 || args.batch_size == 0 {
+        return Err(Error::Config("--n and --batch-size are at least 1".into()));
+    }
+    let decoder = args.model.load()?;
+    let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
+    let mut records: Vec<Record> = shared::input::read_all(&args.pairs)?;
+    records.retain(|r| {
+        let rejected = r.rejected.as_ref().map(|text| text.response()).unwrap_or_default();
+        !r.prompt.is_empty() && !r.chosen.response().is_empty() && !rejected.is_empty()
+    });
+    records.truncate(args.n);
+    for record in &mut records {
+        record.category = Some(Category::Invert);
+    }
+    if records.is_empty() {
+        return Err(shared::error::Error::file(&args.pairs, "holds no usable pair").into());
+    }
+    let index = (0..records.len()).collect();
+    let set = DataSet { file: args.pairs.clone(), records, index };
+    let mut items: Vec<Item> =
+        set.items(&encoder, Method::Trace, 0.0, args.max_length)?.into_iter().flatten().collect();
+    let tokens: usize = items.iter().map(Item::tokens).sum();
+    let mut lora = args.lora.config()?;
+    lora.dropout = 0.0;
+    let adapter = Lora::fresh(lora, &decoder.config, 42, decoder.device);
+
+    let mut figures = match args.what {
+        What::Score => score(args, &decoder, &adapter, &mut items)?,
+        What::Train => train(args, &decoder, &adapter, &mut items)?,
+        What::Generate => {
+            let prompts = set
+                .records
+                .iter()
+                .map(|r| encoder.prompt(&r.prompt).map_err(|e| Error::Config(e.to_string())))
+                .collect::<Result<Vec<_>>>()?;
+            generate(args, &decoder, &prompts, &encoder)
+        }
+    };
+    let seconds = figures["seconds"].as_f64().unwrap_or(f64::NAN);
+    let done = figures["tokens"].as_u64().unwrap_or(tokens as u64);
+    let what = args.what.to_possible_value().map(|v| v.get_name().to_owned());
+    let common = json!({
+        "what": what, "pairs": set.records.len(), "tokens": done,
+        "pairs_per_s": set.records.len() as f64 / seconds, "tokens_per_s": done as f64 / seconds,
+        "dtype": format!("{:?}", decoder.dtype), "threads": tch::get_num_threads(),
+        "peak_rss_gib": measure::peak_rss_gib(), "matmul_gflops": matmul_gflops(),
+    });
+    for (name, value) in common.as_object().expect("an object was just made") {
+        figures[name] = value.clone();
+    }
+    Ok(figures)
+}
+
+const SETTINGS: Settings =
+    Settings { beta: 0.3, epsilon: 0.0, alpha_kl: 0.0, loss: PreferenceLoss::Dpo, nll_weight: 0.0 };
+
+fn score(args: &BenchCommand, decoder: &Decoder, adapter: &Lora, items: &mut [Item]) -> Result<Value> {
+    let gold_pairs = items.len().min(args.batch_size);
+    reference::fill(decoder, &mut items[..gold_pairs].iter_mut().collect::<Vec<_>>(), args.pack_tokens);
+    let begun = Instant::now();
+    let direction = direction::gold_gradient(decoder, adapter, &items[..gold_pairs], &SETTINGS, 2)?;
+    let gold_seconds = begun.elapsed().as_secs_f64();
+    let begun = Instant::now();
+    for pack in dataset::packs(items.iter(), args.pack_tokens) {
+        direction::pack_scores(decoder, adapter, &direction, &pack, &SETTINGS, true);
+    }
+    Ok(json!({ "seconds": begun.elapsed().as_secs_f64(), "gold_seconds": gold_seconds, "gold_pairs": gold_pairs }))
+}
+
+fn train(args: &BenchCommand, decoder: &Decoder, adapter: &Lora, items: &mut [Item]) -> Result<Value> {
+    reference::fill(decoder, &mut items.iter_mut().collect::<Vec<_>>(), args.pack_tokens);
+    let adam = AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
+    let mut optimizer = AdamW::new(adam, adapter.named_parameters(), false);
+    let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false };
+    let begun = Instant::now();
+    for batch in items.chunks(args.batch_size) {
+        optimizer.zero_grad();
+        for pack in dataset::packs(batch.iter(), args.pack_tokens) {
+            step::accumulate(policy, &pack, &SETTINGS, 1.0 / batch.len() as f64, None)?;
+        }
+        let norm = optimizer.gradient_norm();
+        optimizer.update(1e-4, (1.0 / (norm + 1e-6)).min(1.0));
+    }
+    Ok(json!({ "seconds": begun.elapsed().as_secs_f64(), "updates": optimizer.step }))
+}
+
+fn generate(args: &BenchCommand, decoder: &Decoder, prompts: &[Vec<i64>], encoder: &crate::text::Encoder) -> Value {
+    let begun = Instant::now();
+    let mut tokens = 0;
+    for batch in prompts.chunks(args.batch_size) {
+        let batch: Vec<(u64, &[i64])> = batch.iter().map(|p| (0, p.as_slice())).collect();
+        // No stop tokens: every prompt gets the same number, so that runs compare.
+        let responses =
+            cache::generate(decoder, None, &batch, &[], encoder.pad_id(), args.max_new_tokens, &Sampling::greedy());
+        tokens += responses.iter().map(|r| r.tokens.len()).sum::<usize>();
+    }
+    json!({ "seconds": begun.elapsed().as_secs_f64(), "tokens": tokens })
+}
+
+/// Returns the speed of a 1024³ f32 product in this run: the yardstick of this machine.
+fn matmul_gflops() -> f64 {
+    let a = Tensor::randn([1024, 1024], (Kind::Float, Device::Cpu));
+    let _ = a.matmul(&a);
+    let mut times: Vec<f64> = (0..5)
+        .map(|_| {
+            let begun = Instant::now();
+            let _ = a.matmul(&a);
+            begun.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    2.0 * 1024f64.powi(3) / times[2] / 1e9
+}

@@ -1,0 +1,101 @@
+//! Batched generation with a key-value cache.
+//!
+//! Prompts are padded on the left so that all rows end at the same column; a mask hides the padding, and a padded
+//! query looks at itself only, which keeps its values finite and unseen.
+
+use tch::{Kind, Tensor};
+
+use super::sample::Sampling;
+use crate::model::attention;
+use crate::model::decoder::Decoder;
+use crate::model::lora::Lora;
+
+/// One response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// Its tokens, the stop token not included.
+    pub tokens: Vec<i64>,
+    /// A stop token was produced within the limit.
+    pub finished: bool,
+}
+
+/// Generates a response to each prompt, given with its item number.
+///
+/// # Panics
+/// If a prompt has no token: the encoder never makes one.
+pub fn generate(
+    decoder: &Decoder,
+    adapter: Option<&Lora>,
+    prompts: &[(u64, &[i64])],
+    stop: &[i64],
+    pad: i64,
+    max_new_tokens: usize,
+    sampling: &Sampling,
+) -> Vec<Response> {
+    tch::no_grad(|| {
+        let config = &decoder.config;
+        let (b, device) = (prompts.len() as i64, decoder.device);
+        let longest = prompts.iter().map(|(_, tokens)| tokens.len()).max().expect("a batch has prompts");
+        let capacity = (longest + max_new_tokens) as i64;
+        let shape = [b, config.kv_heads, capacity, config.head_dim];
+        let empty = || Tensor::zeros(shape, (decoder.dtype, device));
+        let mut cache: Vec<(Tensor, Tensor)> = (0..config.layers).map(|_| (empty(), empty())).collect();
+
+        let mut tokens = Vec::with_capacity(prompts.len() * longest);
+        let mut positions = Vec::with_capacity(prompts.len() * longest);
+        let mut offsets = Vec::with_capacity(prompts.len());
+        for (_, prompt) in prompts {
+            assert!(!prompt.is_empty());
+            let offset = longest - prompt.len();
+            offsets.push(offset as i64);
+            tokens.extend(std::iter::repeat_n(pad, offset).chain(prompt.iter().copied()));
+            positions.extend((0..longest).map(|t| t.saturating_sub(offset) as i64));
+        }
+        let offsets = Tensor::from_slice(&offsets).to_device(device).view([b, 1, 1, 1]);
+        let columns = Tensor::arange(capacity, (Kind::Int64, device)).view([1, 1, 1, capacity]);
+
+        let mut step_tokens = Tensor::from_slice(&tokens).to_device(device);
+        let mut step_positions = Tensor::from_slice(&positions).to_device(device);
+        let (mut filled, mut t) = (0i64, longest as i64);
+        let mut responses = vec![Response { tokens: Vec::new(), finished: false }; prompts.len()];
+        let items: Vec<u64> = prompts.iter().map(|(item, _)| *item).collect();
+        for position in 0..max_new_tokens {
+            let end = filled + t;
+            let queries = Tensor::arange_start(filled, end, (Kind::Int64, device)).view([1, 1, t, 1]);
+            let seen = columns.narrow(3, 0, end);
+            let mask = seen
+                .less_equal_tensor(&queries)
+                .logical_and(&seen.greater_equal_tensor(&offsets))
+                .logical_or(&seen.eq_tensor(&queries));
+            let hidden = decoder.forward_with(&step_tokens, &step_positions, adapter, |layer, q, k, v| {
+                let rows = |x: Tensor, heads: i64| x.view([b, t, heads, config.head_dim]).transpose(1, 2);
+                let (keys, values) = &mut cache[layer];
+                keys.narrow(2, filled, t).copy_(&rows(k, config.kv_heads));
+                values.narrow(2, filled, t).copy_(&rows(v, config.kv_heads));
+                let (keys, values) = (keys.narrow(2, 0, end), values.narrow(2, 0, end));
+                let out =
+                    attention::attend(config, &rows(q, config.heads), &keys, &values, Some(&mask), false);
+                out.transpose(1, 2).reshape([b * t, config.heads * config.head_dim])
+            });
+            let last = hidden.view([b, t, config.hidden_size]).select(1, t - 1);
+            let logits = last.to_kind(Kind::Float).matmul(&decoder.head_weight().to_kind(Kind::Float).tr());
+            let mut next = sampling.choose(&logits, &items, position as u64);
+            for (token, response) in next.iter_mut().zip(&mut responses) {
+                if response.finished {
+                    *token = pad;
+                } else if stop.contains(token) {
+                    response.finished = true;
+                } else {
+                    response.tokens.push(*token);
+                }
+            }
+            if responses.iter().all(|response| response.finished) {
+                break;
+            }
+            step_positions = (end - &offsets).view([b]);
+            step_tokens = Tensor::from_slice(&next).to_device(device);
+            (filled, t) = (end, 1);
+        }
+        responses
+    })
+}

@@ -1,0 +1,139 @@
+//! `worker logprobs`: summed log-probs of both responses of every record.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::dataset;
+use crate::error::{Error, Result};
+use crate::model::adapter_file;
+use crate::model::pack::{Pack, Want};
+use crate::objective::step;
+use crate::options::{ModelArgs, TextArgs};
+use crate::progress;
+use crate::text::Sequence;
+use shared::record::Record;
+
+/// Computes log π(y|x) of the chosen and rejected response of every record.
+///
+/// Writes one JSON line a record, in order: chosen_logp, rejected_logp, chosen_tokens, rejected_tokens. A record with
+/// an empty prompt or response gets a line with its reason under "error", and the exit code is 3.
+#[derive(Debug, Clone, Args)]
+pub struct LogProbsCommand {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// An adapter folder to switch on.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Records {prompt, chosen, rejected}: JSON array or JSON lines, .gz and .xz too.
+    #[arg(long, alias = "dataset-json-path", value_name = "FILE")]
+    pub records: PathBuf,
+    /// Where the lines go.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Longest sequence in tokens.
+    #[arg(long, default_value_t = 256)]
+    pub max_length: usize,
+    /// Adds the ids and log-probs of the scored tokens.
+    #[arg(long)]
+    pub per_token: bool,
+    /// Tokens computed together at most.
+    #[arg(long, default_value_t = dataset::PACK_TOKENS)]
+    pub pack_tokens: usize,
+    /// Text options.
+    #[command(flatten)]
+    pub text: TextArgs,
+}
+
+/// Runs the command. Returns the number of records written and of those without numbers.
+///
+/// # Errors
+/// Model, adapter or records are unusable.
+pub fn run(args: &LogProbsCommand) -> Result<(usize, usize)> {
+    let decoder = args.model.load()?;
+    let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
+    let adapter = match &args.adapter {
+        Some(dir) => Some(adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?),
+        None => None,
+    };
+    let records: Vec<Record> = shared::input::read_all(&args.records)?;
+    let mut encoded: Vec<std::result::Result<Vec<(&str, Sequence)>, String>> = Vec::with_capacity(records.len());
+    for (index, record) in records.iter().enumerate() {
+        if record.prompt.is_empty() || record.chosen.response().is_empty() {
+            let field = if record.prompt.is_empty() { "prompt" } else { "chosen" };
+            encoded.push(Err(format!("field {field:?} is empty")));
+            continue;
+        }
+        let rejected = record.rejected.as_ref().map(|text| text.response());
+        if rejected.as_deref() == Some("") {
+            encoded.push(Err("field \"rejected\" is empty".into()));
+            continue;
+        }
+        let mut parts = vec![("chosen", record.chosen.response())];
+        parts.extend(rejected.map(|text| ("rejected", text)));
+        let sequences = parts
+            .into_iter()
+            .map(|(name, text)| {
+                let sequence = encoder.pair(&record.prompt, &text, args.max_length);
+                sequence.map(|s| (name, s)).map_err(|e| Error::record(&args.records, index, format!("field {name:?}: {e}")))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        encoded.push(Ok(sequences));
+    }
+
+    let mut out = shared::output::LinesWriter::create(&args.out)?;
+    let bar = progress::bar("log-probs", records.len() as u64);
+    let (mut next, mut failed) = (0, 0);
+    while next < encoded.len() {
+        let (mut end, mut tokens) = (next, 0);
+        let mut sequences = Vec::new();
+        while end < encoded.len() {
+            let of_record: usize = encoded[end].iter().flatten().map(|(_, s)| s.tokens.len()).sum();
+            if !sequences.is_empty() && tokens + of_record > args.pack_tokens {
+                break;
+            }
+            tokens += of_record;
+            sequences.extend(encoded[end].iter().flatten().map(|(_, s)| (s, Want::LOG_PROB)));
+            end += 1;
+        }
+        let log_probs = if sequences.is_empty() {
+            Vec::new()
+        } else {
+            step::token_log_probs(&decoder, adapter.as_ref(), &Pack::new(&sequences, decoder.device))
+        };
+        let mut rest = log_probs.as_slice();
+        for record in &encoded[next..end] {
+            out.push(&match record {
+                Ok(parts) => Value::Object(line(parts, &mut rest, args.per_token)),
+                Err(reason) => {
+                    failed += 1;
+                    json!({ "error": reason })
+                }
+            })?;
+        }
+        bar.inc((end - next) as u64);
+        next = end;
+    }
+    bar.finish_and_clear();
+    Ok((out.finish()?, failed))
+}
+
+fn line(parts: &[(&str, Sequence)], rest: &mut &[f64], per_token: bool) -> Map<String, Value> {
+    let mut line = Map::new();
+    let mut tokens = Map::new();
+    for (name, sequence) in parts {
+        let (own, tail) = rest.split_at(sequence.scored.len());
+        *rest = tail;
+        line.insert(format!("{name}_logp"), json!(own.iter().sum::<f64>()));
+        tokens.insert(format!("{name}_tokens"), json!(own.len()));
+        if per_token {
+            let ids: Vec<i64> = sequence.scored.iter().map(|&t| sequence.tokens[t]).collect();
+            tokens.insert(format!("{name}_token_ids"), json!(ids));
+            tokens.insert(format!("{name}_token_logps"), json!(own));
+        }
+    }
+    line.extend(tokens);
+    line
+}

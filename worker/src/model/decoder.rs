@@ -1,0 +1,254 @@
+//! The decoder: token ids to hidden states, with an adapter switched on or off.
+//!
+//! One set of layers serves training (packs), scoring (packs with a probe) and generation (a key-value cache): what
+//! differs is only how attention is computed, and that is handed in. Weights are f32 or bf16. Where the processor has
+//! no bf16 matrix units, bf16 weights are held as f32 tensors of bf16 values and every layer's result is rounded to
+//! bf16: the same numbers as a bf16 product with f32 accumulation, at f32 speed.
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use super::attention::{self, Rope};
+use super::config::ModelConfig;
+use super::dropout::Dropout;
+use super::lora::{Lora, Module};
+use super::pack::Pack;
+use super::weights::{self, Checkpoint};
+use crate::error::Result;
+
+/// A linear layer's weight [out, in] and bias [out].
+#[derive(Debug)]
+pub struct Linear {
+    /// [out, in]
+    pub weight: Tensor,
+    /// [out]
+    pub bias: Option<Tensor>,
+}
+
+/// One block.
+#[derive(Debug)]
+pub struct Layer {
+    input_norm: Tensor,
+    post_norm: Tensor,
+    linears: [Linear; 7],
+}
+
+/// A decoder of the Llama family with its weights.
+#[derive(Debug)]
+pub struct Decoder {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Type of the residual stream and, in name, of the weights.
+    pub dtype: Kind,
+    /// Where the weights are.
+    pub device: Device,
+    /// Short name of the weights (see [`Checkpoint::fingerprint`]); empty when drawn from a seed.
+    pub fingerprint: String,
+    embed: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Option<Tensor>,
+    rope: Rope,
+    store: Kind,
+}
+
+/// What accompanies a forward pass besides tokens.
+#[derive(Default, Clone, Copy)]
+pub struct Extras<'a> {
+    /// The adapter; `None` computes π_ref.
+    pub adapter: Option<&'a Lora>,
+    /// Dropout masks on the adapter's inputs, in training.
+    pub dropout: Option<&'a Dropout>,
+    /// A direction in adapter space with one coefficient a sequence (for scores).
+    pub probe: Option<&'a Probe<'a>>,
+}
+
+/// The adapter moved by ε_i along a direction, separately for every sequence i of a pack, at ε = 0: the gradient with
+/// respect to `epsilon` is the directional derivative of each sequence's own loss (spec 5.6).
+pub struct Probe<'a> {
+    /// (G_A, G_B): same shapes as the adapter's factors.
+    pub direction: &'a Lora,
+    /// [n, 1]: ε of each token's sequence, zero, with a gradient.
+    pub epsilon_of_token: Tensor,
+}
+
+impl Decoder {
+    /// Loads a model folder.
+    ///
+    /// # Errors
+    /// `config.json` or the weights are missing, damaged, of an unknown family or of a wrong shape.
+    pub fn load(model_dir: &Path, dtype: Kind, device: Device) -> Result<Self> {
+        let config = ModelConfig::load(model_dir)?;
+        let checkpoint = Checkpoint::open(model_dir)?;
+        checkpoint.check(&config, model_dir)?;
+        let fingerprint = checkpoint.fingerprint();
+        let mut decoder = Self::build(config, dtype, device, |name, _| checkpoint.tensor(name, dtype, device))?;
+        decoder.fingerprint = fingerprint;
+        Ok(decoder)
+    }
+
+    /// Draws a decoder of the folder's `config.json` from a seed.
+    ///
+    /// # Errors
+    /// `config.json` is missing or not of a known family.
+    pub fn from_scratch(model_dir: &Path, seed: u64, dtype: Kind, device: Device) -> Result<Self> {
+        let config = ModelConfig::load(model_dir)?;
+        let shape = config.clone();
+        Self::build(config, dtype, device, |name, size| {
+            Ok(weights::draw(&shape, seed, name, size).to_device(device).to_kind(dtype))
+        })
+    }
+
+    fn build(
+        config: ModelConfig,
+        dtype: Kind,
+        device: Device,
+        mut tensor: impl FnMut(&str, &[i64]) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let store = if dtype == Kind::BFloat16 && !native_bf16(device) { Kind::Float } else { dtype };
+        let mut named = std::collections::HashMap::new();
+        for (name, shape) in weights::expected(&config) {
+            named.insert(name.clone(), tensor(&name, &shape)?.to_kind(store));
+        }
+        let mut take = |name: &str| named.remove(name).expect("expected() lists every tensor that is taken");
+        let embed = take("model.embed_tokens.weight");
+        let mut layers = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            let mut at = |rest: &str| take(&format!("model.layers.{layer}.{rest}"));
+            layers.push(Layer {
+                input_norm: at("input_layernorm.weight"),
+                post_norm: at("post_attention_layernorm.weight"),
+                linears: Module::ALL.map(|module| Linear {
+                    weight: at(&format!("{}.weight", module.path())),
+                    bias: weights::has_bias(&config, module).then(|| at(&format!("{}.bias", module.path()))),
+                }),
+            });
+        }
+        let norm = take("model.norm.weight");
+        let head = (!config.tie_word_embeddings).then(|| take("lm_head.weight"));
+        let rope = Rope::new(&config, device);
+        Ok(Decoder { config, dtype, device, fingerprint: String::new(), embed, layers, norm, head, rope, store })
+    }
+
+    /// Returns every weight with its name in checkpoints, in the order of [`weights::expected`].
+    pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
+        let mut named = vec![("model.embed_tokens.weight".to_owned(), self.embed.shallow_clone())];
+        for (i, layer) in self.layers.iter().enumerate() {
+            let at = |rest: &str| format!("model.layers.{i}.{rest}");
+            named.push((at("input_layernorm.weight"), layer.input_norm.shallow_clone()));
+            for module in Module::ALL {
+                let linear = &layer.linears[module as usize];
+                named.push((at(&format!("{}.weight", module.path())), linear.weight.shallow_clone()));
+                if let Some(bias) = &linear.bias {
+                    named.push((at(&format!("{}.bias", module.path())), bias.shallow_clone()));
+                }
+            }
+            named.push((at("post_attention_layernorm.weight"), layer.post_norm.shallow_clone()));
+        }
+        named.push(("model.norm.weight".to_owned(), self.norm.shallow_clone()));
+        if let Some(head) = &self.head {
+            named.push(("lm_head.weight".to_owned(), head.shallow_clone()));
+        }
+        named
+    }
+
+    /// Returns the LM head's weight: [vocabulary, d].
+    pub fn head_weight(&self) -> &Tensor {
+        self.head.as_ref().unwrap_or(&self.embed)
+    }
+
+    /// Returns the weight of one linear layer: [out, in].
+    pub fn linear_weight(&self, layer: usize, module: Module) -> &Tensor {
+        &self.layers[layer].linears[module as usize].weight
+    }
+
+    /// Computes the hidden states of a pack after the final norm: [n, d].
+    pub fn forward(&self, pack: &Pack, extras: Extras<'_>) -> Tensor {
+        let rope = self.rope.at(&pack.positions, self.dtype);
+        self.run(&pack.tokens, &rope, extras, |_, q, k, v| attention::packed(&self.config, pack, q, k, v))
+    }
+
+    /// Computes the hidden states of new tokens given a cache of earlier ones: `tokens` and `positions` are [b·t],
+    /// `attend` gets rotated queries and keys [b·t, heads, head_dim] of a layer and returns [b·t, heads·head_dim].
+    pub fn forward_with(
+        &self,
+        tokens: &Tensor,
+        positions: &Tensor,
+        adapter: Option<&Lora>,
+        attend: impl FnMut(usize, Tensor, Tensor, Tensor) -> Tensor,
+    ) -> Tensor {
+        let rope = self.rope.at(positions, self.dtype);
+        self.run(tokens, &rope, Extras { adapter, ..Extras::default() }, attend)
+    }
+
+    fn run(
+        &self,
+        tokens: &Tensor,
+        rope: &(Tensor, Tensor),
+        extras: Extras<'_>,
+        mut attend: impl FnMut(usize, Tensor, Tensor, Tensor) -> Tensor,
+    ) -> Tensor {
+        let n = tokens.size()[0];
+        let (heads, kv_heads, head_dim) = (self.config.heads, self.config.kv_heads, self.config.head_dim);
+        let mut x = Tensor::embedding(&self.embed, tokens, -1, false, false).to_kind(self.dtype);
+        for (i, layer) in self.layers.iter().enumerate() {
+            let linear = |module: Module, input: &Tensor| self.linear(i, layer, module, input, extras);
+            let h = self.rms_norm(&x, &layer.input_norm);
+            let q = linear(Module::Q, &h).view([n, heads, head_dim]);
+            let k = linear(Module::K, &h).view([n, kv_heads, head_dim]);
+            let v = linear(Module::V, &h).view([n, kv_heads, head_dim]);
+            let attended = attend(i, attention::rotate(&q, rope), attention::rotate(&k, rope), v);
+            x = x + linear(Module::O, &attended);
+            let h = self.rms_norm(&x, &layer.post_norm);
+            let gated = linear(Module::Gate, &h).silu() * linear(Module::Up, &h);
+            x = x + linear(Module::Down, &gated);
+        }
+        self.rms_norm(&x, &self.norm)
+    }
+
+    /// x [n, d] / rms(x) · weight, with the mean of squares in f32.
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor) -> Tensor {
+        let wide = x.to_kind(Kind::Float);
+        let mean_square = wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
+        let normed = wide * (mean_square + self.config.rms_norm_eps).rsqrt();
+        normed.to_kind(self.dtype) * weight.to_kind(self.dtype)
+    }
+
+    fn linear(&self, index: usize, layer: &Layer, module: Module, x: &Tensor, extras: Extras<'_>) -> Tensor {
+        let Linear { weight, bias } = &layer.linears[module as usize];
+        let base = x.to_kind(self.store).linear(weight, bias.as_ref()).to_kind(self.dtype);
+        let Some((adapter, factors)) = extras.adapter.and_then(|a| a.get(index, module).map(|f| (a, f))) else {
+            return base;
+        };
+        let scale = adapter.config.scale();
+        let mut input = x.to_kind(Kind::Float);
+        if let Some(dropout) = extras.dropout {
+            input = input * dropout.mask(index, module, x.size()[1]);
+        }
+        let low = input.matmul(&factors.a.tr());
+        let mut term = low.matmul(&factors.b.tr()) * scale;
+        if let Some(probe) = extras.probe
+            && let Some(g) = probe.direction.get(index, module)
+        {
+            // d/dε (B + εG_B)(A + εG_A)x at ε = 0.
+            let moved = low.matmul(&g.b.tr()) + input.matmul(&g.a.tr()).matmul(&factors.b.tr());
+            term = term + &probe.epsilon_of_token * moved * scale;
+        }
+        (base.to_kind(Kind::Float) + term).to_kind(self.dtype)
+    }
+}
+
+/// Returns whether libtorch has fast bf16 products on this device; its fallback on old processors is hundreds of
+/// times slower than f32.
+pub fn native_bf16(device: Device) -> bool {
+    if device != Device::Cpu {
+        return true;
+    }
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512dq");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}

@@ -1,0 +1,12 @@
+//! The model: configuration, weights, decoder, adapter, head. Knows nothing of losses, records or files of records.
+
+pub mod adapter_file;
+pub mod attention;
+pub mod config;
+pub mod decoder;
+pub mod dropout;
+pub mod head;
+pub mod lora;
+pub mod pack;
+pub mod tensor_file;
+pub mod weights;

@@ -1,0 +1,177 @@
+//! Where a decoder's weights come from: a model folder's safetensors (one file or sharded), or a seeded draw.
+//!
+//! Every tensor is checked by name and shape before use; surplus tensors are refused too, since they mean that the
+//! checkpoint is of another family than its `config.json` says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::Deserialize;
+use shared::keyed_random::KeyedRandom;
+use tch::{Device, Kind, Tensor};
+
+use super::config::ModelConfig;
+use super::lora::Module;
+use super::tensor_file::TensorFile;
+use crate::error::{Error, Result};
+
+/// Returns name and shape of every tensor a checkpoint of this shape has, in the order of computation.
+pub fn expected(config: &ModelConfig) -> Vec<(String, Vec<i64>)> {
+    let d = config.hidden_size;
+    let mut names = vec![("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, d])];
+    for layer in 0..config.layers {
+        let at = |rest: &str| format!("model.layers.{layer}.{rest}");
+        names.push((at("input_layernorm.weight"), vec![d]));
+        for module in Module::ALL {
+            let (out, input) = module.shape(config);
+            names.push((at(&format!("{}.weight", module.path())), vec![out, input]));
+            if has_bias(config, module) {
+                names.push((at(&format!("{}.bias", module.path())), vec![out]));
+            }
+        }
+        names.push((at("post_attention_layernorm.weight"), vec![d]));
+    }
+    names.push(("model.norm.weight".to_owned(), vec![d]));
+    if !config.tie_word_embeddings {
+        names.push(("lm_head.weight".to_owned(), vec![config.vocab_size, d]));
+    }
+    names
+}
+
+/// Returns whether a module carries a bias in this configuration.
+pub fn has_bias(config: &ModelConfig, module: Module) -> bool {
+    match module {
+        Module::Gate | Module::Up | Module::Down => config.mlp_bias,
+        _ => config.attention_bias,
+    }
+}
+
+/// The safetensors files of a model folder.
+#[derive(Debug)]
+pub struct Checkpoint {
+    files: Vec<TensorFile>,
+    /// Tensor name → index into `files`.
+    place: BTreeMap<String, usize>,
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors`, or the shards named by `model.safetensors.index.json`.
+    ///
+    /// # Errors
+    /// Neither is there, or one of the files is missing or damaged.
+    pub fn open(model_dir: &Path) -> Result<Self> {
+        let single = model_dir.join("model.safetensors");
+        let index = model_dir.join("model.safetensors.index.json");
+        let names: Vec<String> = if single.exists() {
+            vec!["model.safetensors".to_owned()]
+        } else if index.exists() {
+            let text = std::fs::read_to_string(&index).map_err(|e| Error::model(&index, e.to_string()))?;
+            let index: ShardIndex = serde_json::from_str(&text).map_err(|e| Error::model(&index, e.to_string()))?;
+            index.weight_map.into_values().collect::<BTreeSet<_>>().into_iter().collect()
+        } else {
+            return Err(Error::model(
+                model_dir,
+                "has neither model.safetensors nor model.safetensors.index.json; weights in other formats must be \
+                 converted to safetensors first",
+            ));
+        };
+        let files =
+            names.iter().map(|name| TensorFile::open(&model_dir.join(name))).collect::<Result<Vec<_>>>()?;
+        let mut place = BTreeMap::new();
+        for (i, file) in files.iter().enumerate() {
+            for name in file.infos().into_keys() {
+                place.insert(name, i);
+            }
+        }
+        Ok(Checkpoint { files, place })
+    }
+
+    /// Checks names and shapes against the configuration, naming the first tensor at fault.
+    ///
+    /// # Errors
+    /// A missing or surplus tensor, or a wrong shape.
+    pub fn check(&self, config: &ModelConfig, model_dir: &Path) -> Result<()> {
+        let expected = expected(config);
+        for (name, shape) in &expected {
+            let Some(&i) = self.place.get(name) else {
+                return Err(Error::model(model_dir, format!("tensor {name} of shape {shape:?} is missing")));
+            };
+            let file = &self.files[i];
+            let found: Vec<i64> = file.infos()[name].shape.iter().map(|&n| n as i64).collect();
+            if &found != shape {
+                return Err(Error::model(
+                    file.path(),
+                    format!("tensor {name} has shape {found:?}; config.json asks for {shape:?}"),
+                ));
+            }
+        }
+        let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let harmless = |name: &str| {
+            name.ends_with("rotary_emb.inv_freq") || (name == "lm_head.weight" && config.tie_word_embeddings)
+        };
+        match self.place.keys().find(|name| !known.contains(name.as_str()) && !harmless(name)) {
+            Some(name) => Err(Error::model(
+                model_dir,
+                format!("tensor {name} is not part of a model of this config.json; is it of another family?"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies one tensor out in the wanted type.
+    ///
+    /// # Errors
+    /// As for [`TensorFile::tensor`].
+    pub fn tensor(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor> {
+        Ok(self.stored(name)?.to_device(device).to_kind(kind))
+    }
+
+    /// Copies one tensor out in its stored type.
+    ///
+    /// # Errors
+    /// As for [`TensorFile::tensor`].
+    pub fn stored(&self, name: &str) -> Result<Tensor> {
+        self.files[self.place[name]].tensor(name)
+    }
+
+    /// Returns a short name of these very weights: a hash over names, shapes and samples of every tensor's bytes.
+    /// It tells one base model from another without reading gigabytes.
+    pub fn fingerprint(&self) -> String {
+        const SAMPLE: usize = 4096;
+        let mut hasher = blake3::Hasher::new();
+        for (name, &i) in &self.place {
+            let file = &self.files[i];
+            let infos = file.infos();
+            let info = infos[name];
+            hasher.update(name.as_bytes());
+            hasher.update(format!("{:?}{:?}", info.dtype, info.shape).as_bytes());
+            let bytes = file.bytes(info);
+            hasher.update(&bytes[..bytes.len().min(SAMPLE)]);
+            let middle = bytes.len() / 2;
+            hasher.update(&bytes[middle..bytes.len().min(middle + SAMPLE)]);
+        }
+        hasher.finalize().to_hex()[..32].to_owned()
+    }
+}
+
+/// Draws start weights for training from scratch: normal with the configuration's deviation, norms one, biases zero.
+/// Each tensor has its own stream of `seed`, so the draw does not depend on order.
+pub fn draw(config: &ModelConfig, seed: u64, name: &str, shape: &[i64]) -> Tensor {
+    let count: i64 = shape.iter().product();
+    let values: Vec<f32> = if name.ends_with("norm.weight") || name.ends_with("layernorm.weight") {
+        vec![1.0; count as usize]
+    } else if name.ends_with(".bias") {
+        vec![0.0; count as usize]
+    } else {
+        let key = blake3::hash(name.as_bytes());
+        let word = u64::from_le_bytes(key.as_bytes()[..8].try_into().expect("a hash has 32 bytes"));
+        let mut random = KeyedRandom::new(&[seed, word]);
+        (0..count).map(|_| (random.normal() * config.initializer_range) as f32).collect()
+    };
+    Tensor::from_slice(&values).view(shape)
+}

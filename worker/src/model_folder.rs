@@ -1,0 +1,61 @@
+//! Model folders as output: weights beside copies of the files that make them usable.
+
+use std::path::Path;
+
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::model::tensor_file;
+
+/// Files of a model folder that describe its text side; copied where they exist.
+const TEXT_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "generation_config.json",
+];
+
+/// Copies the tokenizer files of a model folder into another folder.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
+    for name in TEXT_FILES {
+        copy(from, to, name)?;
+    }
+    Ok(())
+}
+
+/// Writes a full model folder: the base's config.json and tokenizer files, and the weights given in the given type.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn save(base: &Path, out: &Path, tensors: &[(String, Tensor)], kind: Kind) -> Result<()> {
+    let stored: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.detach().to_kind(kind))).collect();
+    save_as_stored(base, out, &stored)
+}
+
+/// As [`save`], with every tensor in the type it has.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn save_as_stored(base: &Path, out: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    std::fs::create_dir_all(out).map_err(|e| Error::model(out, e.to_string()))?;
+    tensor_file::write(&out.join("model.safetensors"), tensors)?;
+    copy_text_files(base, out)?;
+    copy(base, out, "config.json")
+}
+
+fn copy(from: &Path, to: &Path, name: &str) -> Result<()> {
+    let source = from.join(name);
+    if !source.exists() {
+        return Ok(());
+    }
+    let bytes = std::fs::read(&source).map_err(|e| Error::model(&source, e.to_string()))?;
+    Ok(shared::output::write_atomic(&to.join(name), &bytes)?)
+}

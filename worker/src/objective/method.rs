@@ -1,0 +1,185 @@
+//! What each method does with a record: which loss term it gets, or none.
+//!
+//! One pure function, [`Method::term`], holds the definitions of spec 4.1–4.8; scoring and training both read them from
+//! here, so that a score is always the score of the loss that is trained.
+
+use shared::record::{Category, Record};
+
+/// The training recipes by their names everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// INVERT: preference loss; PUNISH: dual NPO; RETAIN: KL; impact weights.
+    Trace,
+    /// As trace, with the oracle's correction preferred over the old winner for PUNISH records that have one.
+    OraclePunish,
+    /// As trace without the KL anchor (RETAIN records stay in the batches as zeros).
+    NoKl,
+    /// As trace with weight 1 for every conflict record: the same total weight as mean1.
+    NoImpact,
+    /// Weighted NPO on `rejected` of every record, whatever its category; no KL (spec 4.6).
+    NoTriage,
+    /// Plain preference loss on `chosen` over `rejected` of every record.
+    Dpo,
+    /// As dpo, with corrections preferred over the old winner on PUNISH records that have one.
+    DpoGold,
+    /// As dpo on triaged records: PUNISH pairs keep their old order.
+    NaiveOracleDpo,
+    /// dpo with the robust loss.
+    Rdpo,
+    /// dpo with the conservative loss.
+    Cdpo,
+    /// dpo with the true IPO loss.
+    Ipo,
+    /// Unweighted NPO on every violating response: both of PUNISH, `rejected` of INVERT, and of RETAIN where it is
+    /// known to violate.
+    Npo,
+    /// U2A (spec 4.8): weighted unlearning of every violating response.
+    U2a,
+    /// Mean-token negative log-likelihood of `chosen`.
+    Sft,
+}
+
+/// Which of a record's texts a sequence is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// `chosen`
+    Chosen,
+    /// `rejected`
+    Rejected,
+    /// `oracle_response`
+    Correction,
+}
+
+/// A record's loss term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Term {
+    /// Preference loss of the first part over the second.
+    Prefer(Part, Part),
+    /// NPO on one response.
+    PunishOne(Part),
+    /// NPO on `chosen` and `rejected`, added up.
+    PunishBoth,
+    /// KL(π_ref ‖ π) on `chosen`.
+    Anchor,
+    /// Mean-token negative log-likelihood of `chosen`.
+    Imitate,
+}
+
+impl Term {
+    /// Returns the parts the term reads, in the order its derivatives are given.
+    pub fn parts(self) -> &'static [Part] {
+        match self {
+            Term::Prefer(Part::Correction, Part::Chosen) => &[Part::Correction, Part::Chosen],
+            Term::Prefer(..) | Term::PunishBoth => &[Part::Chosen, Part::Rejected],
+            Term::PunishOne(Part::Rejected) => &[Part::Rejected],
+            Term::PunishOne(_) | Term::Anchor | Term::Imitate => &[Part::Chosen],
+        }
+    }
+
+    /// Returns whether the term is a function of log-ratios, which need reference log-probs.
+    pub fn uses_ratios(self) -> bool {
+        matches!(self, Term::Prefer(..) | Term::PunishOne(_) | Term::PunishBoth)
+    }
+}
+
+impl Method {
+    /// Returns the name used in files and reports.
+    pub fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map(|v| v.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// Returns the loss term of a record, or `None` where the method has no use for it (it still counts as a member
+    /// of its batch). `category` is the record's; methods that need none accept `None`.
+    ///
+    /// # Errors
+    /// The method needs a category and the record has none.
+    pub fn term(self, record: &Record, alpha_kl: f64) -> Result<Option<Term>, String> {
+        use Part::{Chosen, Correction, Rejected};
+        let category = || {
+            record.category.ok_or_else(|| {
+                format!("field \"category\" is missing; method {} needs triaged records", self.name())
+            })
+        };
+        let corrected = record.correction().is_some();
+        let anchor = (alpha_kl != 0.0).then_some(Term::Anchor);
+        Ok(match self {
+            Method::Trace | Method::NoImpact => match category()? {
+                Category::Invert => Some(Term::Prefer(Chosen, Rejected)),
+                Category::Punish => Some(Term::PunishBoth),
+                Category::Retain => anchor,
+            },
+            Method::OraclePunish => match category()? {
+                Category::Invert => Some(Term::Prefer(Chosen, Rejected)),
+                Category::Punish if corrected => Some(Term::Prefer(Correction, Chosen)),
+                Category::Punish => Some(Term::PunishBoth),
+                Category::Retain => anchor,
+            },
+            Method::NoKl => match category()? {
+                Category::Invert => Some(Term::Prefer(Chosen, Rejected)),
+                Category::Punish => Some(Term::PunishBoth),
+                Category::Retain => None,
+            },
+            Method::NoTriage => Some(Term::PunishOne(Rejected)),
+            Method::Dpo | Method::Rdpo | Method::Cdpo | Method::Ipo | Method::NaiveOracleDpo => {
+                Some(Term::Prefer(Chosen, Rejected))
+            }
+            Method::DpoGold => match category()? {
+                Category::Punish if corrected => Some(Term::Prefer(Correction, Chosen)),
+                _ => Some(Term::Prefer(Chosen, Rejected)),
+            },
+            Method::Npo | Method::U2a => match category()? {
+                Category::Invert => Some(Term::PunishOne(Rejected)),
+                Category::Punish => Some(Term::PunishBoth),
+                Category::Retain => {
+                    let violates = record.rejected_violations.as_ref().is_some_and(|list| !list.is_empty());
+                    violates.then_some(Term::PunishOne(Rejected))
+                }
+            },
+            Method::Sft => Some(Term::Imitate),
+        })
+    }
+
+    /// Returns whether the method multiplies conflict terms by impact scores.
+    pub fn is_weighted(self) -> bool {
+        matches!(self, Method::Trace | Method::OraclePunish | Method::NoKl | Method::NoTriage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(category: Category, correction: &str) -> Record {
+        Record { category: Some(category), oracle_response: Some(correction.into()), ..Record::default() }
+    }
+
+    #[test]
+    fn definitions_of_the_variants() {
+        use Category::*;
+        use Part::*;
+        let term = |m: Method, c, y_c: &str| m.term(&record(c, y_c), 0.1).unwrap();
+        let inversion = Some(Term::Prefer(Chosen, Rejected));
+        for method in [Method::Trace, Method::OraclePunish, Method::NoKl, Method::NoImpact] {
+            assert_eq!(term(method, Invert, ""), inversion);
+            assert_eq!(term(method, Punish, ""), Some(Term::PunishBoth), "falls back without a correction");
+        }
+        assert_eq!(term(Method::Trace, Retain, ""), Some(Term::Anchor));
+        assert_eq!(term(Method::Trace, Punish, "better"), Some(Term::PunishBoth));
+        assert_eq!(term(Method::OraclePunish, Punish, "better"), Some(Term::Prefer(Correction, Chosen)));
+        assert_eq!(term(Method::DpoGold, Punish, "better"), Some(Term::Prefer(Correction, Chosen)));
+        assert_eq!(term(Method::NoKl, Retain, ""), None);
+        assert_eq!(Method::Trace.term(&record(Retain, ""), 0.0), Ok(None), "alpha_kl 0 costs nothing");
+        assert_eq!(term(Method::NoTriage, Retain, ""), Some(Term::PunishOne(Rejected)));
+        assert_eq!(term(Method::NaiveOracleDpo, Punish, "better"), inversion);
+        assert_eq!(term(Method::Npo, Invert, ""), Some(Term::PunishOne(Rejected)));
+    }
+
+    #[test]
+    fn a_missing_category_is_an_error_only_where_it_is_needed() {
+        let plain = Record::default();
+        assert!(Method::Trace.term(&plain, 0.1).unwrap_err().contains("category"));
+        assert!(Method::Dpo.term(&plain, 0.1).is_ok());
+        assert!(Method::Sft.term(&plain, 0.1).is_ok());
+    }
+}

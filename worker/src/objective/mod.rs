@@ -1,0 +1,5 @@
+//! The objective: which term a record gets, its loss, and the gradient of a whole pack in closed form.
+
+pub mod loss;
+pub mod method;
+pub mod step;

@@ -1,0 +1,324 @@
+//! Loss and gradient of a pack of records, in closed form.
+//!
+//! Order of work: one forward pass to hidden states; log-probs and KLs through the head in chunks; losses and
+//! dL/dlog-prob as plain arithmetic (`loss.rs`); the head again for dL/dhidden; one backward pass from there.
+//! Gradients are added to the `.grad` of whatever tensors require one. Nothing here knows about batches, optimisers or
+//! files.
+
+use tch::{Kind, Tensor};
+
+use super::loss::{self, PreferenceLoss};
+use super::method::{Part, Term};
+use crate::error::{Error, Result};
+use crate::model::decoder::{Decoder, Extras};
+use crate::model::dropout::{Dropout, token_key};
+use crate::model::head;
+use crate::model::lora::Lora;
+use crate::model::pack::{Pack, Want, group_sums, spread};
+use crate::text::Sequence;
+
+/// A record as the objective sees it.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// Index of the record in its file, for messages and dropout keys.
+    pub record: usize,
+    /// Its loss term.
+    pub term: Term,
+    /// w, the factor of a conflict term; 1 where the method has no weights.
+    pub weight: f64,
+    /// Token sequences of `term.parts()`, in that order.
+    pub sequences: Vec<Sequence>,
+    /// log π_ref of each sequence; empty where the term uses no ratios.
+    pub reference: Vec<f64>,
+}
+
+impl Item {
+    /// Returns the number of tokens of all its sequences.
+    pub fn tokens(&self) -> usize {
+        self.sequences.iter().map(|s| s.tokens.len()).sum()
+    }
+
+    /// Returns what the term asks of the pack for each of its sequences.
+    pub fn want(&self) -> Want {
+        if self.term == Term::Anchor { Want::KL } else { Want::LOG_PROB }
+    }
+}
+
+/// Constants of the objective.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Settings {
+    /// β of preference and punishment losses.
+    pub beta: f64,
+    /// ε of cDPO and rDPO.
+    pub epsilon: f64,
+    /// α_KL, factor of the anchor.
+    pub alpha_kl: f64,
+    /// Loss of preference terms.
+    pub loss: PreferenceLoss,
+    /// Factor of an added mean-token NLL on the preferred response of preference terms.
+    pub nll_weight: f64,
+}
+
+/// The policy being trained or scored, and its reference.
+#[derive(Clone, Copy)]
+pub struct Policy<'a> {
+    /// The decoder whose weights are θ or carry the adapter.
+    pub decoder: &'a Decoder,
+    /// The adapter, if θ is an adapter.
+    pub adapter: Option<&'a Lora>,
+    /// The decoder of π_ref: the same one (adapter off) or a frozen copy (full fine-tuning).
+    pub reference: &'a Decoder,
+    /// The LM head's weight is part of θ.
+    pub train_head: bool,
+}
+
+/// Where dropout masks of a step come from.
+#[derive(Debug, Clone, Copy)]
+pub struct DropoutKey {
+    /// Probability of dropping a feature.
+    pub probability: f64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// Optimiser step, from 0.
+    pub step: u64,
+}
+
+/// Sums over the items of a step, before division by the batch size.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LossParts {
+    /// Σ w·ℓ of preference terms on `chosen` over `rejected`.
+    pub invert: f64,
+    /// Σ w·ℓ of punishment terms, corrected ones included.
+    pub punish: f64,
+    /// Σ α_KL·KL
+    pub kl: f64,
+    /// Σ of NLL terms, with their factors.
+    pub nll: f64,
+    /// Σ Δ over preference terms.
+    pub margin: f64,
+    /// Preference terms with Δ > 0.
+    pub accurate: usize,
+    /// Preference terms.
+    pub preferences: usize,
+    /// Tokens computed.
+    pub tokens: usize,
+}
+
+impl LossParts {
+    /// Returns the total loss.
+    pub fn total(&self) -> f64 {
+        self.invert + self.punish + self.kl + self.nll
+    }
+
+    /// Adds another pack's sums.
+    pub fn add(&mut self, other: &LossParts) {
+        self.invert += other.invert;
+        self.punish += other.punish;
+        self.kl += other.kl;
+        self.nll += other.nll;
+        self.margin += other.margin;
+        self.accurate += other.accurate;
+        self.preferences += other.preferences;
+        self.tokens += other.tokens;
+    }
+}
+
+/// Loss of one term and its derivatives with respect to the summed log-probs of its parts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TermLoss {
+    /// ℓ without the record's weight.
+    pub value: f64,
+    /// dℓ/ds of each part, in the term's order.
+    pub slopes: Vec<f64>,
+    /// Δ, for preference terms.
+    pub delta: Option<f64>,
+}
+
+/// Returns loss and slopes of a term that depends on log-probs s and s_ref; `scored` are the parts' token counts.
+///
+/// # Panics
+/// For [`Term::Anchor`], which depends on distributions.
+pub fn term_loss(term: Term, settings: &Settings, s: &[f64], s_ref: &[f64], scored: &[usize]) -> TermLoss {
+    match term {
+        Term::Prefer(..) => {
+            let delta = (s[0] - s_ref[0]) - (s[1] - s_ref[1]);
+            let l = loss::preference(settings.loss, settings.beta, settings.epsilon, delta);
+            TermLoss { value: l.value, slopes: vec![l.slope, -l.slope], delta: Some(delta) }
+        }
+        Term::PunishOne(_) | Term::PunishBoth => {
+            let terms: Vec<_> = s.iter().zip(s_ref).map(|(s, r)| loss::punish(settings.beta, s - r)).collect();
+            TermLoss {
+                value: terms.iter().map(|l| l.value).sum(),
+                slopes: terms.iter().map(|l| l.slope).collect(),
+                delta: None,
+            }
+        }
+        Term::Imitate => {
+            let count = scored[0].max(1) as f64;
+            TermLoss { value: -s[0] / count, slopes: vec![-1.0 / count], delta: None }
+        }
+        Term::Anchor => unreachable!("the anchor is a KL, not a function of log-probs"),
+    }
+}
+
+/// Returns the summed log-prob of every sequence of a pack under a decoder, without gradients: one number each.
+pub fn log_prob_sums(decoder: &Decoder, adapter: Option<&Lora>, pack: &Pack) -> Vec<f64> {
+    group_sums(&token_log_probs(decoder, adapter, pack), &pack.scored_counts)
+}
+
+/// Returns the log-prob of every scored token of a pack, in pack order, without gradients.
+pub fn token_log_probs(decoder: &Decoder, adapter: Option<&Lora>, pack: &Pack) -> Vec<f64> {
+    tch::no_grad(|| {
+        let hidden = decoder.forward(pack, Extras { adapter, ..Extras::default() });
+        let rows = hidden.index_select(0, &pack.scored_rows);
+        to_f64(&head::log_probs(&rows, decoder.head_weight(), &pack.targets))
+    })
+}
+
+/// Copies a tensor to the host.
+pub fn to_f64(tensor: &Tensor) -> Vec<f64> {
+    let tensor = tensor.detach().to_device(tch::Device::Cpu).to_kind(Kind::Double).contiguous();
+    let mut values = vec![0.0; tensor.numel()];
+    tensor.copy_data(&mut values, tensor.numel());
+    values
+}
+
+/// Adds the gradient of `scale · Σ_items weight·ℓ` to the trained tensors and returns the unscaled loss sums.
+///
+/// # Errors
+/// A loss that is not finite, naming the record.
+pub fn accumulate(
+    policy: Policy<'_>,
+    items: &[&Item],
+    settings: &Settings,
+    scale: f64,
+    dropout: Option<DropoutKey>,
+) -> Result<LossParts> {
+    let device = policy.decoder.device;
+    let sequences: Vec<_> =
+        items.iter().flat_map(|item| item.sequences.iter().map(|s| (s, item.want()))).collect();
+    let pack = Pack::new(&sequences, device);
+    let dropout = dropout.map(|key| masks(items, key, device));
+    let extras = Extras { adapter: policy.adapter, dropout: dropout.as_ref(), probe: None };
+    let weight = policy.decoder.head_weight();
+
+    let hidden = policy.decoder.forward(&pack, extras);
+    let scored = hidden.index_select(0, &pack.scored_rows);
+    let s = group_sums(&to_f64(&head::log_probs(&scored, weight, &pack.targets)), &pack.scored_counts);
+    let anchor = Anchor::compute(policy, items, &pack, &hidden);
+
+    let mut parts = LossParts { tokens: pack.tokens_len(), ..LossParts::default() };
+    let (mut log_prob_slopes, mut kl_slopes) = (vec![0.0; s.len()], vec![0.0; s.len()]);
+    let mut at = 0;
+    for item in items {
+        let range = at..at + item.sequences.len();
+        at = range.end;
+        if item.term == Term::Anchor {
+            let (sum, count) = (anchor.sums[range.start], pack.kl_counts[range.start] as f64 + 1e-8);
+            parts.kl += settings.alpha_kl * sum / count;
+            kl_slopes[range.start] = scale * settings.alpha_kl / count;
+        } else {
+            let scored = &pack.scored_counts[range.clone()];
+            let l = term_loss(item.term, settings, &s[range.clone()], &item.reference, scored);
+            book(&mut parts, item, &l);
+            for (slope, part) in l.slopes.iter().zip(range.clone()) {
+                log_prob_slopes[part] = scale * item.weight * slope;
+            }
+            if settings.nll_weight != 0.0 && matches!(item.term, Term::Prefer(..)) {
+                let count = scored[0].max(1) as f64;
+                parts.nll += settings.nll_weight * -s[range.start] / count;
+                log_prob_slopes[range.start] -= scale * settings.nll_weight / count;
+            }
+        }
+        if !parts.total().is_finite() {
+            let (term, record) = (item.term, item.record);
+            return Err(Error::Numeric(format!(
+                "record {record}: the loss of its {term:?} term is not finite; lower the learning rate or remove the \
+                 record"
+            )));
+        }
+    }
+
+    let slopes = Tensor::from_slice(&spread(&log_prob_slopes, &pack.scored_counts)).to_device(device);
+    let gradient = head::log_prob_gradient(&scored.detach(), weight, &pack.targets, &slopes, policy.train_head);
+    let mut surrogate = inject(&scored, &gradient.hidden);
+    let mut head_gradient = gradient.weight;
+    if let Some((rows, ref_rows)) = &anchor.rows {
+        let slopes = Tensor::from_slice(&spread(&kl_slopes, &pack.kl_counts)).to_device(device);
+        let reference = policy.reference.head_weight();
+        let gradient = head::kl_gradient(&rows.detach(), weight, ref_rows, reference, &slopes, policy.train_head);
+        surrogate = surrogate + inject(rows, &gradient.hidden);
+        head_gradient = match (head_gradient, gradient.weight) {
+            (Some(a), Some(b)) => Some(a + b),
+            (a, b) => a.or(b),
+        };
+    }
+    if let Some(gradient) = head_gradient {
+        surrogate = surrogate + inject(weight, &gradient);
+    }
+    surrogate.backward();
+    Ok(parts)
+}
+
+/// A scalar whose gradient with respect to `tensor` is `gradient`.
+fn inject(tensor: &Tensor, gradient: &Tensor) -> Tensor {
+    (tensor.to_kind(Kind::Float) * gradient).sum(Kind::Float)
+}
+
+fn book(parts: &mut LossParts, item: &Item, l: &TermLoss) {
+    let value = item.weight * l.value;
+    match item.term {
+        Term::Prefer(Part::Chosen, _) => parts.invert += value,
+        Term::Prefer(..) | Term::PunishOne(_) | Term::PunishBoth => parts.punish += value,
+        Term::Imitate => parts.nll += value,
+        Term::Anchor => {}
+    }
+    if let Some(delta) = l.delta {
+        parts.margin += delta;
+        parts.accurate += usize::from(delta > 0.0);
+        parts.preferences += 1;
+    }
+}
+
+/// The KL side of a pack: per-sequence sums and the rows they came from.
+struct Anchor {
+    sums: Vec<f64>,
+    rows: Option<(Tensor, Tensor)>,
+}
+
+impl Anchor {
+    fn compute(policy: Policy<'_>, items: &[&Item], pack: &Pack, hidden: &Tensor) -> Anchor {
+        let anchored: Vec<_> = items
+            .iter()
+            .filter(|item| item.term == Term::Anchor)
+            .flat_map(|item| item.sequences.iter().map(|s| (s, Want::KL)))
+            .collect();
+        if anchored.is_empty() {
+            return Anchor { sums: vec![0.0; pack.sequences], rows: None };
+        }
+        let ref_rows = tch::no_grad(|| {
+            let pack = Pack::new(&anchored, policy.decoder.device);
+            policy.reference.forward(&pack, Extras::default()).index_select(0, &pack.kl_rows)
+        });
+        let rows = hidden.index_select(0, &pack.kl_rows);
+        let (weight, ref_weight) = (policy.decoder.head_weight(), policy.reference.head_weight());
+        let kl = to_f64(&head::kl(&rows.detach(), weight, &ref_rows, ref_weight));
+        Anchor { sums: group_sums(&kl, &pack.kl_counts), rows: Some((rows, ref_rows)) }
+    }
+}
+
+fn masks(items: &[&Item], key: DropoutKey, device: tch::Device) -> Dropout {
+    let mut token_keys = Vec::new();
+    for item in items {
+        for (part, sequence) in item.term.parts().iter().zip(&item.sequences) {
+            for position in 0..sequence.tokens.len() {
+                let branch = if position < sequence.prompt_len { 0 } else { 1 + *part as u64 };
+                let record = item.record as u64;
+                token_keys.push(token_key(key.seed, key.epoch, key.step, record, branch, position as u64));
+            }
+        }
+    }
+    Dropout { probability: key.probability, token_keys, device }
+}

@@ -1,0 +1,217 @@
+//! Options that several commands share: model, text, adapter, scoring. Names and defaults are the reference's
+//! (spec 9) wherever it has the option.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use tch::{Device, Kind};
+
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::decoder::Decoder;
+use crate::model::lora::{LoraConfig, Module};
+use crate::score::weights::WeightNorm;
+use crate::text::{Date, Encoder, EncoderOptions, MaskMode, TextRule};
+
+/// Type of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// What config.json names; f32 where it names nothing.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16 weights and activations; adapters, norms' sums and the LM head's results stay in f32.
+    Bf16,
+}
+
+/// Which model, in which type, on how many threads.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// Model folder in Hugging Face layout: config.json, safetensors, tokenizer.json.
+    #[arg(long, alias = "model", value_name = "DIR")]
+    pub model_name_or_path: PathBuf,
+    /// Type of weights and activations.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub dtype: Dtype,
+    /// Threads for computation; all cores where not given. Results are equal to the bit only for equal thread counts.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<i32>,
+}
+
+impl ModelArgs {
+    /// Sets the thread count and returns the type to compute in.
+    ///
+    /// # Errors
+    /// config.json is missing or names a type this program does not compute in.
+    pub fn prepare(&self) -> Result<Kind> {
+        let threads = match self.threads {
+            Some(n) if n < 1 => return Err(Error::Config(format!("--threads is {n}; expected at least 1"))),
+            Some(n) => n,
+            None => std::thread::available_parallelism().map_or(1, |n| n.get() as i32),
+        };
+        tch::set_num_threads(threads);
+        match self.dtype {
+            Dtype::F32 => Ok(Kind::Float),
+            Dtype::Bf16 => Ok(Kind::BFloat16),
+            Dtype::Auto => match ModelConfig::load(&self.model_name_or_path)?.dtype.as_deref() {
+                None | Some("float32") => Ok(Kind::Float),
+                Some("bfloat16") => Ok(Kind::BFloat16),
+                Some(other) => Err(Error::Config(format!(
+                    "{}/config.json names type {other:?}; choose --dtype f32 or bf16",
+                    self.model_name_or_path.display()
+                ))),
+            },
+        }
+    }
+
+    /// Loads the decoder onto the processor.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load(&self) -> Result<Decoder> {
+        Decoder::load(&self.model_name_or_path, self.prepare()?, Device::Cpu)
+    }
+}
+
+/// Which positions are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mask {
+    /// The response's tokens and the one token that closes it, for log-probs and KL alike.
+    Exact,
+    /// As the reference tokenises and masks, its off-by-one positions included.
+    Reference,
+}
+
+/// What is taken from a prompt that is a list of chat turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rule {
+    /// All turns.
+    All,
+    /// The last assistant turn, else all contents joined, as the reference.
+    Reference,
+}
+
+/// How text becomes tokens.
+#[derive(Debug, Clone, Args, serde::Serialize)]
+pub struct TextArgs {
+    /// Which positions are scored.
+    #[arg(long, value_enum, default_value = "exact")]
+    pub mask: Mask,
+    /// What is taken from a prompt that is a list of chat turns.
+    #[arg(long, value_enum, default_value = "all")]
+    pub text_rule: Rule,
+    /// The day told to chat templates that print one (YYYY-MM-DD).
+    #[arg(long, default_value = "2024-07-26")]
+    pub date: String,
+}
+
+impl TextArgs {
+    /// Loads the tokenizer of a model folder under these rules.
+    ///
+    /// # Errors
+    /// The folder's tokenizer or template cannot be used, its vocabulary is larger than the model's, or the date is
+    /// none.
+    pub fn encoder(&self, model_dir: &std::path::Path, decoder: &Decoder) -> Result<Encoder> {
+        let date: Date = self.date.parse().map_err(|e| Error::Config(format!("--date: {e}")))?;
+        let mask = match self.mask {
+            Mask::Exact => MaskMode::Exact,
+            Mask::Reference => MaskMode::Reference,
+        };
+        let text_rule = match self.text_rule {
+            Rule::All => TextRule::AllTurns,
+            Rule::Reference => TextRule::Reference,
+        };
+        let encoder = Encoder::load(model_dir, EncoderOptions { mask, text_rule, date })
+            .map_err(|e| Error::model(model_dir, e.to_string()))?;
+        if encoder.vocab_size() as i64 > decoder.config.vocab_size {
+            return Err(Error::model(
+                model_dir,
+                format!(
+                    "tokenizer.json has ids up to {}, the embedding only {} rows: tokenizer and model do not belong \
+                     together",
+                    encoder.vocab_size() - 1,
+                    decoder.config.vocab_size
+                ),
+            ));
+        }
+        if !encoder.has_template() {
+            tracing::warn!(
+                "{} has no chat template: prompts are written as \"### Question: …\" and \"### Answer: …\"",
+                model_dir.display()
+            );
+        }
+        Ok(encoder)
+    }
+}
+
+/// Shape of a new adapter.
+#[derive(Debug, Clone, Args, serde::Serialize)]
+pub struct LoraArgs {
+    /// Rank of the adapter's factors.
+    #[arg(long, default_value_t = 32)]
+    pub lora_r: i64,
+    /// α; the adapter's term is scaled by α / r.
+    #[arg(long, default_value_t = 16.0)]
+    pub lora_alpha: f64,
+    /// Share of the adapter's input features dropped in training.
+    #[arg(long, default_value_t = 0.1)]
+    pub lora_dropout: f64,
+    /// Linear layers with an adapter, separated by commas: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
+    /// down_proj.
+    #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
+    pub lora_target_modules: Vec<String>,
+}
+
+impl LoraArgs {
+    /// Checks the options and returns the adapter's shape.
+    ///
+    /// # Errors
+    /// A rank below 1, a dropout outside [0, 1), an unknown layer name.
+    pub fn config(&self) -> Result<LoraConfig> {
+        if self.lora_r < 1 {
+            return Err(Error::Config(format!("--lora-r is {}; expected at least 1", self.lora_r)));
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(Error::Config(format!("--lora-dropout is {}; expected 0 to below 1", self.lora_dropout)));
+        }
+        if !self.lora_alpha.is_finite() || self.lora_alpha == 0.0 {
+            return Err(Error::Config(format!("--lora-alpha is {}; expected a number other than 0", self.lora_alpha)));
+        }
+        let targets = self
+            .lora_target_modules
+            .iter()
+            .map(|name| name.trim().parse::<Module>())
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|e| Error::Config(format!("--lora-target-modules: {e}")))?;
+        Ok(LoraConfig { r: self.lora_r, alpha: self.lora_alpha, dropout: self.lora_dropout, targets })
+    }
+}
+
+/// How impact scores are made.
+#[derive(Debug, Clone, Args, serde::Serialize)]
+pub struct ScoreArgs {
+    /// Pairs of the gold batch that stands for the new policy.
+    #[arg(long, default_value_t = 64)]
+    pub gold_batch_size: usize,
+    /// Gold pairs a forward pass.
+    #[arg(long, default_value_t = 2)]
+    pub pa_batch_size: usize,
+    /// A gold batch to use instead of drawing one: [{prompt, chosen, rejected}].
+    #[arg(long, value_name = "FILE")]
+    pub gold: Option<PathBuf>,
+    /// Seed of the draw of the gold batch.
+    #[arg(long, default_value_t = 42)]
+    pub gold_seed: u64,
+    /// Damping γ that stands for the Hessian; any positive value gives the same weights (spec 5.6).
+    #[arg(long, default_value_t = 1.0)]
+    pub lamda: f64,
+    /// How weights are normalised: mean 1 over the conflict records, or sum 1 as the reference.
+    #[arg(long, value_enum, default_value = "mean1")]
+    pub weight_norm: WeightNorm,
+    /// Tokens computed together at most, padding not counted.
+    #[arg(long, default_value_t = crate::dataset::PACK_TOKENS)]
+    pub pack_tokens: usize,
+}

@@ -1,0 +1,124 @@
+//! `worker score`: records in, records with `raw_score` and `impact_score` out.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+
+use super::ScoreSettings;
+use crate::dataset::DataSet;
+use crate::error::{Error, Result};
+use crate::fault::Fault;
+use crate::measure;
+use crate::model::adapter_file;
+use crate::model::lora::Lora;
+use crate::objective::method::Method;
+use crate::options::{LoraArgs, ModelArgs, ScoreArgs, TextArgs};
+
+/// Scores triaged records: how far a step on each one also lowers the loss on the gold batch (spec 5).
+///
+/// Writes the records with raw_score and impact_score, and the gold batch beside them. An interrupted run goes on when
+/// the same command is given again.
+#[derive(Debug, Clone, Args)]
+pub struct ScoreCommand {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Triaged records: JSON array or JSON lines, .gz and .xz too.
+    #[arg(long, alias = "records", value_name = "FILE")]
+    pub dataset_json_path: PathBuf,
+    /// Where the scored records go.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Where the gold batch goes [default: gold.json beside --out].
+    #[arg(long, value_name = "FILE")]
+    pub gold_out: Option<PathBuf>,
+    /// An adapter folder at which to score instead of a fresh adapter.
+    #[arg(long, value_name = "DIR")]
+    pub init_adapter: Option<PathBuf>,
+    /// Whose loss terms are scored: trace, oracle-punish or no-triage.
+    #[arg(long, value_enum, default_value = "trace")]
+    pub method: Method,
+    /// β of the losses.
+    #[arg(long, default_value_t = 0.3)]
+    pub beta: f64,
+    /// Longest sequence in tokens.
+    #[arg(long, default_value_t = 256)]
+    pub max_length: usize,
+    /// Seed of the fresh adapter: the score is a projection along its random A (spec 5.6).
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Prints the summary as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Text options.
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Adapter options.
+    #[command(flatten)]
+    pub lora: LoraArgs,
+    /// Score options.
+    #[command(flatten)]
+    pub score: ScoreArgs,
+}
+
+/// Runs the command. Returns a summary.
+///
+/// # Errors
+/// Options, model, records or numbers are unusable.
+pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Value> {
+    let started = Instant::now();
+    super::weights::check_gamma(args.score.lamda)?;
+    if !args.method.is_weighted() {
+        return Err(Error::Config(format!(
+            "method {} has no impact weights; score with trace, oracle-punish, no-kl or no-triage",
+            args.method.name()
+        )));
+    }
+    let out_dir = match args.out.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    std::fs::create_dir_all(&out_dir).map_err(|e| Error::model(&out_dir, e.to_string()))?;
+    let decoder = args.model.load()?;
+    let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
+    let set = DataSet::load(&args.dataset_json_path, args.method, &out_dir)?;
+    let adapter = match &args.init_adapter {
+        Some(dir) => adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?,
+        None => Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device),
+    };
+    // An adapter whose B is zero computes nothing yet, wherever it came from.
+    let is_fresh = adapter.iter().all(|(_, _, f)| f.b.count_nonzero(None).int64_value(&[]) == 0);
+    let key = json!({
+        "model": decoder.fingerprint, "dtype": format!("{:?}", decoder.dtype), "text": args.text, "lora": args.lora,
+        "seed": args.seed, "init_adapter": args.init_adapter.as_deref().map(adapter_file::content_hash).transpose()?,
+    });
+    let settings = ScoreSettings {
+        method: args.method,
+        beta: args.beta,
+        gamma: args.score.lamda,
+        norm: args.score.weight_norm,
+        gold: args.score.gold.clone(),
+        gold_batch_size: args.score.gold_batch_size,
+        gold_seed: args.score.gold_seed,
+        gold_rows: args.score.pa_batch_size,
+        max_length: args.max_length,
+        pack_tokens: args.score.pack_tokens,
+    };
+    let journal = args.out.with_extension("journal");
+    let scores = super::score(&decoder, &adapter, is_fresh, &encoder, &set, &settings, &journal, &key, fault)?;
+    let gold_out = args.gold_out.clone().unwrap_or_else(|| out_dir.join("gold.json"));
+    shared::output::write_json(&gold_out, &scores.gold)?;
+    super::write_weighted(&args.out, &set, &scores)?;
+    scores.journal.remove()?;
+
+    let scored: Vec<f64> = scores.raw.iter().flatten().copied().collect();
+    let clamped = scored.iter().filter(|raw| **raw <= 0.0).count();
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(json!({
+        "out": args.out, "gold": gold_out, "records": set.records.len(), "scored": scored.len(), "clamped": clamped,
+        "clamped_share": 100.0 * clamped as f64 / scored.len() as f64, "seconds": seconds,
+        "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
+    }))
+}

@@ -1,0 +1,96 @@
+//! Impact scores as directional derivatives (spec 5.6).
+//!
+//! g_J comes from one accumulated backward pass over the gold batch. A record's score ⟨g_J, g_i⟩ is then the
+//! derivative of its loss when the adapter moves along g_J: every sequence of a pack gets a step length ε of its own,
+//! zero, and one backward pass to the ε's gives all of them exactly. No gradient per record is ever formed.
+
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::model::decoder::{Decoder, Extras, Probe};
+use crate::model::head;
+use crate::model::lora::{Factors, Lora};
+use crate::model::pack::{Pack, Want, group_sums};
+use crate::objective::step::{self, Item, Policy, Settings, term_loss, to_f64};
+
+/// Returns g_J: the gradient, at the adapter given, of the summed preference loss over the gold items, with the
+/// adapter's own shape.
+///
+/// # Errors
+/// The gradient is not finite, or zero everywhere.
+pub fn gold_gradient(decoder: &Decoder, adapter: &Lora, gold: &[Item], settings: &Settings, rows: usize) -> Result<Lora> {
+    for (_, _, factors) in adapter.iter() {
+        for tensor in [&factors.a, &factors.b] {
+            let mut tensor = tensor.set_requires_grad(true);
+            tensor.zero_grad();
+        }
+    }
+    let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false };
+    let result = gold.chunks(rows.max(1)).try_for_each(|items| {
+        let items: Vec<&Item> = items.iter().collect();
+        step::accumulate(policy, &items, settings, 1.0, None).map(|_| ())
+    });
+    let taken = |tensor: &Tensor| {
+        let gradient = tensor.grad();
+        let copy = if gradient.defined() { gradient.copy() } else { tensor.zeros_like() };
+        let mut tensor = tensor.set_requires_grad(false);
+        tensor.zero_grad();
+        copy
+    };
+    let factors: Vec<[Option<Factors>; 7]> = adapter
+        .factors
+        .iter()
+        .map(|modules| modules.each_ref().map(|f| f.as_ref().map(|f| Factors { a: taken(&f.a), b: taken(&f.b) })))
+        .collect();
+    result.map_err(|error| match error {
+        Error::Numeric(problem) => Error::Numeric(format!("gold batch: {problem}")),
+        other => other,
+    })?;
+    let direction = Lora { config: adapter.config.clone(), factors };
+    let square: f64 = direction.named_parameters().iter().map(|(_, t)| t.square().sum(Kind::Double).double_value(&[])).sum();
+    if !square.is_finite() || square == 0.0 {
+        return Err(Error::Numeric(format!(
+            "the gold batch's gradient has squared norm {square}; scores along it would mean nothing. Check the gold \
+             pairs and the model"
+        )));
+    }
+    Ok(direction)
+}
+
+/// Returns the raw score ⟨g_J, g_i⟩ of every item of one pack. `is_fresh` says that the adapter computes nothing yet
+/// (B = 0), so that π_θ = π_ref and no reference pass is needed.
+pub fn pack_scores(
+    decoder: &Decoder,
+    adapter: &Lora,
+    direction: &Lora,
+    items: &[&Item],
+    settings: &Settings,
+    is_fresh: bool,
+) -> Vec<f64> {
+    let sequences: Vec<_> = items.iter().flat_map(|item| item.sequences.iter().map(|s| (s, Want::LOG_PROB))).collect();
+    let pack = Pack::new(&sequences, decoder.device);
+    let epsilon = Tensor::zeros([pack.sequences as i64], (Kind::Float, decoder.device)).set_requires_grad(true);
+    let probe = Probe { direction, epsilon_of_token: epsilon.index_select(0, &pack.sequence_of_token).unsqueeze(1) };
+    let hidden = decoder.forward(&pack, Extras { adapter: Some(adapter), dropout: None, probe: Some(&probe) });
+    let rows = hidden.index_select(0, &pack.scored_rows);
+    let weight = decoder.head_weight();
+    let s = group_sums(&to_f64(&head::log_probs(&rows.detach(), weight, &pack.targets)), &pack.scored_counts);
+
+    let ones = Tensor::ones(pack.targets.size(), (Kind::Float, decoder.device));
+    let gradient = head::log_prob_gradient(&rows.detach(), weight, &pack.targets, &ones, false);
+    let surrogate = (rows.to_kind(Kind::Float) * gradient.hidden).sum(Kind::Float);
+    let pulls = to_f64(&Tensor::run_backward(&[surrogate], &[&epsilon], false, false)[0]);
+
+    let s_ref = if is_fresh { s.clone() } else { step::log_prob_sums(decoder, None, &pack) };
+    let mut at = 0;
+    items
+        .iter()
+        .map(|item| {
+            let range = at..at + item.sequences.len();
+            at = range.end;
+            let scored = &pack.scored_counts[range.clone()];
+            let l = term_loss(item.term, settings, &s[range.clone()], &s_ref[range.clone()], scored);
+            l.slopes.iter().zip(&pulls[range]).map(|(slope, pull)| slope * pull).sum()
+        })
+        .collect()
+}

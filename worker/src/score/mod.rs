@@ -1,0 +1,195 @@
+//! Impact scores of a set of records: gold batch, g_J, raw scores pack by pack (resumable), weights.
+
+pub mod command;
+pub mod direction;
+pub mod weights;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use shared::gold::GoldPair;
+
+use crate::dataset::{self, DataSet};
+use crate::error::{Error, Result};
+use crate::fault::{self, Fault};
+use crate::journal::Journal;
+use crate::model::decoder::Decoder;
+use crate::model::lora::Lora;
+use crate::objective::loss::PreferenceLoss;
+use crate::objective::method::Method;
+use crate::objective::step::{Item, Settings};
+use crate::progress;
+use crate::text::Encoder;
+use weights::WeightNorm;
+
+/// What shapes a score besides model and records.
+#[derive(Debug, Clone)]
+pub struct ScoreSettings {
+    /// Whose loss terms are scored.
+    pub method: Method,
+    /// β (has no effect on the weights at a fresh adapter, spec 5.6).
+    pub beta: f64,
+    /// γ
+    pub gamma: f64,
+    /// Normalisation of the weights.
+    pub norm: WeightNorm,
+    /// A gold batch to read instead of drawing one.
+    pub gold: Option<PathBuf>,
+    /// B, pairs of a drawn gold batch.
+    pub gold_batch_size: usize,
+    /// Seed of the draw.
+    pub gold_seed: u64,
+    /// Gold pairs a forward pass.
+    pub gold_rows: usize,
+    /// Longest sequence.
+    pub max_length: usize,
+    /// Token budget of a pack.
+    pub pack_tokens: usize,
+}
+
+/// The result: one entry a record of the set.
+#[derive(Debug)]
+pub struct Scores {
+    /// ⟨g_J, g_i⟩; `None` where the method scores nothing.
+    pub raw: Vec<Option<f64>>,
+    /// The weights; 0 where nothing is scored.
+    pub weights: Vec<f64>,
+    /// The gold batch used.
+    pub gold: Vec<GoldPair>,
+    /// Holds the raw scores until the caller has written them.
+    pub journal: Journal,
+}
+
+/// Scores a set of records at the adapter given.
+///
+/// `journal` is where finished packs are kept until the caller has written its result; a run with the same key goes on
+/// from there. `adapter_is_fresh` says that B = 0. `key` names model, adapter and tokenisation.
+///
+/// # Errors
+/// Anything of the records, the gold batch or the numbers that makes scores meaningless.
+#[allow(clippy::too_many_arguments)]
+pub fn score(
+    decoder: &Decoder,
+    adapter: &Lora,
+    adapter_is_fresh: bool,
+    encoder: &Encoder,
+    set: &DataSet,
+    settings: &ScoreSettings,
+    journal: &Path,
+    key: &serde_json::Value,
+    fault: Option<&Fault>,
+) -> Result<Scores> {
+    weights::check_gamma(settings.gamma)?;
+    let gold = gold_batch(set, settings)?;
+    let mut gold_items = dataset::gold_items(encoder, &gold, settings.max_length)?;
+    let objective = Settings {
+        beta: settings.beta,
+        epsilon: 0.0,
+        alpha_kl: 0.0,
+        loss: PreferenceLoss::Dpo,
+        nll_weight: 0.0,
+    };
+    // The anchor has no score, so no item is made for it: α_KL = 0.
+    let items = set.items(encoder, settings.method, 0.0, settings.max_length)?;
+    let scored: Vec<&Item> = items.iter().flatten().filter(|item| item.term.uses_ratios()).collect();
+    if scored.is_empty() {
+        return Err(Error::Numeric(format!(
+            "{}: none of the {} records is scored by method {}; is everything RETAIN?",
+            set.file.display(),
+            set.records.len(),
+            settings.method.name()
+        )));
+    }
+
+    let full_key = json!({
+        "context": key, "method": settings.method, "beta": settings.beta, "max_length": settings.max_length,
+        "pack_tokens": settings.pack_tokens, "gold": &gold, "records": content_hash(&set.records),
+    });
+    let (mut journal, finished) = Journal::open::<Vec<f64>>(journal, &shared_hash(&full_key))?;
+    crate::reference::fill(decoder, &mut gold_items.iter_mut().collect::<Vec<_>>(), settings.pack_tokens);
+    let direction = direction::gold_gradient(decoder, adapter, &gold_items, &objective, settings.gold_rows)?;
+
+    let packs = dataset::packs(scored.iter().copied(), settings.pack_tokens);
+    let bar = progress::bar("score", scored.len() as u64);
+    let mut raw_scored = Vec::with_capacity(scored.len());
+    for (i, pack) in packs.iter().enumerate() {
+        let scores = match finished.get(i) {
+            Some(scores) => scores.clone(),
+            None => {
+                fault::pass(fault, "score.pack");
+                let scores =
+                    direction::pack_scores(decoder, adapter, &direction, pack, &objective, adapter_is_fresh);
+                journal.append(std::slice::from_ref(&scores))?;
+                scores
+            }
+        };
+        bar.inc(pack.len() as u64);
+        raw_scored.extend(scores);
+    }
+    bar.finish_and_clear();
+
+    let name = |i: usize| format!("{}: record {}", set.file.display(), scored[i].record);
+    let weights_scored = weights::weights(&raw_scored, settings.gamma, settings.norm, name)?;
+    let (mut raw, mut weights) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+    let mut next = raw_scored.iter().zip(&weights_scored);
+    for item in &items {
+        let pair = match item {
+            Some(item) if item.term.uses_ratios() => next.next(),
+            _ => None,
+        };
+        raw.push(pair.map(|(raw, _)| *raw));
+        weights.push(pair.map_or(0.0, |(_, weight)| *weight));
+    }
+    Ok(Scores { raw, weights, gold, journal })
+}
+
+fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPair>> {
+    if let Some(file) = &settings.gold {
+        let gold: Vec<GoldPair> = shared::input::read_all(file)?;
+        if gold.is_empty() {
+            return Err(shared::error::Error::file(file, "holds no gold pair").into());
+        }
+        return Ok(gold);
+    }
+    let use_corrections = matches!(settings.method, Method::OraclePunish | Method::DpoGold);
+    let drawn = shared::gold::draw(&set.records, settings.gold_batch_size, settings.gold_seed, use_corrections)?;
+    if drawn.len() < settings.gold_batch_size {
+        tracing::warn!(
+            "the gold batch has {} pairs, {} were asked for: too few RETAIN, INVERT and PUNISH records",
+            drawn.len(),
+            settings.gold_batch_size
+        );
+    }
+    Ok(drawn)
+}
+
+/// Returns a hash of records' content.
+pub fn content_hash(records: &[shared::record::Record]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for record in records {
+        let line = serde_json::to_vec(record).expect("a record is plain data");
+        hasher.update(&line).update(b"\n");
+    }
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
+/// Returns a hash of a JSON value.
+pub fn shared_hash(value: &serde_json::Value) -> String {
+    blake3::hash(value.to_string().as_bytes()).to_hex()[..32].to_owned()
+}
+
+/// Writes the records with `raw_score` and `impact_score` (spec 1.6).
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_weighted(path: &Path, set: &DataSet, scores: &Scores) -> Result<()> {
+    let mut out = shared::output::ArrayWriter::create(path)?;
+    for ((record, raw), weight) in set.records.iter().zip(&scores.raw).zip(&scores.weights) {
+        let mut record = record.clone();
+        record.raw_score = Some(raw.unwrap_or(0.0));
+        record.impact_score = Some(*weight);
+        out.push(&record)?;
+    }
+    out.finish()?;
+    Ok(())
+}

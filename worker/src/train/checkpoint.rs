@@ -1,0 +1,197 @@
+//! Checkpoints: everything a run needs to continue to the same bits.
+//!
+//! `checkpoint-N/` (N = optimiser steps done) holds `state.safetensors` (trained tensors, moments, masters) and
+//! `state.json` (step, settings key, BLAKE3 of the tensors). Written beside, synced, renamed: a folder under its final
+//! name is whole, unless the disk damaged it, which the hash tells.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::optim::AdamW;
+use crate::error::{Error, Result};
+use crate::model::tensor_file::{self, TensorFile};
+
+const FORMAT: u32 = 1;
+
+/// The readable half of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Format version.
+    pub format: u32,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Key of everything that shapes the run; a checkpoint of another key is not continued.
+    pub run_key: String,
+    /// BLAKE3 of `state.safetensors`.
+    pub tensors_blake3: String,
+}
+
+/// Writes the checkpoint of a step and removes older ones beyond `keep`.
+///
+/// # Errors
+/// The folder cannot be written; earlier checkpoints are untouched then.
+pub fn save(run_dir: &Path, optimizer: &AdamW, run_key: &str, keep: usize) -> Result<()> {
+    let step = optimizer.step;
+    let target = run_dir.join(format!("checkpoint-{step}"));
+    let beside = run_dir.join(format!("checkpoint-{step}.tmp"));
+    let io = |e: std::io::Error| Error::model(&target, format!("checkpoint could not be written: {e}"));
+    if beside.exists() {
+        std::fs::remove_dir_all(&beside).map_err(io)?;
+    }
+    std::fs::create_dir_all(&beside).map_err(io)?;
+    let mut tensors: Vec<(String, Tensor)> =
+        optimizer.parameters().into_iter().map(|(name, t)| (format!("parameter.{name}"), t)).collect();
+    tensors.extend(optimizer.state());
+    let file = beside.join("state.safetensors");
+    tensor_file::write(&file, &tensors)?;
+    let state = State { format: FORMAT, step, run_key: run_key.to_owned(), tensors_blake3: hash(&file)? };
+    shared::output::write_json(&beside.join("state.json"), &state)?;
+    if target.exists() {
+        std::fs::remove_dir_all(&target).map_err(io)?;
+    }
+    std::fs::rename(&beside, &target).map_err(io)?;
+    std::fs::File::open(run_dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+    let mut all = list(run_dir)?;
+    all.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
+    for (_, old) in all.into_iter().skip(keep.max(1)) {
+        std::fs::remove_dir_all(&old).map_err(|e| Error::model(&old, format!("could not be removed: {e}")))?;
+    }
+    Ok(())
+}
+
+/// Restores the newest whole checkpoint of this run; returns its step, or `None` where there is none yet.
+///
+/// A damaged checkpoint is passed over with a warning as long as an older whole one exists.
+///
+/// # Errors
+/// Every checkpoint is damaged, or the newest belongs to a run with other settings.
+pub fn resume(run_dir: &Path, optimizer: &mut AdamW, run_key: &str) -> Result<Option<u64>> {
+    let mut all = list(run_dir)?;
+    all.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
+    let mut damaged = Vec::new();
+    for (_, dir) in &all {
+        match open(dir) {
+            Ok((state, tensors)) => {
+                if state.run_key != run_key {
+                    return Err(Error::Config(format!(
+                        "{}: belongs to a run with other settings, data or base model; give this run another \
+                         --run-name, or remove the folder to start over",
+                        dir.display()
+                    )));
+                }
+                optimizer.restore(state.step, |name| tensors.tensor(name))?;
+                for problem in &damaged {
+                    tracing::warn!("{problem}; continuing from {}", dir.display());
+                }
+                return Ok(Some(state.step));
+            }
+            Err(error) => damaged.push(error),
+        }
+    }
+    match damaged.into_iter().next() {
+        Some(error) => Err(Error::Config(format!(
+            "{error}; no whole checkpoint is left in {}: remove its checkpoint folders to start over",
+            run_dir.display()
+        ))),
+        None => Ok(None),
+    }
+}
+
+fn open(dir: &Path) -> Result<(State, TensorFile)> {
+    let state_file = dir.join("state.json");
+    let state: State = shared::input::read_json(&state_file)?;
+    if state.format != FORMAT {
+        let problem = format!("has format {}, this program reads {FORMAT}", state.format);
+        return Err(Error::model(&state_file, problem));
+    }
+    let file = dir.join("state.safetensors");
+    if hash(&file)? != state.tensors_blake3 {
+        return Err(Error::model(&file, "is damaged: its hash is not the one recorded in state.json"));
+    }
+    Ok((state, TensorFile::open(&file)?))
+}
+
+fn hash(file: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    std::fs::File::open(file)
+        .and_then(|mut reader| std::io::copy(&mut reader, &mut hasher))
+        .map_err(|e| Error::model(file, e.to_string()))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Lists (step, folder) of all checkpoints under their final names.
+fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let entries = match std::fs::read_dir(run_dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::model(run_dir, e.to_string())),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::model(run_dir, e.to_string()))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if let Some(step) = name.strip_prefix("checkpoint-").and_then(|n| n.parse().ok()) {
+            found.push((step, path));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::optim::AdamWSettings;
+    use tch::Kind;
+
+    fn optimizer(start: f32) -> AdamW {
+        let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
+        AdamW::new(settings, vec![("x".into(), Tensor::from_slice(&[start, 2.0]))], false)
+    }
+
+    fn step(adam: &mut AdamW) {
+        adam.zero_grad();
+        adam.parameters()[0].1.square().sum(Kind::Float).backward();
+        adam.update(0.1, 1.0);
+    }
+
+    #[test]
+    fn damaged_newest_is_passed_over_and_other_settings_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut adam = optimizer(1.0);
+        for _ in 0..2 {
+            step(&mut adam);
+            save(dir.path(), &adam, "key", 3).unwrap();
+        }
+        let mut again = optimizer(9.0);
+        assert_eq!(resume(dir.path(), &mut again, "key").unwrap(), Some(2));
+        assert_eq!(again.parameters()[0].1, adam.parameters()[0].1);
+        assert!(resume(dir.path(), &mut again, "other").unwrap_err().to_string().contains("--run-name"));
+
+        let newest = dir.path().join("checkpoint-2/state.safetensors");
+        let mut bytes = std::fs::read(&newest).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&newest, bytes).unwrap();
+        assert_eq!(resume(dir.path(), &mut again, "key").unwrap(), Some(1));
+
+        std::fs::write(dir.path().join("checkpoint-1/state.json"), "{").unwrap();
+        let error = resume(dir.path(), &mut again, "key").unwrap_err().to_string();
+        assert!(error.contains("checkpoint-2") && error.contains("no whole checkpoint"), "{error}");
+    }
+
+    #[test]
+    fn an_unfinished_checkpoint_is_not_seen_and_old_ones_go() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("checkpoint-9.tmp")).unwrap();
+        let mut adam = optimizer(1.0);
+        assert_eq!(resume(dir.path(), &mut adam, "key").unwrap(), None);
+        for _ in 0..4 {
+            step(&mut adam);
+            save(dir.path(), &adam, "key", 2).unwrap();
+        }
+        let mut steps: Vec<u64> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+        steps.sort_unstable();
+        assert_eq!(steps, [3, 4]);
+    }
+}

@@ -1,0 +1,107 @@
+//! One line a step in `metrics.jsonl`: losses by part, margins, gradient norm, learning rate.
+//!
+//! Holds nothing that depends on the clock, so that a resumed run leaves the same bytes as an undisturbed one; on
+//! resume, lines after the checkpoint are cut off and written again.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::objective::step::LossParts;
+
+/// One step's figures. Losses are sums over the batch divided by its number of records.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Optimiser step, from 1.
+    pub step: u64,
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// Total.
+    pub loss: f64,
+    /// Preference part.
+    pub loss_invert: f64,
+    /// Punishment part.
+    pub loss_punish: f64,
+    /// Anchor part, with α_KL.
+    pub loss_kl: f64,
+    /// NLL part (SFT, added NLL), replay not included.
+    pub loss_nll: f64,
+    /// Mean-token NLL of the replay batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_replay: Option<f64>,
+    /// Mean Δ of preference terms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+    /// Share of preference terms with Δ > 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Tokens computed.
+    pub tokens: usize,
+}
+
+impl StepMetrics {
+    /// Makes a line of a step's sums over `records` records.
+    pub fn new(step: u64, epoch: u64, parts: &LossParts, records: usize, grad_norm: f64, learning_rate: f64) -> Self {
+        let n = records as f64;
+        let mean = |sum: f64| (parts.preferences > 0).then(|| sum / parts.preferences as f64);
+        StepMetrics {
+            step,
+            epoch,
+            loss: parts.total() / n,
+            loss_invert: parts.invert / n,
+            loss_punish: parts.punish / n,
+            loss_kl: parts.kl / n,
+            loss_nll: parts.nll / n,
+            loss_replay: None,
+            margin: mean(parts.margin),
+            accuracy: mean(parts.accurate as f64),
+            grad_norm,
+            learning_rate,
+            tokens: parts.tokens,
+        }
+    }
+}
+
+/// The open file.
+#[derive(Debug)]
+pub struct MetricsFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsFile {
+    /// Opens `metrics.jsonl` of a run, keeping its first `steps` lines.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn open(run_dir: &Path, steps: u64) -> Result<Self> {
+        let path = run_dir.join("metrics.jsonl");
+        let io = |e: std::io::Error| Error::model(&path, e.to_string());
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(io(e)),
+        };
+        let kept: usize = text.split_inclusive(|&b| b == b'\n').take(steps as usize).map(<[u8]>::len).sum();
+        let file = File::options().create(true).append(true).open(&path).map_err(io)?;
+        file.set_len(kept as u64).map_err(io)?;
+        Ok(MetricsFile { path, file })
+    }
+
+    /// Appends one step.
+    ///
+    /// # Errors
+    /// The file cannot be written, e.g. the disk is full.
+    pub fn append(&mut self, metrics: &StepMetrics) -> Result<()> {
+        let mut line = serde_json::to_vec(metrics).expect("numbers only");
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(|e| Error::model(&self.path, e.to_string()))
+    }
+}

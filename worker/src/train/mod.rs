@@ -1,0 +1,301 @@
+//! `worker train`: from records to an adapter folder or full weights.
+//!
+//! Read top to bottom: options, the run folder and its key, the data, the loop. The run folder holds everything of the
+//! run; the same command with the same `--run-name` goes on where the last one ended.
+
+pub mod checkpoint;
+pub mod metrics;
+pub mod optim;
+pub mod options;
+pub mod run_folder;
+pub mod schedule;
+
+use std::time::Instant;
+
+use serde_json::json;
+use tch::{Device, Kind};
+
+use crate::dataset::{self, DataSet};
+use crate::error::{Error, Result};
+use crate::fault::{self, Fault};
+use crate::measure;
+use crate::model::adapter_file;
+use crate::model::decoder::Decoder;
+use crate::model::lora::Lora;
+use crate::model_folder;
+use crate::objective::method::Method;
+use crate::objective::step::{self, DropoutKey, Item, LossParts, Policy};
+use crate::progress;
+use crate::reference;
+use crate::score;
+use crate::text::Encoder;
+use metrics::{MetricsFile, StepMetrics};
+use optim::AdamW;
+pub use options::TrainArgs;
+use run_folder::RunFolder;
+use schedule::Plan;
+
+/// Runs the whole training. Returns the run's summary as written to `train_summary.json`.
+///
+/// # Errors
+/// Options, model, records or numbers are unusable; the message says which. Checkpoints written so far stay.
+pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value> {
+    args.validate()?;
+    let started = Instant::now();
+    let dtype = args.model.prepare()?;
+    let model_dir = &args.model.model_name_or_path;
+    let load = || match args.from_scratch {
+        true => Decoder::from_scratch(model_dir, args.seed, dtype, Device::Cpu),
+        false => Decoder::load(model_dir, dtype, Device::Cpu),
+    };
+    let decoder = load()?;
+    let encoder = args.text.encoder(model_dir, &decoder)?;
+    let mut run = RunFolder::open(args)?;
+    let set = DataSet::load(&args.dataset_json_path, args.method, &run.path)?;
+    let replay_set = match &args.replay_json_path {
+        Some(file) => Some(DataSet::load(file, Method::Sft, &run.path)?),
+        None => None,
+    };
+    let key = json!({
+        "options": args.key(),
+        "model": decoder.fingerprint,
+        "dtype": format!("{dtype:?}"),
+        "records": score::content_hash(&set.records),
+        "replay": replay_set.as_ref().map(|set| score::content_hash(&set.records)),
+        "init_adapter": args.init_adapter.as_deref().map(adapter_file::content_hash).transpose()?,
+    });
+    if let Some(summary) = run.begin(&key)? {
+        tracing::info!("{} is complete already", run.path.display());
+        return Ok(summary);
+    }
+
+    let adapter = match (&args.init_adapter, args.full) {
+        (Some(dir), _) => Some(adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?),
+        (None, true) => None,
+        (None, false) => Some(Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device)),
+    };
+    let weights = weights(args, &run, &decoder, adapter.as_ref(), &encoder, &set, fault)?;
+    let mut items = set.items(&encoder, args.method, args.alpha_kl, args.max_length)?;
+    for (item, weight) in items.iter_mut().zip(weights) {
+        if let Some(found) = item {
+            found.weight = weight;
+            // A term without weight moves nothing: it stays in the batch count and costs nothing.
+            if weight == 0.0 && found.term.uses_ratios() {
+                *item = None;
+            }
+        }
+    }
+    let replay: Vec<Item> = match &replay_set {
+        Some(set) => set.items(&encoder, Method::Sft, 0.0, args.max_length)?.into_iter().flatten().collect(),
+        None => Vec::new(),
+    };
+
+    let frozen;
+    let needs_reference = items.iter().flatten().any(|item| item.term != crate::objective::method::Term::Imitate);
+    let reference_decoder = if args.full && needs_reference {
+        frozen = load()?;
+        &frozen
+    } else {
+        &decoder
+    };
+    reference::fill(reference_decoder, &mut items.iter_mut().flatten().collect::<Vec<_>>(), args.score.pack_tokens);
+
+    let trained = match &adapter {
+        Some(adapter) => adapter.named_parameters(),
+        None => decoder.named_parameters(),
+    };
+    let rounded = adapter.is_none() && dtype == Kind::BFloat16;
+    let mut optimizer = AdamW::new(args.adam(), trained, rounded);
+    let policy =
+        Policy { decoder: &decoder, adapter: adapter.as_ref(), reference: reference_decoder, train_head: adapter.is_none() };
+    let tokens = train(args, &mut run, policy, &items, &replay, &mut optimizer, fault)?;
+
+    match &adapter {
+        Some(adapter) => {
+            let name = model_dir.to_string_lossy();
+            adapter_file::save(adapter, &run.path, &name, &decoder.fingerprint)?;
+            model_folder::copy_text_files(model_dir, &run.path)?;
+        }
+        None => model_folder::save(model_dir, &run.path, &decoder.named_parameters(), dtype)?,
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    run.finish(json!({
+        "run": run.path, "method": args.method, "steps": optimizer.step, "records": set.records.len(),
+        "seconds": seconds, "tokens": tokens, "tokens_per_s": tokens as f64 / seconds,
+        "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
+    }))
+}
+
+/// The loop. Returns the tokens computed in this process.
+fn train(
+    args: &TrainArgs,
+    run: &mut RunFolder,
+    policy: Policy<'_>,
+    items: &[Option<Item>],
+    replay: &[Item],
+    optimizer: &mut AdamW,
+    fault: Option<&Fault>,
+) -> Result<usize> {
+    let plan = Plan {
+        records: items.len(),
+        global_batch: args.batch_size * args.gradient_accumulation_steps,
+        epochs: args.num_train_epochs,
+        max_steps: args.max_steps,
+        seed: args.seed,
+    };
+    let total = plan.total_steps();
+    let warmup = args.warmup(total)?;
+    let settings = args.objective();
+    let dropout_probability = match policy.adapter {
+        Some(adapter) => adapter.config.dropout,
+        None => 0.0,
+    };
+    let start = checkpoint::resume(&run.path, optimizer, &run.key)?.unwrap_or(0);
+    if start > 0 {
+        tracing::info!("continuing {} from step {start} of {total}", run.path.display());
+    }
+    let mut metrics_file = MetricsFile::open(&run.path, start)?;
+    let bar = progress::bar("train", total).with_position(start);
+    bar.reset_eta();
+    let (mut order, mut order_epoch) = (Vec::new(), u64::MAX);
+    let mut tokens = 0;
+
+    for step in start..total {
+        let epoch = plan.epoch_of(step);
+        if epoch != order_epoch {
+            (order, order_epoch) = (plan.epoch_order(epoch), epoch);
+        }
+        let batch = &order[plan.batch_range(step)];
+        let dropout = (dropout_probability > 0.0)
+            .then_some(DropoutKey { probability: dropout_probability, seed: args.seed, epoch, step });
+
+        optimizer.zero_grad();
+        let mut parts = LossParts::default();
+        let scale = 1.0 / batch.len() as f64;
+        for micro in batch.chunks(args.batch_size) {
+            let present = micro.iter().filter_map(|&i| items[i].as_ref());
+            for pack in dataset::packs(present, args.score.pack_tokens) {
+                parts.add(&step::accumulate(policy, &pack, &settings, scale, dropout)?);
+            }
+        }
+        let replayed = if replay.is_empty() { None } else { Some(replay_pass(args, policy, replay, step)?) };
+
+        let norm = optimizer.gradient_norm();
+        if !norm.is_finite() {
+            let records: Vec<usize> = batch.iter().filter_map(|&i| items[i].as_ref()).map(|i| i.record).collect();
+            return Err(Error::Numeric(format!(
+                "step {}: the gradient is not finite; the records of this step are {records:?}. Lower the learning \
+                 rate or remove the record at fault; the last checkpoint is untouched",
+                step + 1
+            )));
+        }
+        let clip = if args.max_grad_norm > 0.0 { (args.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let rate = schedule::learning_rate(args.learning_rate, warmup, total, step);
+        optimizer.update(rate, clip);
+
+        tokens += parts.tokens;
+        let mut metrics = StepMetrics::new(step + 1, epoch, &parts, batch.len(), norm, rate);
+        metrics.loss_replay = replayed;
+        metrics_file.append(&metrics)?;
+        bar.set_message(format!("loss {:.4}", metrics.loss));
+        bar.inc(1);
+        fault::pass(fault, "train.step");
+        if (step + 1) % args.save_steps == 0 && step + 1 < total {
+            checkpoint::save(&run.path, optimizer, &run.key, args.save_total_limit)?;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(tokens)
+}
+
+/// One pass over a step's replay batch; returns its mean-token NLL.
+fn replay_pass(args: &TrainArgs, policy: Policy<'_>, replay: &[Item], step: u64) -> Result<f64> {
+    let picked = schedule::replay_batch(args.seed, step, replay.len(), args.replay_batch_size);
+    let scale = args.replay_weight / picked.len() as f64;
+    let mut nll = 0.0;
+    for pack in dataset::packs(picked.iter().map(|&i| &replay[i]), args.score.pack_tokens) {
+        nll += step::accumulate(policy, &pack, &args.objective(), scale, None)?.nll;
+    }
+    Ok(nll / picked.len() as f64)
+}
+
+/// Returns the weight of every record: read from the records, made now, or 1.
+fn weights(
+    args: &TrainArgs,
+    run: &RunFolder,
+    decoder: &Decoder,
+    adapter: Option<&Lora>,
+    encoder: &Encoder,
+    set: &DataSet,
+    fault: Option<&Fault>,
+) -> Result<Vec<f64>> {
+    if !args.method.is_weighted() || args.uniform_weights {
+        return Ok(vec![1.0; set.records.len()]);
+    }
+    if !args.rescore
+        && let Some(weights) = stored_weights(args, set)?
+    {
+        return Ok(weights);
+    }
+    let weighted = run.path.join("weighted_dataset.json");
+    if weighted.exists() {
+        // This run's own scores, written whole before training began.
+        let records: Vec<shared::record::Record> = shared::input::read_all(&weighted)?;
+        return Ok(records.iter().map(|record| record.impact_score.unwrap_or(0.0)).collect());
+    }
+    let fresh;
+    let (adapter, is_fresh) = match adapter {
+        Some(adapter) => (adapter, args.init_adapter.is_none()),
+        None => {
+            fresh = Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device);
+            (&fresh, true)
+        }
+    };
+    let journal = run.path.join("score.journal");
+    let settings = args.score_settings();
+    let scores =
+        score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &json!(run.key), fault)?;
+    shared::output::write_json(&run.path.join("gold.json"), &scores.gold)?;
+    score::write_weighted(&weighted, set, &scores)?;
+    scores.journal.remove()?;
+    Ok(scores.weights)
+}
+
+/// Returns the weights that the records bring, if every record that needs one has one.
+fn stored_weights(args: &TrainArgs, set: &DataSet) -> Result<Option<Vec<f64>>> {
+    let mut weights = Vec::with_capacity(set.records.len());
+    let (mut missing, mut sum, mut conflict) = (None, 0.0, 0);
+    for (record, &index) in set.records.iter().zip(&set.index) {
+        let named = |problem: String| Error::record(&set.file, index, problem);
+        let needs = args.method.term(record, 0.0).map_err(named)?.is_some_and(|term| term.uses_ratios());
+        match record.impact_score {
+            Some(weight) if !weight.is_finite() || weight < 0.0 => {
+                return Err(named(format!("field \"impact_score\" is {weight}; expected a number from 0")));
+            }
+            Some(weight) if needs => {
+                conflict += 1;
+                sum += weight;
+                weights.push(weight);
+            }
+            None if needs => {
+                missing = missing.or(Some(index));
+                weights.push(0.0);
+            }
+            _ => weights.push(1.0),
+        }
+    }
+    match missing {
+        Some(_) if conflict == 0 => Ok(None),
+        Some(index) => Err(Error::record(
+            &set.file,
+            index,
+            "field \"impact_score\" is missing while other records have one; score the whole file again (--rescore)",
+        )),
+        None if conflict > 0 && sum == 0.0 => Err(Error::Numeric(format!(
+            "{}: every weight is 0, so training would do nothing; score the file again (--rescore) or use --method \
+             no-impact",
+            set.file.display()
+        ))),
+        None => Ok(Some(weights)),
+    }
+}

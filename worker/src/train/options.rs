@@ -1,0 +1,289 @@
+//! Options of `worker train`, checked together before anything is loaded.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::optim::AdamWSettings;
+use super::schedule;
+use crate::error::{Error, Result};
+use crate::objective::loss::PreferenceLoss;
+use crate::objective::method::Method;
+use crate::objective::step::Settings;
+use crate::options::{LoraArgs, ModelArgs, ScoreArgs, TextArgs};
+use crate::score::ScoreSettings;
+
+/// Re-aligns a model on triaged records: writes an adapter folder (or full weights), metrics and checkpoints.
+///
+/// Unscored records are scored first; scored ones bring their weights. The same command with the same --run-name goes
+/// on where an interrupted one ended, to the same bits.
+#[derive(Debug, Clone, Args)]
+pub struct TrainArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Records: JSON array or JSON lines, .gz and .xz too.
+    #[arg(long, alias = "records", value_name = "FILE")]
+    pub dataset_json_path: PathBuf,
+    /// Folder of runs [default: runs/trace and the like, by method].
+    #[arg(long, value_name = "DIR")]
+    pub output_dir: Option<PathBuf>,
+    /// Name of the run's folder; needed to resume. Without it the folder carries model, data set and time.
+    #[arg(long, value_name = "NAME")]
+    pub run_name: Option<String>,
+    /// A checkpoint folder to go on from: its parent is the run's folder.
+    #[arg(long, value_name = "DIR", conflicts_with = "run_name")]
+    pub resume_from_checkpoint: Option<PathBuf>,
+    /// The recipe.
+    #[arg(long, value_enum, default_value = "trace")]
+    pub method: Method,
+    /// The loss of preference terms [default: dpo; by method for rdpo, cdpo, ipo].
+    #[arg(long, value_enum)]
+    pub loss: Option<PreferenceLoss>,
+    /// ε of the cdpo and rdpo losses, from 0 to below 0.5.
+    #[arg(long, default_value_t = 0.0)]
+    pub label_smoothing: f64,
+    /// Factor of an added mean-token NLL on the preferred response.
+    #[arg(long, default_value_t = 0.0)]
+    pub nll_weight: f64,
+    /// Records computed together.
+    #[arg(long, default_value_t = 1)]
+    pub batch_size: usize,
+    /// Batches an update; batch size × accumulation is the global batch.
+    #[arg(long, default_value_t = 4)]
+    pub gradient_accumulation_steps: usize,
+    /// Peak learning rate.
+    #[arg(long, default_value_t = 1e-4)]
+    pub learning_rate: f64,
+    /// Passes over the records.
+    #[arg(long, default_value_t = 1)]
+    pub num_train_epochs: u64,
+    /// Stops after so many updates, whatever the epochs say.
+    #[arg(long)]
+    pub max_steps: Option<u64>,
+    /// Updates of linear warm-up [default: 100, or a tenth of a shorter run].
+    #[arg(long)]
+    pub warmup_steps: Option<u64>,
+    /// β of the losses.
+    #[arg(long, default_value_t = 0.3)]
+    pub beta: f64,
+    /// Weight of the KL anchor on RETAIN records.
+    #[arg(long, default_value_t = 0.1)]
+    pub alpha_kl: f64,
+    /// Longest sequence in tokens.
+    #[arg(long, default_value_t = 256)]
+    pub max_length: usize,
+    /// Accepted for the reference's command lines: an adapter is the default; see --full.
+    #[arg(long)]
+    pub use_lora: bool,
+    /// Trains all weights instead of an adapter; the output is a full model folder.
+    #[arg(long, conflicts_with_all = ["use_lora", "init_adapter"])]
+    pub full: bool,
+    /// Draws the start weights from --seed instead of reading them; the folder needs config.json and tokenizer only.
+    #[arg(long, requires = "full")]
+    pub from_scratch: bool,
+    /// An adapter folder to start from (π_ref stays the base).
+    #[arg(long, value_name = "DIR")]
+    pub init_adapter: Option<PathBuf>,
+    /// Weight 1 for every record that would be weighted.
+    #[arg(long)]
+    pub uniform_weights: bool,
+    /// Scores again though the records bring weights.
+    #[arg(long, conflicts_with = "uniform_weights")]
+    pub rescore: bool,
+    /// SFT records of which some are replayed at every update: {prompt, chosen}.
+    #[arg(long, value_name = "FILE")]
+    pub replay_json_path: Option<PathBuf>,
+    /// Records replayed an update.
+    #[arg(long, default_value_t = 16)]
+    pub replay_batch_size: usize,
+    /// Factor of the replay's mean-token NLL.
+    #[arg(long, default_value_t = 1.0)]
+    pub replay_weight: f64,
+    /// Seed of the adapter's start, data order and dropout.
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Largest gradient norm; 0 switches clipping off.
+    #[arg(long, default_value_t = 1.0)]
+    pub max_grad_norm: f64,
+    /// Decoupled weight decay.
+    #[arg(long, default_value_t = 0.0)]
+    pub weight_decay: f64,
+    /// Decay of AdamW's first moment.
+    #[arg(long, default_value_t = 0.9)]
+    pub adam_beta1: f64,
+    /// Decay of AdamW's second moment.
+    #[arg(long, default_value_t = 0.999)]
+    pub adam_beta2: f64,
+    /// ε of AdamW.
+    #[arg(long, default_value_t = 1e-8)]
+    pub adam_epsilon: f64,
+    /// Updates between checkpoints.
+    #[arg(long, default_value_t = 500)]
+    pub save_steps: u64,
+    /// Checkpoints kept.
+    #[arg(long, default_value_t = 2)]
+    pub save_total_limit: usize,
+    /// Prints the summary as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Text options.
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Adapter options.
+    #[command(flatten)]
+    pub lora: LoraArgs,
+    /// Score options.
+    #[command(flatten)]
+    pub score: ScoreArgs,
+}
+
+impl TrainArgs {
+    /// Checks the options against each other.
+    ///
+    /// # Errors
+    /// The first option that makes no sense, by name.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |problem: String| Err(Error::Config(problem));
+        for (name, value) in [
+            ("--batch-size", self.batch_size as u64),
+            ("--gradient-accumulation-steps", self.gradient_accumulation_steps as u64),
+            ("--num-train-epochs", self.num_train_epochs),
+            ("--max-steps", self.max_steps.unwrap_or(1)),
+            ("--save-steps", self.save_steps),
+            ("--replay-batch-size", self.replay_batch_size as u64),
+            ("--gold-batch-size", self.score.gold_batch_size as u64),
+            ("--pa-batch-size", self.score.pa_batch_size as u64),
+        ] {
+            if value == 0 {
+                return refuse(format!("{name} is 0; expected at least 1"));
+            }
+        }
+        for (name, value, low) in [
+            ("--learning-rate", self.learning_rate, 0.0),
+            ("--alpha-kl", self.alpha_kl, 0.0),
+            ("--nll-weight", self.nll_weight, 0.0),
+            ("--replay-weight", self.replay_weight, 0.0),
+            ("--weight-decay", self.weight_decay, 0.0),
+            ("--max-grad-norm", self.max_grad_norm, 0.0),
+        ] {
+            if !value.is_finite() || value < low {
+                return refuse(format!("{name} is {value}; expected a number from {low}"));
+            }
+        }
+        if !self.beta.is_finite() || self.beta <= 0.0 {
+            return refuse(format!("--beta is {}; expected a positive number", self.beta));
+        }
+        crate::score::weights::check_gamma(self.score.lamda)?;
+        if !(0.0..0.5).contains(&self.label_smoothing) {
+            return refuse(format!("--label-smoothing is {}; expected 0 to below 0.5", self.label_smoothing));
+        }
+        let smoothed = matches!(self.preference_loss(), PreferenceLoss::Cdpo | PreferenceLoss::Rdpo);
+        if smoothed && self.label_smoothing == 0.0 {
+            return refuse("cdpo and rdpo with --label-smoothing 0 are plain dpo; give the noise rate, e.g. 0.1".into());
+        }
+        if !smoothed && self.label_smoothing != 0.0 {
+            return refuse("--label-smoothing has an effect with the cdpo and rdpo losses only".into());
+        }
+        if self.method == Method::U2a {
+            return refuse(
+                "method u2a (outer rounds of re-weighted unlearning, spec 4.8) is not built yet; npo is its unweighted \
+                 inner problem"
+                    .into(),
+            );
+        }
+        self.lora.config().map(|_| ())
+    }
+
+    /// Returns the loss of preference terms.
+    pub fn preference_loss(&self) -> PreferenceLoss {
+        self.loss.unwrap_or(match self.method {
+            Method::Rdpo => PreferenceLoss::Rdpo,
+            Method::Cdpo => PreferenceLoss::Cdpo,
+            Method::Ipo => PreferenceLoss::Ipo,
+            _ => PreferenceLoss::Dpo,
+        })
+    }
+
+    /// Returns the objective's constants.
+    pub fn objective(&self) -> Settings {
+        Settings {
+            beta: self.beta,
+            epsilon: self.label_smoothing,
+            alpha_kl: self.alpha_kl,
+            loss: self.preference_loss(),
+            nll_weight: self.nll_weight,
+        }
+    }
+
+    /// Returns the optimiser's constants.
+    pub fn adam(&self) -> AdamWSettings {
+        AdamWSettings {
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            epsilon: self.adam_epsilon,
+            weight_decay: self.weight_decay,
+        }
+    }
+
+    /// Returns what shapes the scores.
+    pub fn score_settings(&self) -> ScoreSettings {
+        ScoreSettings {
+            method: self.method,
+            beta: self.beta,
+            gamma: self.score.lamda,
+            norm: self.score.weight_norm,
+            gold: self.score.gold.clone(),
+            gold_batch_size: self.score.gold_batch_size,
+            gold_seed: self.score.gold_seed,
+            gold_rows: self.score.pa_batch_size,
+            max_length: self.max_length,
+            pack_tokens: self.score.pack_tokens,
+        }
+    }
+
+    /// Returns the warm-up of a run of `total` steps.
+    ///
+    /// # Errors
+    /// An explicit warm-up that is as long as the run or longer.
+    pub fn warmup(&self, total: u64) -> Result<u64> {
+        match self.warmup_steps {
+            Some(warmup) if warmup >= total => Err(Error::Config(format!(
+                "--warmup-steps is {warmup}, the run has {total} updates: it would never reach its learning rate; \
+                 lower it, or leave it out for a tenth of the run"
+            ))),
+            Some(warmup) => Ok(warmup),
+            None => Ok(schedule::default_warmup(total)),
+        }
+    }
+
+    /// Returns every option that shapes the result, by name: a run is continued only when all are equal.
+    pub fn key(&self) -> Value {
+        json!({
+            "method": self.method, "loss": self.preference_loss(), "label_smoothing": self.label_smoothing,
+            "nll_weight": self.nll_weight, "batch_size": self.batch_size,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps, "learning_rate": self.learning_rate,
+            "num_train_epochs": self.num_train_epochs, "max_steps": self.max_steps,
+            "warmup_steps": self.warmup_steps, "beta": self.beta, "alpha_kl": self.alpha_kl,
+            "max_length": self.max_length, "full": self.full, "from_scratch": self.from_scratch,
+            "uniform_weights": self.uniform_weights, "rescore": self.rescore,
+            "replay_batch_size": self.replay_batch_size, "replay_weight": self.replay_weight, "seed": self.seed,
+            "max_grad_norm": self.max_grad_norm, "adam": self.adam(), "text": self.text, "lora": self.lora,
+            "score": self.score,
+        })
+    }
+
+    /// Returns the folder of runs.
+    pub fn runs_dir(&self) -> PathBuf {
+        self.output_dir.clone().unwrap_or_else(|| {
+            let name = match self.method {
+                Method::OraclePunish => "runs/trace_oracle".to_owned(),
+                Method::NoImpact => "runs/trace_no_impact".to_owned(),
+                Method::NoTriage => "runs/trace_notriage".to_owned(),
+                other => format!("runs/{}", other.name()),
+            };
+            PathBuf::from(name)
+        })
+    }
+}

@@ -1,0 +1,158 @@
+//! The folder of one run: its name, its key, and whether it is complete.
+//!
+//! `run.json` holds every setting that shapes the result, written before work begins; a later command that differs is
+//! refused with the settings that differ. `train_summary.json` is written last: where it is, the run is complete.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde_json::{Map, Value};
+
+use super::TrainArgs;
+use crate::error::{Error, Result};
+
+/// An open run folder.
+#[derive(Debug)]
+pub struct RunFolder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Hash of all that shapes the run; known after [`RunFolder::begin`].
+    pub key: String,
+}
+
+impl RunFolder {
+    /// Makes the folder the options name.
+    ///
+    /// # Errors
+    /// It cannot be made, or a checkpoint to resume from is not in a run folder.
+    pub fn open(args: &TrainArgs) -> Result<Self> {
+        let path = if let Some(checkpoint) = &args.resume_from_checkpoint {
+            match checkpoint.parent() {
+                Some(parent) if checkpoint.is_dir() => parent.to_owned(),
+                _ => return Err(Error::model(checkpoint, "is not a checkpoint folder inside a run folder")),
+            }
+        } else if let Some(name) = &args.run_name {
+            args.runs_dir().join(name)
+        } else {
+            let model = base_name(&args.model.model_name_or_path);
+            let data = shared::output::stem(&args.dataset_json_path);
+            args.runs_dir().join(format!("{model}__{data}__{}", time_stamp(SystemTime::now())))
+        };
+        std::fs::create_dir_all(&path).map_err(|e| Error::model(&path, e.to_string()))?;
+        Ok(RunFolder { path, key: String::new() })
+    }
+
+    /// Records what shapes the run, or compares it with what is recorded. Returns the summary of a complete run.
+    ///
+    /// # Errors
+    /// The folder belongs to a run with other settings: the message lists them.
+    pub fn begin(&mut self, key: &Value) -> Result<Option<Value>> {
+        self.key = crate::score::shared_hash(key);
+        let file = self.path.join("run.json");
+        if !file.exists() {
+            shared::output::write_json(&file, key)?;
+            return Ok(None);
+        }
+        let recorded: Value = shared::input::read_json(&file)?;
+        let differences = differences(&recorded, key);
+        if !differences.is_empty() {
+            return Err(Error::Config(format!(
+                "{}: holds a run with other settings ({}); choose another --run-name, or remove the folder",
+                self.path.display(),
+                differences.join("; ")
+            )));
+        }
+        let summary = self.path.join("train_summary.json");
+        Ok(if summary.exists() { Some(shared::input::read_json(&summary)?) } else { None })
+    }
+
+    /// Writes the summary that marks the run complete.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn finish(&self, summary: Value) -> Result<Value> {
+        shared::output::write_json(&self.path.join("train_summary.json"), &summary)?;
+        Ok(summary)
+    }
+}
+
+/// Lists where two keys differ, as `beta: 0.3 there, 1.0 here`.
+fn differences(recorded: &Value, wanted: &Value) -> Vec<String> {
+    let (mut a, mut b) = (Map::new(), Map::new());
+    flatten("", recorded, &mut a);
+    flatten("", wanted, &mut b);
+    let names: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let show = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
+    names
+        .into_iter()
+        .filter(|name| a.get(*name) != b.get(*name))
+        .map(|name| format!("{name}: {} there, {} here", show(a.get(name)), show(b.get(name))))
+        .collect()
+}
+
+fn flatten(prefix: &str, value: &Value, into: &mut Map<String, Value>) {
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map {
+                let name = if prefix.is_empty() || prefix == "options" { name.clone() } else { format!("{prefix}.{name}") };
+                flatten(&name, value, into);
+            }
+        }
+        other => {
+            into.insert(prefix.to_owned(), other.clone());
+        }
+    }
+}
+
+fn base_name(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    path.file_name().map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Returns `YYYYmmdd_HHMMSS` in UTC.
+fn time_stamp(now: SystemTime) -> String {
+    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (year, month, day) = civil(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}{month:02}{day:02}_{hour:02}{minute:02}{second:02}")
+}
+
+/// Returns the date of a day counted from 1970-01-01.
+fn civil(mut days: u64) -> (u64, u64, u64) {
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    (year, month as u64 + 1, days + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::time::Duration;
+
+    #[test]
+    fn time_stamps_are_civil() {
+        let at = |seconds| time_stamp(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "19700101_000000");
+        assert_eq!(at(951_827_696), "20000229_123456");
+        assert_eq!(at(1_798_761_599), "20261231_235959");
+    }
+
+    #[test]
+    fn differences_name_the_setting() {
+        let a = json!({"options": {"beta": 0.3, "lora": {"lora_r": 8}}, "model": "x"});
+        let b = json!({"options": {"beta": 1.0, "lora": {"lora_r": 8}}, "model": "x"});
+        assert_eq!(differences(&a, &b), ["beta: 0.3 there, 1.0 here"]);
+        assert!(differences(&a, &a).is_empty());
+    }
+}
