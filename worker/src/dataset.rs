@@ -23,29 +23,29 @@ pub struct DataSet {
 }
 
 impl DataSet {
-    /// Reads a file of records. Records with an empty prompt or response are written to
-    /// `<stem>_quarantine.json` in `quarantine_dir` with their reason, and said.
+    /// Reads a file of records. Records with an empty prompt or response are set aside in `<stem>_quarantine.json`
+    /// beside `output` with their reason, and said.
     ///
     /// # Errors
     /// The file cannot be read, a record is malformed, or none is usable.
-    pub fn load(file: &Path, method: Method, quarantine_dir: &Path) -> Result<Self> {
+    pub fn load(file: &Path, method: Method, output: &Path) -> Result<Self> {
         let all: Vec<Record> = shared::input::read_all(file)?;
-        let mut quarantine = Quarantine::new();
+        let mut quarantine = Quarantine::default();
         let (mut records, mut index) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
         for (i, record) in all.into_iter().enumerate() {
             if method != Method::Sft && record.rejected.is_none() {
                 return Err(shared::error::Error::field(file, i, "rejected", "is missing").into());
             }
             match empty_field(&record) {
-                Some(field) => quarantine.push(i, &record, format!("field \"{field}\" is empty")),
+                Some(field) => quarantine.push(file, i, field, "is empty", &record)?,
                 None => {
                     records.push(record);
                     index.push(i);
                 }
             }
         }
-        if let Some((path, count)) = quarantine.write_beside(file, quarantine_dir)? {
-            tracing::warn!("{count} records with an empty field were set aside in {}", path.display());
+        if let Some(path) = quarantine.write_beside(output)? {
+            tracing::warn!("{} records with an empty field were set aside in {}", quarantine.len(), path.display());
         }
         if records.is_empty() {
             return Err(shared::error::Error::file(file, "holds no usable record").into());

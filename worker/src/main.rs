@@ -4,7 +4,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    shared::logging::init();
+    shared::logging::init("info");
     let cli = worker::Cli::parse_from(shared::cli::normalise_flags(std::env::args_os()));
     match worker::run(cli) {
         Ok(code) => ExitCode::from(code),

@@ -158,11 +158,6 @@ impl Decoder {
         self.head.as_ref().unwrap_or(&self.embed)
     }
 
-    /// Returns the weight of one linear layer: [out, in].
-    pub fn linear_weight(&self, layer: usize, module: Module) -> &Tensor {
-        &self.layers[layer].linears[module as usize].weight
-    }
-
     /// Computes the hidden states of a pack after the final norm: [n, d].
     pub fn forward(&self, pack: &Pack, extras: Extras<'_>) -> Tensor {
         let rope = self.rope.at(&pack.positions, self.dtype);

@@ -83,7 +83,7 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
     std::fs::create_dir_all(&out_dir).map_err(|e| Error::model(&out_dir, e.to_string()))?;
     let decoder = args.model.load()?;
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
-    let set = DataSet::load(&args.dataset_json_path, args.method, &out_dir)?;
+    let set = DataSet::load(&args.dataset_json_path, args.method, &args.out)?;
     let adapter = match &args.init_adapter {
         Some(dir) => adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?,
         None => Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device),

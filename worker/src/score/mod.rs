@@ -7,7 +7,7 @@ pub mod weights;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use shared::gold::GoldPair;
+use shared::gold::{GoldOptions, GoldPair};
 
 use crate::dataset::{self, DataSet};
 use crate::error::{Error, Result};
@@ -151,8 +151,12 @@ fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPair>> 
         }
         return Ok(gold);
     }
-    let use_corrections = matches!(settings.method, Method::OraclePunish | Method::DpoGold);
-    let drawn = shared::gold::draw(&set.records, settings.gold_batch_size, settings.gold_seed, use_corrections)?;
+    let options = GoldOptions {
+        size: settings.gold_batch_size,
+        seed: settings.gold_seed,
+        use_corrections: matches!(settings.method, Method::OraclePunish | Method::DpoGold),
+    };
+    let drawn = shared::gold::draw(&set.records, options)?;
     if drawn.len() < settings.gold_batch_size {
         tracing::warn!(
             "the gold batch has {} pairs, {} were asked for: too few RETAIN, INVERT and PUNISH records",

@@ -10,6 +10,7 @@ pub mod options;
 pub mod run_folder;
 pub mod schedule;
 
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::json;
@@ -51,9 +52,11 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
     let decoder = load()?;
     let encoder = args.text.encoder(model_dir, &decoder)?;
     let mut run = RunFolder::open(args)?;
-    let set = DataSet::load(&args.dataset_json_path, args.method, &run.path)?;
+    let run_path = run.path.clone();
+    let beside = |file: &Path| run_path.join(format!("{}.json", shared::output::stem(file)));
+    let set = DataSet::load(&args.dataset_json_path, args.method, &beside(&args.dataset_json_path))?;
     let replay_set = match &args.replay_json_path {
-        Some(file) => Some(DataSet::load(file, Method::Sft, &run.path)?),
+        Some(file) => Some(DataSet::load(file, Method::Sft, &beside(file))?),
         None => None,
     };
     let key = json!({
