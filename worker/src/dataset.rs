@@ -146,4 +146,4 @@ pub fn packs<'a>(items: impl Iterator<Item = &'a Item>, budget: usize) -> Vec<Ve
 }
 
 /// Default token budget of a pack.
-pub const PACK_TOKENS: usize = 4096;
+pub const PACK_TOKENS: usize = 1024;
