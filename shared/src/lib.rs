@@ -1,3 +1,10 @@
 //! What at least two of the programs use: records, their files, the reference generator, the gold batch, rules.
 
+pub mod cli;
+pub mod error;
+pub mod input;
+pub mod output;
+pub mod python_random;
 pub mod record;
+
+pub use error::{Error, Result};
