@@ -2,9 +2,13 @@
 
 pub mod cli;
 pub mod error;
+pub mod gold;
 pub mod input;
+pub mod logging;
 pub mod output;
 pub mod python_random;
+pub mod quarantine;
 pub mod record;
+pub mod stats;
 
 pub use error::{Error, Result};
