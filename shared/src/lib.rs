@@ -1,4 +1,15 @@
 //! What at least two of the programs use: records, their files, the reference generator, the gold batch, rules.
 
+pub mod cli;
+pub mod error;
+pub mod gold;
+pub mod input;
 pub mod keyed_random;
+pub mod logging;
+pub mod output;
+pub mod python_random;
+pub mod quarantine;
 pub mod record;
+pub mod stats;
+
+pub use error::{Error, Result};
