@@ -58,7 +58,13 @@ impl DataSet {
     ///
     /// # Errors
     /// A record cannot be tokenised or lacks its category; the record is named.
-    pub fn items(&self, encoder: &Encoder, method: Method, alpha_kl: f64, max_length: usize) -> Result<Vec<Option<Item>>> {
+    pub fn items(
+        &self,
+        encoder: &Encoder,
+        method: Method,
+        alpha_kl: f64,
+        max_length: usize,
+    ) -> Result<Vec<Option<Item>>> {
         let mut items = Vec::with_capacity(self.records.len());
         for (record, &index) in self.records.iter().zip(&self.index) {
             let named = |problem: String| Error::record(&self.file, index, problem);
@@ -78,7 +84,12 @@ impl DataSet {
     }
 }
 
-fn sequences(encoder: &Encoder, record: &Record, term: Term, max_length: usize) -> std::result::Result<Vec<Sequence>, String> {
+fn sequences(
+    encoder: &Encoder,
+    record: &Record,
+    term: Term,
+    max_length: usize,
+) -> std::result::Result<Vec<Sequence>, String> {
     term.parts()
         .iter()
         .map(|part| {
@@ -101,9 +112,7 @@ pub fn gold_items(encoder: &Encoder, gold: &[GoldPair], max_length: usize) -> Re
         .enumerate()
         .map(|(i, pair)| {
             let encode = |text: &str| {
-                encoder
-                    .gold(&pair.prompt, text, max_length)
-                    .map_err(|e| Error::Config(format!("gold pair {i}: {e}")))
+                encoder.gold(&pair.prompt, text, max_length).map_err(|e| Error::Config(format!("gold pair {i}: {e}")))
             };
             Ok(Item {
                 record: i,

@@ -77,7 +77,9 @@ pub fn run(args: &LogProbsCommand) -> Result<(usize, usize)> {
             .into_iter()
             .map(|(name, text)| {
                 let sequence = encoder.pair(&record.prompt, &text, args.max_length);
-                sequence.map(|s| (name, s)).map_err(|e| Error::record(&args.records, index, format!("field {name:?}: {e}")))
+                sequence
+                    .map(|s| (name, s))
+                    .map_err(|e| Error::record(&args.records, index, format!("field {name:?}: {e}")))
             })
             .collect::<Result<Vec<_>>>()?;
         encoded.push(Ok(sequences));

@@ -12,8 +12,7 @@ pub fn fill(decoder: &Decoder, items: &mut [&mut Item], pack_tokens: usize) {
     let bar = progress::bar("reference log-probs", needing.len() as u64);
     let mut sums = Vec::new();
     for pack in dataset::packs(needing.into_iter(), pack_tokens) {
-        let sequences: Vec<_> =
-            pack.iter().flat_map(|item| item.sequences.iter().map(|s| (s, item.want()))).collect();
+        let sequences: Vec<_> = pack.iter().flat_map(|item| item.sequences.iter().map(|s| (s, item.want()))).collect();
         sums.extend(log_prob_sums(decoder, None, &Pack::new(&sequences, decoder.device)));
         bar.inc(pack.len() as u64);
     }

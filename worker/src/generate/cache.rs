@@ -73,8 +73,7 @@ pub fn generate(
                 keys.narrow(2, filled, t).copy_(&rows(k, config.kv_heads));
                 values.narrow(2, filled, t).copy_(&rows(v, config.kv_heads));
                 let (keys, values) = (keys.narrow(2, 0, end), values.narrow(2, 0, end));
-                let out =
-                    attention::attend(config, &rows(q, config.heads), &keys, &values, Some(&mask), false);
+                let out = attention::attend(config, &rows(q, config.heads), &keys, &values, Some(&mask), false);
                 out.transpose(1, 2).reshape([b * t, config.heads * config.head_dim])
             });
             let last = hidden.view([b, t, config.hidden_size]).select(1, t - 1);

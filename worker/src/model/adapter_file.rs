@@ -86,7 +86,8 @@ pub fn load(dir: &Path, model: &ModelConfig, fingerprint: &str, device: Device) 
 
     let path = dir.join("adapter_model.safetensors");
     let tensors = TensorFile::open(&path)?;
-    let scale = if peft.use_rslora { peft.lora_alpha / (peft.r as f64).sqrt() } else { peft.lora_alpha / peft.r as f64 };
+    let scale =
+        if peft.use_rslora { peft.lora_alpha / (peft.r as f64).sqrt() } else { peft.lora_alpha / peft.r as f64 };
     let mut targets = BTreeSet::new();
     let mut used = BTreeSet::new();
     let names: BTreeSet<String> = tensors.infos().into_keys().collect();
@@ -142,7 +143,8 @@ fn check_features(peft: &PeftConfig) -> std::result::Result<(), String> {
         Some(Value::Array(list)) => !list.is_empty(),
         Some(_) => true,
     };
-    for feature in ["use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "fan_in_fan_out"]
+    for feature in
+        ["use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "fan_in_fan_out"]
     {
         if set(feature) {
             return Err(format!("{feature} is set; this build computes plain LoRA only"));

@@ -83,15 +83,7 @@ pub fn attend(config: &ModelConfig, q: &Tensor, k: &Tensor, v: &Tensor, mask: Op
         let x = x.to_kind(compute);
         if groups == 1 { x } else { x.repeat_interleave_self_int(groups, 1, None) }
     };
-    let out = Tensor::scaled_dot_product_attention(
-        &q.to_kind(compute),
-        &widen(k),
-        &widen(v),
-        mask,
-        0.0,
-        causal,
-        None,
-        false,
-    );
+    let out =
+        Tensor::scaled_dot_product_attention(&q.to_kind(compute), &widen(k), &widen(v), mask, 0.0, causal, None, false);
     out.to_kind(dtype)
 }

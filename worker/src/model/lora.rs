@@ -30,8 +30,7 @@ pub enum Module {
 
 impl Module {
     /// All modules in the order of a layer's computation.
-    pub const ALL: [Module; 7] =
-        [Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
+    pub const ALL: [Module; 7] = [Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
 
     /// Returns the last part of the name in checkpoints, e.g. `q_proj`.
     pub fn name(self) -> &'static str {

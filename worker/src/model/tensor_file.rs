@@ -30,8 +30,9 @@ impl TensorFile {
         // SAFETY: the map is read-only and private to this struct. A file that another process truncates while it is
         // mapped would raise SIGBUS, as with every memory-mapped reader; model folders are not written while in use.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::model(path, e.to_string()))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|e| Error::model(path, format!("is not a whole safetensors file ({e}); copy or build it again")))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+            Error::model(path, format!("is not a whole safetensors file ({e}); copy or build it again"))
+        })?;
         Ok(TensorFile { path: path.to_owned(), map, metadata, data_start: header + 8 })
     }
 

@@ -80,8 +80,7 @@ impl Checkpoint {
                  converted to safetensors first",
             ));
         };
-        let files =
-            names.iter().map(|name| TensorFile::open(&model_dir.join(name))).collect::<Result<Vec<_>>>()?;
+        let files = names.iter().map(|name| TensorFile::open(&model_dir.join(name))).collect::<Result<Vec<_>>>()?;
         let mut place = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
             for name in file.infos().into_keys() {

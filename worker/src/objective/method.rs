@@ -97,9 +97,9 @@ impl Method {
     pub fn term(self, record: &Record, alpha_kl: f64) -> Result<Option<Term>, String> {
         use Part::{Chosen, Correction, Rejected};
         let category = || {
-            record.category.ok_or_else(|| {
-                format!("field \"category\" is missing; method {} needs triaged records", self.name())
-            })
+            record
+                .category
+                .ok_or_else(|| format!("field \"category\" is missing; method {} needs triaged records", self.name()))
         };
         let corrected = record.correction().is_some();
         let anchor = (alpha_kl != 0.0).then_some(Term::Anchor);

@@ -197,8 +197,7 @@ pub fn accumulate(
     dropout: Option<DropoutKey>,
 ) -> Result<LossParts> {
     let device = policy.decoder.device;
-    let sequences: Vec<_> =
-        items.iter().flat_map(|item| item.sequences.iter().map(|s| (s, item.want()))).collect();
+    let sequences: Vec<_> = items.iter().flat_map(|item| item.sequences.iter().map(|s| (s, item.want()))).collect();
     let pack = Pack::new(&sequences, device);
     let dropout = dropout.map(|key| masks(items, key, device));
     let extras = Extras { adapter: policy.adapter, dropout: dropout.as_ref(), probe: None };

@@ -18,7 +18,13 @@ use crate::objective::step::{self, Item, Policy, Settings, term_loss, to_f64};
 ///
 /// # Errors
 /// The gradient is not finite, or zero everywhere.
-pub fn gold_gradient(decoder: &Decoder, adapter: &Lora, gold: &[Item], settings: &Settings, rows: usize) -> Result<Lora> {
+pub fn gold_gradient(
+    decoder: &Decoder,
+    adapter: &Lora,
+    gold: &[Item],
+    settings: &Settings,
+    rows: usize,
+) -> Result<Lora> {
     for (_, _, factors) in adapter.iter() {
         for tensor in [&factors.a, &factors.b] {
             let mut tensor = tensor.set_requires_grad(true);
@@ -47,7 +53,8 @@ pub fn gold_gradient(decoder: &Decoder, adapter: &Lora, gold: &[Item], settings:
         other => other,
     })?;
     let direction = Lora { config: adapter.config.clone(), factors };
-    let square: f64 = direction.named_parameters().iter().map(|(_, t)| t.square().sum(Kind::Double).double_value(&[])).sum();
+    let square: f64 =
+        direction.named_parameters().iter().map(|(_, t)| t.square().sum(Kind::Double).double_value(&[])).sum();
     if !square.is_finite() || square == 0.0 {
         return Err(Error::Numeric(format!(
             "the gold batch's gradient has squared norm {square}; scores along it would mean nothing. Check the gold \

@@ -82,13 +82,8 @@ pub fn score(
     weights::check_gamma(settings.gamma)?;
     let gold = gold_batch(set, settings)?;
     let mut gold_items = dataset::gold_items(encoder, &gold, settings.max_length)?;
-    let objective = Settings {
-        beta: settings.beta,
-        epsilon: 0.0,
-        alpha_kl: 0.0,
-        loss: PreferenceLoss::Dpo,
-        nll_weight: 0.0,
-    };
+    let objective =
+        Settings { beta: settings.beta, epsilon: 0.0, alpha_kl: 0.0, loss: PreferenceLoss::Dpo, nll_weight: 0.0 };
     // The anchor has no score, so no item is made for it: α_KL = 0.
     let items = set.items(encoder, settings.method, 0.0, settings.max_length)?;
     let scored: Vec<&Item> = items.iter().flatten().filter(|item| item.term.uses_ratios()).collect();
@@ -117,8 +112,7 @@ pub fn score(
             Some(scores) => scores.clone(),
             None => {
                 fault::pass(fault, "score.pack");
-                let scores =
-                    direction::pack_scores(decoder, adapter, &direction, pack, &objective, adapter_is_fresh);
+                let scores = direction::pack_scores(decoder, adapter, &direction, pack, &objective, adapter_is_fresh);
                 journal.append(std::slice::from_ref(&scores))?;
                 scores
             }

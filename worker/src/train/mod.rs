@@ -109,8 +109,12 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
     };
     let rounded = adapter.is_none() && dtype == Kind::BFloat16;
     let mut optimizer = AdamW::new(args.adam(), trained, rounded);
-    let policy =
-        Policy { decoder: &decoder, adapter: adapter.as_ref(), reference: reference_decoder, train_head: adapter.is_none() };
+    let policy = Policy {
+        decoder: &decoder,
+        adapter: adapter.as_ref(),
+        reference: reference_decoder,
+        train_head: adapter.is_none(),
+    };
     let tokens = train(args, &mut run, policy, &items, &replay, &mut optimizer, fault)?;
 
     match &adapter {
@@ -169,8 +173,12 @@ fn train(
             (order, order_epoch) = (plan.epoch_order(epoch), epoch);
         }
         let batch = &order[plan.batch_range(step)];
-        let dropout = (dropout_probability > 0.0)
-            .then_some(DropoutKey { probability: dropout_probability, seed: args.seed, epoch, step });
+        let dropout = (dropout_probability > 0.0).then_some(DropoutKey {
+            probability: dropout_probability,
+            seed: args.seed,
+            epoch,
+            step,
+        });
 
         optimizer.zero_grad();
         let mut parts = LossParts::default();
@@ -256,8 +264,7 @@ fn weights(
     };
     let journal = run.path.join("score.journal");
     let settings = args.score_settings();
-    let scores =
-        score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &json!(run.key), fault)?;
+    let scores = score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &json!(run.key), fault)?;
     shared::output::write_json(&run.path.join("gold.json"), &scores.gold)?;
     score::write_weighted(&weighted, set, &scores)?;
     scores.journal.remove()?;

@@ -181,7 +181,9 @@ impl TrainArgs {
         }
         let smoothed = matches!(self.preference_loss(), PreferenceLoss::Cdpo | PreferenceLoss::Rdpo);
         if smoothed && self.label_smoothing == 0.0 {
-            return refuse("cdpo and rdpo with --label-smoothing 0 are plain dpo; give the noise rate, e.g. 0.1".into());
+            return refuse(
+                "cdpo and rdpo with --label-smoothing 0 are plain dpo; give the noise rate, e.g. 0.1".into(),
+            );
         }
         if !smoothed && self.label_smoothing != 0.0 {
             return refuse("--label-smoothing has an effect with the cdpo and rdpo losses only".into());

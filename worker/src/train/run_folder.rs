@@ -94,7 +94,8 @@ fn flatten(prefix: &str, value: &Value, into: &mut Map<String, Value>) {
     match value {
         Value::Object(map) => {
             for (name, value) in map {
-                let name = if prefix.is_empty() || prefix == "options" { name.clone() } else { format!("{prefix}.{name}") };
+                let name =
+                    if prefix.is_empty() || prefix == "options" { name.clone() } else { format!("{prefix}.{name}") };
                 flatten(&name, value, into);
             }
         }
