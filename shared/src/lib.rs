@@ -1,4 +1,12 @@
 //! What at least two of the programs use: records, their files, the reference generator, the gold batch, rules.
 
+pub mod cli;
+pub mod error;
+pub mod input;
+pub mod output;
 pub mod policy_shift;
+pub mod python_random;
 pub mod record;
+pub mod rules;
+
+pub use error::{Error, Result};

@@ -3,7 +3,9 @@
 //! A [`Record`] keeps fields it does not know, so that a file passes through every command without loss. Which fields
 //! must be present depends on the command; [`Record`] itself demands only what its types say.
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 /// Side of the policy shift a pair falls on (spec 1.3).
@@ -64,7 +66,7 @@ pub struct Turn {
 }
 
 /// A text field: a plain string or a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Text {
     /// A plain string.
@@ -133,6 +135,35 @@ impl Text {
     }
 }
 
+/// Written by hand so that an error says what was found; serde's untagged enums only say that nothing matched.
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a string or a list of chat turns")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Text, E> {
+                Ok(Text::Plain(text.to_owned()))
+            }
+
+            fn visit_string<E: serde::de::Error>(self, text: String) -> Result<Text, E> {
+                Ok(Text::Plain(text))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, turns: A) -> Result<Text, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(turns)).map(Text::Turns)
+            }
+        }
+
+        source.deserialize_any(TextVisitor)
+    }
+}
+
 fn joined(turns: &[Turn]) -> String {
     turns.iter().map(|turn| turn.content.as_str()).collect::<Vec<_>>().join(" ")
 }
@@ -174,5 +205,18 @@ impl Record {
     /// Returns the oracle's correction where there is a non-empty one.
     pub fn correction(&self) -> Option<&str> {
         self.oracle_response.as_deref().filter(|text| !text.is_empty())
+    }
+
+    /// Returns the name of the first of prompt, chosen and rejected that is there but holds no text.
+    pub fn empty_field(&self) -> Option<&'static str> {
+        if self.prompt.is_empty() {
+            Some("prompt")
+        } else if self.chosen.is_empty() {
+            Some("chosen")
+        } else if self.rejected.as_ref().is_some_and(Text::is_empty) {
+            Some("rejected")
+        } else {
+            None
+        }
     }
 }

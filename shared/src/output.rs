@@ -1,0 +1,211 @@
+//! Output files that are either whole or absent.
+//!
+//! Everything is written to `<name>.tmp` beside its target, synced, and renamed when finished: a crash, a full disk or
+//! an error leaves an earlier file of that name as it was, and the temporary file is removed when the writer is dropped.
+//! JSON is indented by 2, keeps non-ASCII characters and ends without a newline, as the reference's files do (spec 1).
+//! A path that is not a regular file (a device, a folder) is refused; a link is followed.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// A file that appears under its name only when finished.
+pub struct AtomicFile {
+    named: PathBuf,
+    target: PathBuf,
+    temporary: PathBuf,
+    file: Option<BufWriter<File>>,
+}
+
+impl AtomicFile {
+    /// Creates the temporary file, and the folders above it where they are missing.
+    pub fn create(path: &Path) -> Result<Self> {
+        let target = resolve(path)?;
+        if let Some(folder) = target.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).map_err(|source| Error::io("create the folder of this file", path, source))?;
+        }
+        let mut name = target.file_name().unwrap_or_default().to_owned();
+        name.push(".tmp");
+        let temporary = target.with_file_name(name);
+        let file = File::create(&temporary).map_err(|source| Error::io("create", &temporary, source))?;
+        Ok(Self { named: path.to_owned(), target, temporary, file: Some(BufWriter::with_capacity(1 << 18, file)) })
+    }
+
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let file = self.file.as_mut().expect("only finish takes the file, and consumes the writer");
+        file.write_all(bytes).map_err(|source| Error::io("write", &self.named, source))
+    }
+
+    /// Syncs the content, then gives the file its name.
+    pub fn finish(mut self) -> Result<()> {
+        let mut file = self.file.take().expect("only finish takes the file, and consumes the writer");
+        file.flush().map_err(|source| Error::io("write", &self.named, source))?;
+        file.get_ref().sync_all().map_err(|source| Error::io("sync", &self.named, source))?;
+        drop(file);
+        fs::rename(&self.temporary, &self.target).map_err(|source| Error::io("rename", &self.named, source))?;
+        sync_folder(&self.target)
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        // After a rename there is nothing under this name; a failure to remove has no one left to tell.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// Makes the rename itself durable. Some file systems cannot sync a folder; the rename stands all the same.
+fn sync_folder(target: &Path) -> Result<()> {
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+/// Follows a link to the file it names, and refuses what a rename must not replace.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    if path.file_name().is_none() {
+        return Err(Error::Config(format!("{}: an output path needs a file name", path.display())));
+    }
+    let target = match fs::symlink_metadata(path) {
+        Ok(data) if data.is_symlink() => {
+            fs::canonicalize(path).map_err(|source| Error::io("follow the link", path, source))?
+        }
+        _ => path.to_owned(),
+    };
+    match fs::metadata(&target) {
+        Ok(data) if !data.is_file() => {
+            Err(Error::Config(format!("{}: is not a regular file; choose another output path", path.display())))
+        }
+        _ => Ok(target),
+    }
+}
+
+/// Writes a JSON array record by record.
+pub struct ArrayWriter {
+    file: AtomicFile,
+    buffer: Vec<u8>,
+    count: usize,
+}
+
+impl ArrayWriter {
+    /// Creates the array's temporary file.
+    pub fn create(path: &Path) -> Result<Self> {
+        Ok(Self { file: AtomicFile::create(path)?, buffer: Vec::new(), count: 0 })
+    }
+
+    /// Appends one element.
+    pub fn push<T: Serialize + ?Sized>(&mut self, element: &T) -> Result<()> {
+        self.buffer.clear();
+        to_pretty(&mut self.buffer, element, &self.file.named)?;
+        self.file.write(if self.count == 0 { b"[\n  " } else { b",\n  " })?;
+        // Strings hold no raw newline in JSON, so every newline is one of the layout.
+        let mut lines = self.buffer.split(|byte| *byte == b'\n');
+        self.file.write(lines.next().unwrap_or_default())?;
+        for line in lines {
+            self.file.write(b"\n  ")?;
+            self.file.write(line)?;
+        }
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Returns how many elements were written.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Closes the array and gives the file its name; returns the number of elements.
+    pub fn finish(mut self) -> Result<usize> {
+        self.file.write(if self.count == 0 { b"[]" } else { b"\n]" })?;
+        self.file.finish()?;
+        Ok(self.count)
+    }
+}
+
+/// Writes JSON lines, one record a line.
+pub struct LinesWriter {
+    file: AtomicFile,
+    buffer: Vec<u8>,
+    count: usize,
+}
+
+impl LinesWriter {
+    /// Creates the temporary file.
+    pub fn create(path: &Path) -> Result<Self> {
+        Ok(Self { file: AtomicFile::create(path)?, buffer: Vec::new(), count: 0 })
+    }
+
+    /// Appends one line.
+    pub fn push<T: Serialize + ?Sized>(&mut self, record: &T) -> Result<()> {
+        self.buffer.clear();
+        serde_json::to_writer(&mut self.buffer, record).map_err(|error| unserialisable(&self.file.named, &error))?;
+        self.buffer.push(b'\n');
+        self.file.write(&self.buffer)?;
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Returns how many lines were written.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Gives the file its name; returns the number of lines.
+    pub fn finish(self) -> Result<usize> {
+        self.file.finish()?;
+        Ok(self.count)
+    }
+}
+
+/// Writes one JSON document.
+pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
+    let mut bytes = Vec::new();
+    to_pretty(&mut bytes, value, path)?;
+    write_atomic(path, &bytes)
+}
+
+/// Writes a file of the given bytes.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write(bytes)?;
+    file.finish()
+}
+
+/// Returns the path beside `path` whose stem has `suffix` appended: `a/pairs.json` + `_unused` = `a/pairs_unused.json`.
+///
+/// Endings `.gz` and `.xz` are dropped, and the new file is always `.json`.
+pub fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    path.with_file_name(format!("{}{suffix}.json", stem(path)))
+}
+
+/// Returns the file name without its data endings: `pairs.jsonl.gz` gives `pairs`.
+pub fn stem(path: &Path) -> String {
+    let mut name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for endings in [&[".gz", ".xz"][..], &[".jsonl", ".ndjson", ".json", ".parquet"][..]] {
+        for ending in endings {
+            if name.len() > ending.len() && name.ends_with(ending) {
+                name.truncate(name.len() - ending.len());
+                break;
+            }
+        }
+    }
+    name
+}
+
+fn to_pretty<T: Serialize + ?Sized>(buffer: &mut Vec<u8>, value: &T, path: &Path) -> Result<()> {
+    serde_json::to_writer_pretty(buffer, value).map_err(|error| unserialisable(path, &error))
+}
+
+fn unserialisable(path: &Path, error: &serde_json::Error) -> Error {
+    Error::file(path, format!("a value has no form in JSON: {error}"))
+}
+
+#[cfg(test)]
+mod tests;
