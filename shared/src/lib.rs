@@ -2,11 +2,15 @@
 
 pub mod cli;
 pub mod error;
+pub mod gold;
 pub mod input;
+pub mod logging;
 pub mod output;
 pub mod policy_shift;
 pub mod python_random;
+pub mod quarantine;
 pub mod record;
 pub mod rules;
+pub mod stats;
 
 pub use error::{Error, Result};
