@@ -1,3 +1,17 @@
-//! Wiring.
+//! Wiring: arguments, logging, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    shared::logging::init("info");
+    let cli = coordinator::Cli::parse_from(shared::cli::normalise_flags(std::env::args_os()));
+    match coordinator::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Base pairs from rows of preference data (spec 1.1, 1.2).
+//!
+//! What becomes of a row is decided in `pku`; here rows are streamed from files to files. Nothing takes its name before
+//! every row of every input was read without error.
+
+mod parquet;
+mod pku;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use shared::output::{ArrayWriter, sibling};
+use shared::quarantine::Quarantine;
+use shared::{Error, Result, input};
+
+use super::row::{Place, Row, empty_text};
+use crate::progress;
+use pku::{Kind, Verdict};
+
+/// Turns PKU-SafeRLHF rows, or plain pairs, into base pairs {prompt, chosen, rejected}.
+///
+/// PKU-SafeRLHF rows: the safe response wins over the unsafe one; between two safe or two unsafe responses
+/// safer_response_id decides; rows without that label are unused. Plain rows {prompt, chosen, rejected} pass through
+/// with all their fields. A file holds one kind, told by its fields. Row order is kept. Rows whose texts are empty are
+/// set aside in `<output stem>_quarantine.json`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Files of rows, read in the order given: JSON array, JSON lines (.gz and .xz too) or Parquet
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    input: Vec<PathBuf>,
+    /// File of pairs to write
+    #[arg(long, value_name = "FILE", default_value = "pku_chosen_rejected.json")]
+    output_json: PathBuf,
+    /// Take the first N rows only; more than there are is an error
+    #[arg(long, value_name = "N")]
+    num_samples: Option<usize>,
+    /// Write rows without preference label to `<output stem>_unused.json`
+    #[arg(long)]
+    save_unused: bool,
+    /// Print the counts as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What became of the rows; the counters after `loaded` add up to it.
+#[derive(Debug, Default, Serialize)]
+struct Counts {
+    loaded: usize,
+    one_safe_one_unsafe: usize,
+    both_safe: usize,
+    both_unsafe: usize,
+    plain: usize,
+    no_preference_label: usize,
+    quarantined: usize,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let mut pairs = ArrayWriter::create(&args.output_json)?;
+    let mut unused =
+        args.save_unused.then(|| ArrayWriter::create(&sibling(&args.output_json, "_unused"))).transpose()?;
+    let mut quarantine = Quarantine::default();
+    let mut counts = Counts::default();
+    let progress = progress::counter("rows read");
+    let limit = args.num_samples.unwrap_or(usize::MAX);
+    for file in &args.input {
+        let mut kind = None;
+        for (index, row) in rows(file)?.enumerate() {
+            if counts.loaded == limit {
+                break;
+            }
+            let row = row?;
+            let place = Place { file, index };
+            counts.loaded += 1;
+            progress.inc(1);
+            let kind = *kind.insert(pku::kind_of(&row, place, kind)?);
+            match judge(&row, place, kind)? {
+                Verdict::Unused { reason } => {
+                    counts.no_preference_label += 1;
+                    if let Some(unused) = &mut unused {
+                        let [prompt, first, second] =
+                            ["prompt", "response_0", "response_1"].map(|field| row.get(field).cloned());
+                        let row =
+                            json!({"prompt": prompt, "response_0": first, "response_1": second, "reason": reason});
+                        unused.push(&row)?;
+                    }
+                }
+                Verdict::Empty { field } => {
+                    counts.quarantined += 1;
+                    quarantine.push(file, index, field, "is empty", &row)?;
+                }
+                Verdict::Plain => {
+                    counts.plain += 1;
+                    pairs.push(&row)?;
+                }
+                Verdict::Pair { safety, chosen, rejected } => {
+                    *counts.of(safety) += 1;
+                    pairs.push(&BasePair {
+                        prompt: row.get("prompt"),
+                        chosen: row.get(chosen),
+                        rejected: row.get(rejected),
+                    })?;
+                }
+            }
+        }
+    }
+    progress.finish_and_clear();
+    if let Some(wanted) = args.num_samples.filter(|wanted| counts.loaded < *wanted) {
+        return Err(Error::Config(format!("--num-samples {wanted}: the input holds {} rows only", counts.loaded)));
+    }
+    let written = pairs.finish()?;
+    unused.map(ArrayWriter::finish).transpose()?;
+    super::keep_quarantine(&quarantine, &args.output_json)?;
+    if written == 0 {
+        tracing::warn!(file = %args.output_json.display(), "no row gave a pair");
+    }
+    report(args, &counts, written)
+}
+
+#[derive(Serialize)]
+struct BasePair<'a> {
+    prompt: Option<&'a Value>,
+    chosen: Option<&'a Value>,
+    rejected: Option<&'a Value>,
+}
+
+impl Counts {
+    fn of(&mut self, safety: pku::Safety) -> &mut usize {
+        match safety {
+            pku::Safety::OneSafe => &mut self.one_safe_one_unsafe,
+            pku::Safety::BothSafe => &mut self.both_safe,
+            pku::Safety::BothUnsafe => &mut self.both_unsafe,
+        }
+    }
+}
+
+fn judge(row: &Row, place: Place<'_>, kind: Kind) -> Result<Verdict> {
+    match kind {
+        Kind::SafeRlhf => pku::judge(row, place),
+        Kind::Plain => Ok(match empty_text(row, place)? {
+            Some(field) => Verdict::Empty { field },
+            None => Verdict::Plain,
+        }),
+    }
+}
+
+/// Rows of a file, Parquet told from JSON by its first bytes.
+fn rows(file: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
+    let mut start = Vec::new();
+    let source = std::fs::File::open(file).map_err(|source| Error::io("open", file, source))?;
+    source.take(4).read_to_end(&mut start).map_err(|source| Error::io("read", file, source))?;
+    if start == parquet::MAGIC { parquet::rows(file) } else { Ok(Box::new(input::records::<Row>(file)?)) }
+}
+
+fn report(args: &Args, counts: &Counts, written: usize) -> Result<()> {
+    if args.json {
+        return super::print_json(&json!({"file": args.output_json, "pairs": written, "rows": counts}));
+    }
+    let lines = [
+        ("rows loaded", counts.loaded),
+        ("one safe, one unsafe", counts.one_safe_one_unsafe),
+        ("both safe", counts.both_safe),
+        ("both unsafe", counts.both_unsafe),
+        ("plain pairs", counts.plain),
+        ("no preference label", counts.no_preference_label),
+        ("empty text", counts.quarantined),
+        ("pairs written", written),
+    ];
+    for (name, count) in lines {
+        println!("{name:<22} {count:>9} {:>6.2} %", 100.0 * count as f64 / counts.loaded.max(1) as f64);
+    }
+    println!("written to {}", args.output_json.display());
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! Splits: train1, train2 and test of a triaged file, as the reference cuts them (spec 1.4).
+
+mod partition;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+use shared::output::{ArrayWriter, stem};
+use shared::{Error, Result};
+
+use super::row::{Labelled, Row, read_labelled};
+use partition::{Parts, Sizes, Unit};
+
+/// Cuts triaged records into train1, train2 (drawn from train1) and test (what is not in train1).
+///
+/// Writes trace/{train1,train2,test}.json with all fields and dpo/{train1,train2,test}.json with prompt, chosen and
+/// rejected only. The same seed gives the same split as the reference's scripts. Records with empty text are set aside
+/// in `<input stem>_quarantine.json` before anything is drawn.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("manner").required(true).args(["stratified", "uniform"]))]
+pub(crate) struct Args {
+    /// Triaged records: JSON array or JSON lines, .gz and .xz too
+    #[arg(long, value_name = "FILE")]
+    ckpt_json: PathBuf,
+    /// Folder to write to
+    #[arg(long, value_name = "DIR", default_value = "splits")]
+    output_dir: PathBuf,
+    /// Records in train1
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    train1_size: usize,
+    /// Records in train2
+    #[arg(long, value_name = "N", default_value_t = 5_000)]
+    train2_size: usize,
+    /// Seed of the random generator
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Give every category the same share in every part; records without category count as one of their own
+    #[arg(long)]
+    stratified: bool,
+    /// Draw without regard to categories
+    #[arg(long)]
+    uniform: bool,
+    /// Keep all records of a prompt on one side of train1/test. Whole prompts are dealt until train1 (with --stratified:
+    /// its share of every category, a prompt counting to that of its first record) has reached its size, so train1 can
+    /// be larger by a few records; the sizes reached are printed
+    #[arg(long)]
+    group_by_prompt: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Sizes reached, by part and category.
+#[derive(Debug, Serialize)]
+struct Written {
+    part: &'static str,
+    records: usize,
+    by_category: serde_json::Map<String, Value>,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let (records, quarantine) = read_labelled(&args.ckpt_json)?;
+    let sizes = Sizes { train1: args.train1_size, train2: args.train2_size };
+    let units = units(&records, args.group_by_prompt);
+    let parts = if args.stratified {
+        partition::stratified(binned(units, &records), sizes, args.seed)?
+    } else {
+        partition::uniform(units, sizes, args.seed)?
+    };
+    write(&args.output_dir, &records, &parts)?;
+    super::keep_quarantine(&quarantine, &args.output_dir.join(stem(&args.ckpt_json)))?;
+    if parts.train2.len() < args.train2_size {
+        let (size, wanted) = (parts.train2.len(), args.train2_size);
+        tracing::warn!(size, wanted, "train2 is smaller than asked for: train1 holds no more of its categories");
+    }
+    report(args, &records, &parts)
+}
+
+/// Units in order of first appearance: single records, or all records of a prompt.
+fn units(records: &[Labelled], group_by_prompt: bool) -> Vec<Unit> {
+    if !group_by_prompt {
+        return (0..records.len()).map(|index| vec![index]).collect();
+    }
+    let mut units: Vec<Unit> = Vec::new();
+    let mut unit_of_prompt: HashMap<String, usize> = HashMap::new();
+    for (index, record) in records.iter().enumerate() {
+        let unit = *unit_of_prompt.entry(record.row["prompt"].to_string()).or_insert(units.len());
+        match units.get_mut(unit) {
+            Some(unit) => unit.push(index),
+            None => units.push(vec![index]),
+        }
+    }
+    units
+}
+
+/// Bins of units by the category of their first record, in order of first appearance.
+fn binned(units: Vec<Unit>, records: &[Labelled]) -> Vec<(String, Vec<Unit>)> {
+    let mut bins: Vec<(String, Vec<Unit>)> = Vec::new();
+    for unit in units {
+        let name = category_name(&records[unit[0]]);
+        match bins.iter_mut().find(|(bin, _)| bin == name) {
+            Some((_, units)) => units.push(unit),
+            None => bins.push((name.to_owned(), vec![unit])),
+        }
+    }
+    bins
+}
+
+fn category_name(record: &Labelled) -> &'static str {
+    record.category.map_or("UNKNOWN", |category| category.name())
+}
+
+/// Writes the six files; none takes its name before all are complete.
+fn write(folder: &Path, records: &[Labelled], parts: &Parts) -> Result<()> {
+    let mut writers = Vec::new();
+    for (name, indices) in named(parts) {
+        let mut whole = ArrayWriter::create(&folder.join("trace").join(name).with_extension("json"))?;
+        let mut pairs = ArrayWriter::create(&folder.join("dpo").join(name).with_extension("json"))?;
+        for index in indices {
+            let row = &records[*index].row;
+            whole.push(row)?;
+            pairs.push(&pair_only(row))?;
+        }
+        writers.extend([whole, pairs]);
+    }
+    writers.into_iter().try_for_each(|writer| writer.finish().map(|_| ()))
+}
+
+fn named(parts: &Parts) -> [(&'static str, &[usize]); 3] {
+    [("train1", &parts.train1), ("train2", &parts.train2), ("test", &parts.test)]
+}
+
+#[derive(Serialize)]
+struct Pair<'a> {
+    prompt: Option<&'a Value>,
+    chosen: Option<&'a Value>,
+    rejected: Option<&'a Value>,
+}
+
+fn pair_only(row: &Row) -> Pair<'_> {
+    Pair { prompt: row.get("prompt"), chosen: row.get("chosen"), rejected: row.get("rejected") }
+}
+
+fn report(args: &Args, records: &[Labelled], parts: &Parts) -> Result<()> {
+    let mut names: Vec<&str> = Vec::new();
+    for record in records {
+        if !names.contains(&category_name(record)) {
+            names.push(category_name(record));
+        }
+    }
+    let written: Vec<Written> = named(parts)
+        .into_iter()
+        .map(|(part, indices)| {
+            let count = |name: &str| indices.iter().filter(|index| category_name(&records[**index]) == name).count();
+            let by_category = names.iter().map(|name| ((*name).to_owned(), Value::from(count(name)))).collect();
+            Written { part, records: indices.len(), by_category }
+        })
+        .collect();
+    if args.json {
+        return super::print_json(&written);
+    }
+    print!("{:<8} {:>9}", "part", "records");
+    names.iter().for_each(|name| print!(" {name:>9}"));
+    println!();
+    for Written { part, records, by_category } in &written {
+        print!("{part:<8} {records:>9}");
+        names.iter().for_each(|name| print!(" {:>9}", by_category[*name].to_string()));
+        println!();
+    }
+    println!("written to {}", args.output_dir.display());
+    if args.group_by_prompt && parts.train1.len() != args.train1_size {
+        println!("train1 holds {} records instead of {}: prompts stay whole", parts.train1.len(), args.train1_size);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::record::Category;
+
+    fn records(prompts: &[(&str, Option<Category>)]) -> Vec<Labelled> {
+        let record = |(index, (prompt, category)): (usize, &(&str, Option<Category>))| Labelled {
+            row: [("prompt".to_owned(), Value::from(*prompt))].into_iter().collect(),
+            category: *category,
+            index,
+        };
+        prompts.iter().enumerate().map(record).collect()
+    }
+
+    #[test]
+    fn records_of_a_prompt_form_one_unit_in_order_of_first_appearance() {
+        let records = records(&[("b", None), ("a", None), ("b", None), ("c", None), ("a", None)]);
+        assert_eq!(units(&records, true), [vec![0, 2], vec![1, 4], vec![3]]);
+        assert_eq!(units(&records, false), [vec![0], vec![1], vec![2], vec![3], vec![4]]);
+    }
+
+    #[test]
+    fn bins_come_in_order_of_first_appearance_and_a_missing_category_is_one() {
+        let (punish, retain) = (Some(Category::Punish), Some(Category::Retain));
+        let records = records(&[("a", retain), ("b", None), ("c", punish), ("d", retain)]);
+        let bins = binned(units(&records, false), &records);
+        assert_eq!(
+            bins,
+            [
+                ("RETAIN".to_owned(), vec![vec![0], vec![3]]),
+                ("UNKNOWN".to_owned(), vec![vec![1]]),
+                ("PUNISH".to_owned(), vec![vec![2]]),
+            ]
+        );
+    }
+}
