@@ -1,3 +1,17 @@
-//! Wiring.
+//! Wiring: arguments, logging, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    shared::logging::init("info");
+    let cli = oracle_service::Cli::parse_from(shared::cli::normalise_flags(std::env::args_os()));
+    match oracle_service::run(cli) {
+        Ok(outcome) => outcome.exit_code(),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

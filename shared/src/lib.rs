@@ -7,9 +7,11 @@ pub mod input;
 pub mod keyed_random;
 pub mod logging;
 pub mod output;
+pub mod policy_shift;
 pub mod python_random;
 pub mod quarantine;
 pub mod record;
+pub mod rules;
 pub mod stats;
 
 pub use error::{Error, Result};

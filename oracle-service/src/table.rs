@@ -1,0 +1,26 @@
+//! Output for people and for scripts.
+
+use serde::Serialize;
+use shared::stats::Measured;
+
+use crate::error::Result;
+
+/// Prints a command's result for scripts.
+pub(crate) fn print_json<T: Serialize>(result: &T) -> Result<()> {
+    let text = serde_json::to_string_pretty(result).map_err(|error| shared::Error::Config(error.to_string()))?;
+    println!("{text}");
+    Ok(())
+}
+
+/// Returns `count` as a share of `total` in percent; 0 of 0 is 0.
+pub(crate) fn percent(count: usize, total: usize) -> f64 {
+    100.0 * count as f64 / total.max(1) as f64
+}
+
+/// Returns a measured share with its interval, a dash where nothing was measured.
+pub(crate) fn measured(share: Option<Measured>) -> String {
+    match share {
+        Some(Measured { value, low, high, .. }) => format!("{value:.1} ({low:.1}–{high:.1})"),
+        None => "–".to_owned(),
+    }
+}
