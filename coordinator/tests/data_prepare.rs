@@ -1,5 +1,7 @@
 //! `data prepare` as a program: every input format, the counts, and input that is wrong.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::fs::File;

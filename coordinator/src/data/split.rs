@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
+use shared::Result;
 use shared::output::{ArrayWriter, stem};
-use shared::{Error, Result};
 
 use super::row::{Labelled, Row, read_labelled};
 use partition::{Parts, Sizes, Unit};
