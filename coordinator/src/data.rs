@@ -15,13 +15,11 @@ use serde::Serialize;
 use shared::quarantine::Quarantine;
 use shared::{Error, Result};
 
+// What a command does is documented at its arguments; a comment here would hide that from `--help`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Turns PKU-SafeRLHF rows, or plain pairs, into base pairs {prompt, chosen, rejected}
     Prepare(prepare::Args),
-    /// Cuts triaged records into train1, train2 (a part of train1) and test
     Split(split::Args),
-    /// Writes copies of a record file with noisy labels
     Noise(noise::Args),
     /// Makes the example world: a small model's tokenizer, data, prompts, and rules to judge by
     PolicyShift(policy_shift::Args),

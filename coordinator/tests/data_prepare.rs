@@ -1,5 +1,7 @@
 //! `data prepare` as a program: every input format, the counts, and input that is wrong.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::fs::File;
@@ -103,6 +105,7 @@ fn plain_pairs_pass_with_all_fields_and_empty_texts_are_set_aside() {
     let outcome = folder.run("data prepare --input plain.jsonl --output-json p.json");
     assert_eq!(outcome.code, Some(0), "{}", outcome.err);
     assert!(outcome.err.contains("set aside") && outcome.err.contains("p_quarantine.json"), "{}", outcome.err);
+    assert!(!outcome.err.contains('\u{1b}'), "colour codes in a log that no terminal reads: {:?}", outcome.err);
     assert_eq!(folder.text("p.json"), serde_json::to_string_pretty(&json!([good, good])).unwrap());
     assert_eq!(
         folder.json("p_quarantine.json"),

@@ -1,5 +1,7 @@
 //! `data split` and `data noise` as programs: files, names, bytes, and input that is wrong.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::collections::HashSet;

@@ -15,9 +15,10 @@ use shared::{Error, Result};
 
 use super::row::{Labelled, Place, Row, read_labelled};
 
-/// Writes `<input stem>_noisy<P>pct.json` for every rate, P being the rate in whole percent.
+/// Writes copies of a record file with noisy labels, one for every rate.
 ///
-/// Every rate starts from the same seed. With the default model each chosen record gets, by a fair coin, another
+/// Their names are `<input stem>_noisy<P>pct.json`, P being the rate in whole percent. Every rate starts from the seed.
+/// With the default model each chosen record gets, by a fair coin, another
 /// category or chosen and rejected swapped; violation lists are not adapted. Records with empty text are set aside in
 /// `<input stem>_quarantine.json` and take no part.
 #[derive(Debug, clap::Args)]

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
+use shared::Result;
 use shared::output::{ArrayWriter, stem};
-use shared::{Error, Result};
 
 use super::row::{Labelled, Row, read_labelled};
 use partition::{Parts, Sizes, Unit};
 
-/// Cuts triaged records into train1, train2 (drawn from train1) and test (what is not in train1).
+/// Cuts triaged records into train1, train2 (drawn from train1) and test (the rest).
 ///
 /// Writes trace/{train1,train2,test}.json with all fields and dpo/{train1,train2,test}.json with prompt, chosen and
 /// rejected only. The same seed gives the same split as the reference's scripts. Records with empty text are set aside

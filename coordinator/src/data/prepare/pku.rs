@@ -130,7 +130,9 @@ mod tests {
 
     use super::*;
 
-    const PLACE: Place<'_> = Place { index: 3, file: Path::new("") };
+    fn place() -> Place<'static> {
+        Place { index: 3, file: Path::new("") }
+    }
 
     fn row(safe_0: bool, safe_1: bool, safer: i64) -> Row {
         let row = json!({"prompt": "p", "response_0": "a", "response_1": "b", "is_response_0_safe": safe_0,
@@ -156,7 +158,7 @@ mod tests {
             (true, false, -1, Verdict::Unused { reason: "no_preference_label" }),
             (false, false, 2, Verdict::Unused { reason: "no_preference_label" }),
         ] {
-            assert_eq!(judge(&row(safe_0, safe_1, safer), PLACE).unwrap(), expected, "{safe_0} {safe_1} {safer}");
+            assert_eq!(judge(&row(safe_0, safe_1, safer), place()).unwrap(), expected, "{safe_0} {safe_1} {safer}");
         }
     }
 
@@ -170,12 +172,12 @@ mod tests {
         ] {
             let mut row = row(true, true, 0);
             row.insert(field.into(), value);
-            let message = judge(&row, PLACE).unwrap_err().to_string();
+            let message = judge(&row, place()).unwrap_err().to_string();
             assert_eq!(message, format!(": record 3: field \"{field}\": {problem}"));
         }
         let mut row = row(true, true, 0);
         row.remove("is_response_0_safe");
-        let message = judge(&row, PLACE).unwrap_err().to_string();
+        let message = judge(&row, place()).unwrap_err().to_string();
         assert_eq!(message, ": record 3: field \"is_response_0_safe\": is missing");
     }
 
@@ -183,22 +185,22 @@ mod tests {
     fn an_empty_response_is_quarantined_unless_the_row_is_unused_anyway() {
         let mut empty = row(true, false, 0);
         empty.insert("response_1".into(), json!(""));
-        assert_eq!(judge(&empty, PLACE).unwrap(), Verdict::Empty { field: "response_1" });
+        assert_eq!(judge(&empty, place()).unwrap(), Verdict::Empty { field: "response_1" });
         empty.insert("safer_response_id".into(), Value::Null);
-        assert_eq!(judge(&empty, PLACE).unwrap(), Verdict::Unused { reason: "no_preference_label" });
+        assert_eq!(judge(&empty, place()).unwrap(), Verdict::Unused { reason: "no_preference_label" });
     }
 
     #[test]
     fn a_file_keeps_the_kind_of_its_first_row() {
         let object = |value: Value| value.as_object().unwrap().clone();
         let plain = object(json!({"prompt": "p", "chosen": "c"}));
-        assert_eq!(kind_of(&row(true, true, 0), PLACE, None).unwrap(), Kind::SafeRlhf);
-        assert_eq!(kind_of(&plain, PLACE, None).unwrap(), Kind::Plain);
-        let message = kind_of(&plain, PLACE, Some(Kind::SafeRlhf)).unwrap_err().to_string();
+        assert_eq!(kind_of(&row(true, true, 0), place(), None).unwrap(), Kind::SafeRlhf);
+        assert_eq!(kind_of(&plain, place(), None).unwrap(), Kind::Plain);
+        let message = kind_of(&plain, place(), Some(Kind::SafeRlhf)).unwrap_err().to_string();
         assert!(
             message.contains("record 3: is a plain pair, but the file starts with a PKU-SafeRLHF row"),
             "{message}"
         );
-        assert!(kind_of(&object(json!({"prompt": "p"})), PLACE, Some(Kind::Plain)).is_err());
+        assert!(kind_of(&object(json!({"prompt": "p"})), place(), Some(Kind::Plain)).is_err());
     }
 }
