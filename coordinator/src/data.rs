@@ -4,6 +4,7 @@
 //! their fields in their order; what cannot be used goes to a quarantine file beside the output, never silently away.
 
 mod noise;
+mod policy_shift;
 mod prepare;
 mod row;
 mod split;
@@ -20,6 +21,8 @@ pub(crate) enum Command {
     Prepare(prepare::Args),
     Split(split::Args),
     Noise(noise::Args),
+    /// Makes the example world: a small model's tokenizer, data, prompts, and rules to judge by
+    PolicyShift(policy_shift::Args),
 }
 
 pub(crate) fn run(command: Command) -> Result<()> {
@@ -27,6 +30,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Prepare(args) => prepare::run(&args),
         Command::Split(args) => split::run(&args),
         Command::Noise(args) => noise::run(&args),
+        Command::PolicyShift(args) => policy_shift::run(&args),
     }
 }
 

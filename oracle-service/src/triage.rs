@@ -31,7 +31,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     judge: JudgeArgs,
     /// Draw this many pairs at random, without replacement, instead of taking all
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     num_samples: Option<usize>,
     /// Seed of the draw
     #[arg(long, default_value_t = 42)]
