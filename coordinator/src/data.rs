@@ -21,7 +21,6 @@ pub(crate) enum Command {
     Prepare(prepare::Args),
     Split(split::Args),
     Noise(noise::Args),
-    /// Makes the example world: a small model's tokenizer, data, prompts, and rules to judge by
     PolicyShift(policy_shift::Args),
 }
 
@@ -44,7 +43,7 @@ fn keep_quarantine(quarantine: &Quarantine, output: &Path) -> Result<()> {
 }
 
 /// Prints a command's result for scripts.
-fn print_json<T: Serialize>(result: &T) -> Result<()> {
+pub(crate) fn print_json<T: Serialize>(result: &T) -> Result<()> {
     let text = serde_json::to_string_pretty(result).map_err(|error| Error::Config(error.to_string()))?;
     println!("{text}");
     Ok(())

@@ -10,9 +10,9 @@ use shared::rules::Judge;
 use crate::error::Result;
 use crate::{JudgeArgs, Outcome, progress, table};
 
-/// Adds `oracle_response` to every record: a compliant response for PUNISH, empty for the others.
+/// Adds a compliant response to every PUNISH record
 ///
-/// Each correction is judged before it is accepted; where the judge rejects it, `oracle_response` stays empty, the record
+/// Every record gains `oracle_response`, which is empty for INVERT and RETAIN. Each correction is judged before it is accepted; where the judge rejects it, `oracle_response` stays empty, the record
 /// is counted and the exit code is 3.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

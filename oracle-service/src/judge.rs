@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::{JudgeArgs, Outcome, progress, table};
 use summary::Summary;
 
-/// Judges every response of a `worker generate` output.
+/// Judges every response of a `worker generate` output
 ///
 /// Each result gains `compliant`; in a world, a response to a task also gains `garbled` and `attack_success`, an answer to
 /// a skill question `garbled` and `correct`. The metadata gain the agreement with the policy, overall and by category.

@@ -25,13 +25,11 @@ pub struct Cli {
     command: Command,
 }
 
+// What a command does is documented at its arguments; a comment here would hide that from `--help`.
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Labels every pair INVERT, PUNISH or RETAIN and puts INVERT pairs into their new order
     Triage(triage::Args),
-    /// Adds a compliant response to every PUNISH record
     Correct(correct::Args),
-    /// Judges a model's responses
     Judge(judge::Args),
 }
 

@@ -15,9 +15,9 @@ use shared::rules::Judge;
 use crate::error::Result;
 use crate::{JudgeArgs, Outcome, progress, table};
 
-/// Labels every pair under the new policy: INVERT where the old winner violates and the old loser complies, PUNISH where
-/// both violate, RETAIN where the old winner complies.
+/// Labels every pair INVERT, PUNISH or RETAIN under the new policy
 ///
+/// INVERT: the old winner violates and the old loser complies. PUNISH: both violate. RETAIN: the old winner complies.
 /// INVERT pairs are written with the compliant old loser as `chosen`. `<stem>_triage.json` holds the labels with all pairs
 /// in their original order, `<stem>_quarantine.json` the records with empty text and their reason.
 #[derive(Debug, clap::Args)]

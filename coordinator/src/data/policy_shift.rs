@@ -12,9 +12,9 @@ use shared::policy_shift::data_sets::{DataSets, Pair};
 use shared::policy_shift::{Policy, World, tokenizer};
 use shared::record::Category;
 
-/// Writes a made-up, harmless world with an old and a new policy, and all data to see TRACE work in it.
+/// Makes the example world: a small model's tokenizer, data, prompts, and rules to judge by
 ///
-/// Files in the output folder: `model/` (configuration, tokenizer and chat template of a small Llama, without weights),
+/// The world is made up and harmless; an old and a new policy differ in it. Files in the output folder: `model/` (configuration, tokenizer and chat template of a small Llama, without weights),
 /// `skill_sft.json` and `corpus_sft.json` (to train the base model, in this order), `old_pairs_dpo.json` (to align it to
 /// the old policy), `pairs.json` (the old pairs to triage and re-align with), `prompts_val.json` and `prompts_test.json`
 /// (to generate and judge), `world.json` with `rules_new.toml` and `rules_old.toml` (to judge by).

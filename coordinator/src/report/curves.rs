@@ -1,0 +1,52 @@
+//! Loss curves by part, thinned to what a plot can show. Pure.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use shared::{Error, Result};
+use std::collections::BTreeMap;
+
+const MAX_POINTS: usize = 200;
+
+/// A value a point and part: the mean of the steps the point stands for, null where none of them had that part.
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct Curves {
+    /// The last step of each point.
+    pub(super) step: Vec<u64>,
+    /// `loss` and its parts: every metric whose name begins with "loss".
+    #[serde(flatten)]
+    pub(super) parts: BTreeMap<String, Vec<Option<f64>>>,
+}
+
+pub(super) fn of(metrics: &[Map<String, Value>], file: &Path) -> Result<Curves> {
+    let mut steps = Vec::with_capacity(metrics.len());
+    for (index, line) in metrics.iter().enumerate() {
+        let wrong = |field: &str, problem| Error::field(file, index, field, problem);
+        steps.push(line.get("step").and_then(Value::as_u64).ok_or_else(|| wrong("step", "is not a step number"))?);
+        if !line.contains_key("loss") {
+            return Err(wrong("loss", "is missing"));
+        }
+        if let Some((name, _)) = losses(line).find(|(_, value)| !value.is_number() && !value.is_null()) {
+            return Err(wrong(name, "is neither a number nor null"));
+        }
+    }
+    let mut names: Vec<&String> = metrics.iter().flat_map(|line| losses(line).map(|(name, _)| name)).collect();
+    names.sort();
+    names.dedup();
+
+    let per_point = metrics.len().div_ceil(MAX_POINTS).max(1);
+    let parts = names.into_iter().map(|name| {
+        let points = metrics.chunks(per_point).map(|lines| {
+            let values: Vec<f64> = lines.iter().filter_map(|line| line.get(name)?.as_f64()).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        });
+        (name.clone(), points.collect())
+    });
+    let step = steps.chunks(per_point).filter_map(|steps| steps.last().copied()).collect();
+    Ok(Curves { step, parts: parts.collect() })
+}
+
+fn losses(line: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
+    line.iter().filter(|(name, _)| name.starts_with("loss"))
+}

@@ -1,0 +1,200 @@
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn write(folder: &Path, name: &str, content: impl ToString) {
+    let path = folder.join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, content.to_string()).unwrap();
+}
+
+fn results(complying: usize) -> Value {
+    let test = (0..4).map(|index| {
+        let (domain, category) = if index < 2 { ("law", "INVERT") } else { ("food", "RETAIN") };
+        json!({"prompt": "p", "set": "test", "domain": domain, "category": category, "model_response": "r",
+               "finished": true, "compliant": index < complying, "garbled": index == 3, "attack_success": false})
+    });
+    let heldout = json!({"set": "heldout", "domain": "law", "compliant": true, "garbled": false});
+    let attacks = (0..2).map(|index| {
+        json!({"set": "attack_story", "domain": "law", "compliant": false, "garbled": false, "attack_success": index == 0})
+    });
+    let skill = (0..4).map(|index| json!({"set": "skill_sums", "compliant": true, "correct": index < 3}));
+    let facts = (0..2).map(|_| json!({"set": "skill_facts", "compliant": true, "correct": true}));
+    let all: Vec<Value> = test.chain([heldout]).chain(attacks).chain(skill).chain(facts).collect();
+    json!({"metadata": {}, "results": all})
+}
+
+/// A small run: base and trace, three steps, four pairs.
+fn small_run() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    write(folder, "run.json", json!({"run": "small", "seed": 3, "variants": ["base", "trace"]}));
+    let record = |category: &str, raw: f64, weight: f64| json!({"prompt": "p", "chosen": "c", "rejected": "r", "category": category, "raw_score": raw, "impact_score": weight});
+    let records = json!([
+        record("INVERT", 3.0, 2.25),
+        record("INVERT", -1.0, 0.0),
+        record("PUNISH", 1.0, 0.75),
+        record("PUNISH", 0.0, 0.0),
+        {"prompt": "p", "chosen": "c", "rejected": "r", "category": "RETAIN", "impact_score": 0.0},
+    ]);
+    write(folder, "triage/gold.json", &records);
+    write(folder, "base/judged_test.json", results(1));
+    write(folder, "trace/judged_test.json", results(3));
+    write(folder, "trace/weighted_dataset.json", &records);
+    let steps = [
+        json!({"step": 1, "loss": 1.0, "loss_invert": 0.5, "loss_kl": null, "lr": 0.1}),
+        json!({"step": 2, "loss": 0.5, "loss_invert": 0.25, "loss_kl": 0.125, "lr": 0.1}),
+    ];
+    write(folder, "trace/metrics.jsonl", steps.map(|step| step.to_string()).join("\n"));
+    write(folder, "stages/01-triage.json", json!({"name": "triage", "seconds": 1.5}));
+    write(folder, "stages/02-train.json", json!({"name": "train", "seconds": 20.0, "cost_usd": 0.25}));
+    dir
+}
+
+fn report(folder: &Path) -> Value {
+    run(&Args { run_dir: folder.to_owned(), json: false }).unwrap();
+    shared::input::read_json(&folder.join("report.json")).unwrap()
+}
+
+fn error(folder: &Path) -> String {
+    run(&Args { run_dir: folder.to_owned(), json: false }).unwrap_err().to_string()
+}
+
+#[test]
+fn numbers_are_those_of_the_files() {
+    let dir = small_run();
+    let report = report(dir.path());
+    assert_eq!((&report["run"], &report["seed"]), (&json!("small"), &json!(3)));
+    assert_eq!(report["triage"], json!({"INVERT": 2, "PUNISH": 2, "RETAIN": 1}));
+    let [base, trace] = [0, 1].map(|index| &report["variants"][index]);
+    assert_eq!((&base["name"], &trace["name"]), (&json!("base"), &json!("trace")));
+    assert_eq!((&base["tpa"]["value"], &trace["tpa"]["value"]), (&json!(25.0), &json!(75.0)));
+    assert_eq!(trace["tpa"]["n"], 4);
+    // Wilson for 3 of 4.
+    assert!((trace["tpa"]["low"].as_f64().unwrap() - 30.064).abs() < 1e-3, "{}", trace["tpa"]);
+    assert!((trace["tpa"]["high"].as_f64().unwrap() - 95.441).abs() < 1e-3, "{}", trace["tpa"]);
+    assert_eq!(trace["invert"]["value"], 100.0);
+    assert_eq!(trace["retain"]["value"], 50.0);
+    assert_eq!(trace.get("punish"), None);
+    assert_eq!(trace["garbled"]["value"], 25.0);
+    assert_eq!(trace["by_domain"]["law"]["value"], 100.0);
+    assert_eq!(trace["by_domain"]["food"]["n"], 2);
+    assert_eq!(trace["heldout"]["n"], 1);
+    assert_eq!(trace["asr"]["story"]["value"], 50.0);
+    assert_eq!(trace["asr"].get("suffix"), None);
+    assert_eq!(base.get("score"), None);
+    assert_eq!(base.get("loss_curves"), None);
+    assert_eq!(report["stages"][1], json!({"name": "train", "seconds": 20.0, "cost_usd": 0.25}));
+}
+
+#[test]
+fn capability_is_the_mean_of_its_parts_with_an_interval_between_theirs() {
+    let dir = small_run();
+    let capability = &report(dir.path())["variants"][1]["capability"];
+    assert_eq!(capability["value"], 87.5);
+    assert_eq!(capability["n"], 6);
+    assert_eq!((&capability["sums"]["value"], &capability["facts"]["value"]), (&json!(75.0), &json!(100.0)));
+    let end = |of: &Value, name: &str| of[name].as_f64().unwrap();
+    let (sums, facts) = (&capability["sums"], &capability["facts"]);
+    let below = (75.0 - end(sums, "low")).hypot(100.0 - end(facts, "low")) / 2.0;
+    assert!((end(capability, "low") - (87.5 - below)).abs() < 1e-9);
+    let above = (end(sums, "high") - 75.0) / 2.0;
+    assert!((end(capability, "high") - (87.5 + above)).abs() < 1e-9);
+}
+
+#[test]
+fn scores_are_of_the_conflict_records() {
+    let dir = small_run();
+    let score = &report(dir.path())["variants"][1]["score"];
+    assert_eq!(score["clamped_share"], 50.0);
+    assert_eq!(score["mean_weight"], json!({"INVERT": 1.125, "PUNISH": 0.375}));
+    let counts: Vec<u64> = serde_json::from_value(score["histogram"]["counts"].clone()).unwrap();
+    assert_eq!(counts.len(), 20);
+    // Scores −1, 0, 1 and 3 in bins of width 0.2 from −1.
+    let filled: Vec<usize> = counts.iter().enumerate().filter(|(_, count)| **count == 1).map(|(bin, _)| bin).collect();
+    assert_eq!(filled, [0, 5, 10, 19]);
+    assert_eq!(score["histogram"]["edges"][20], 3.0);
+}
+
+#[test]
+fn curves_keep_their_parts_and_gaps() {
+    let dir = small_run();
+    let curves = &report(dir.path())["variants"][1]["loss_curves"];
+    assert_eq!(
+        *curves,
+        json!({"step": [1, 2], "loss": [1.0, 0.5], "loss_invert": [0.5, 0.25], "loss_kl": [null, 0.125]})
+    );
+    let lines: Vec<String> = (1..=1000).map(|step| json!({"step": step, "loss": step % 5}).to_string()).collect();
+    write(dir.path(), "trace/metrics.jsonl", lines.join("\n"));
+    let curves = &report(dir.path())["variants"][1]["loss_curves"];
+    assert_eq!(curves["step"].as_array().unwrap().len(), 200);
+    assert_eq!((&curves["step"][0], &curves["step"][199]), (&json!(5), &json!(1000)));
+    assert!(curves["loss"].as_array().unwrap().iter().all(|mean| *mean == 2.0));
+}
+
+#[test]
+fn the_tables_show_every_variant_and_what_is_absent_as_a_dash() {
+    let dir = small_run();
+    let report = collect::report(dir.path()).unwrap();
+    let text = table::of(&report);
+    let row = |begins: &str| text.lines().find(|line| line.starts_with(begins)).unwrap_or_else(|| panic!("{text}"));
+    assert!(row("trace").contains("75.0 (30.1–95.4)") && row("trace").contains('–'), "{text}");
+    assert!(row("base").contains("25.0"), "{text}");
+    assert!(row("law").contains("100.0"), "{text}");
+    assert!(row("total").contains("21.5") && row("total").contains("0.25"), "{text}");
+    assert!(text.contains("INVERT 2 (40.0 %)"), "{text}");
+}
+
+#[test]
+fn results_without_sets_all_count_and_what_was_not_asked_is_absent() {
+    let dir = small_run();
+    let plain = json!({"results": [{"compliant": true}, {"compliant": false, "category": "PUNISH"}]});
+    write(dir.path(), "trace/judged_test.json", plain);
+    let trace = &report(dir.path())["variants"][1];
+    assert_eq!(trace["tpa"]["n"], 2);
+    assert_eq!(trace["punish"]["value"], 0.0);
+    for absent in ["garbled", "by_domain", "heldout", "asr", "capability"] {
+        assert_eq!(trace.get(absent), None, "{absent}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    for file in
+        ["run.json", "triage/gold.json", "base/judged_test.json", "trace/weighted_dataset.json", "trace/metrics.jsonl"]
+    {
+        let dir = small_run();
+        std::fs::remove_file(dir.path().join(file)).unwrap();
+        let error = error(dir.path());
+        assert!(error.contains(file), "{error}");
+        assert!(!dir.path().join("report.json").exists());
+    }
+    let dir = small_run();
+    std::fs::remove_dir_all(dir.path().join("stages")).unwrap();
+    assert!(error(dir.path()).contains("stages"));
+}
+
+#[test]
+fn a_wrong_file_is_named_with_record_and_field() {
+    let cases = [
+        ("trace/judged_test.json", json!({"results": [{"prompt": "p"}]}).to_string(), "record 0: field \"compliant\""),
+        ("trace/judged_test.json", json!({"results": [{"compliant": true, "set": "heldout"}]}).to_string(), "\"test\""),
+        ("trace/judged_test.json", json!({"results": [{"compliant": true, "category": "X"}]}).to_string(), "\"X\""),
+        ("trace/metrics.jsonl", json!({"step": 1, "loss": "high"}).to_string(), "field \"loss\""),
+        ("trace/metrics.jsonl", json!({"step": 1}).to_string(), "field \"loss\""),
+        ("run.json", json!({"run": "r", "seed": 1, "variants": ["../x"]}).to_string(), "../x"),
+        ("run.json", json!({"run": "r", "seed": 1, "variants": []}).to_string(), "variants"),
+    ];
+    for (file, content, says) in cases {
+        let dir = small_run();
+        write(dir.path(), file, content);
+        let error = error(dir.path());
+        assert!(error.contains(file) && error.contains(says), "{error}");
+    }
+    let dir = small_run();
+    let unscored = json!([{"prompt": "p", "chosen": "c", "rejected": "r", "category": "PUNISH"}]);
+    write(dir.path(), "trace/weighted_dataset.json", unscored);
+    assert!(error(dir.path()).contains("record 0: field \"raw_score\""));
+}
