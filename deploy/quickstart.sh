@@ -93,5 +93,6 @@ for variant in base trace oracle-punish; do
     --output-json "$out/$variant/judged_test.json"
 done
 
+printf '{"run": "quickstart", "seed": %d, "variants": ["base", "trace", "oracle-punish"]}\n' "$seed" >"$out/run.json"
 echo "== report"
 "$bin/coordinator" report --run-dir "$out"
