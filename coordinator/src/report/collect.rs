@@ -12,7 +12,7 @@ use super::{Report, Variant, curves, measure, scores};
 
 /// The variant that is the deployed model itself: nothing was trained, so there are no scores and no curves.
 const BASE: &str = "base";
-/// Variants whose update weighs records by impact scores.
+/// Variants whose update weighs records by impact scores; the others have none worth a histogram.
 const WEIGHTED: [&str; 5] = ["trace", "oracle-punish", "no-kl", "no-triage", "u2a"];
 
 #[derive(Deserialize)]
@@ -58,8 +58,8 @@ fn variant(folder: &Path, run_file: &Path, name: &str) -> Result<Variant> {
     let judged: Judged = input::read_json(&judged_file)?;
     let measured = measure::of(&judged.results, &judged_file)?;
 
-    let weighted = own.join("weighted_dataset.json");
-    let score = if WEIGHTED.contains(&name) || (name != BASE && weighted.exists()) {
+    let score = if WEIGHTED.contains(&name) {
+        let weighted = own.join("weighted_dataset.json");
         Some(scores::of(&input::read_all::<Record>(&weighted)?, &weighted)?)
     } else {
         None

@@ -107,7 +107,7 @@ fn share<'a, 'b: 'a>(
     flag: impl Fn(&Judgement) -> Option<bool>,
 ) -> Option<Measured> {
     let (mut set, mut all) = (0, 0);
-    for value in judgements.filter_map(|one| flag(one)) {
+    for value in judgements.filter_map(flag) {
         all += 1;
         set += u64::from(value);
     }
