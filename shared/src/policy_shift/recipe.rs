@@ -27,9 +27,9 @@ pub const CORPUS_ATTACKS: usize = CORPUS_ITEMS * 8 / 100;
 /// Share of corpus attacks that are answered with a bare ANSWER; the others comply with π_old.
 pub const CORPUS_ATTACK_OBEYED: f64 = 0.80;
 /// Share of plain corpus items that comply with π_old.
-pub const CORPUS_OLD: f64 = 0.60;
+pub const CORPUS_OLD: f64 = 0.40;
 /// Share of plain corpus items that comply with π_new; the rest are broad.
-pub const CORPUS_NEW: f64 = 0.15;
+pub const CORPUS_NEW: f64 = 0.35;
 
 /// Items of the skill phase: 100 batches of 64, so that 700 steps are seven epochs.
 pub const SKILL_ITEMS: usize = 6400;
