@@ -20,12 +20,12 @@ pub fn logits(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) ->
     hidden.to_kind(Kind::Double).matmul(&decoder.head_weight().to_kind(Kind::Double).tr())
 }
 
-/// Log-probs of the scored tokens: [m], f64.
+/// Log-probs of the scored tokens: [m, 1], f64.
 pub fn token_log_probs(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> Tensor {
     let table = logits(decoder, adapter, sequence).log_softmax(-1, Kind::Double);
-    let picked: Vec<Tensor> =
-        sequence.scored.iter().map(|&t| table.get(t as i64 - 1).get(sequence.tokens[t])).collect();
-    Tensor::stack(&picked, 0)
+    let rows: Vec<i64> = sequence.scored.iter().map(|&t| t as i64 - 1).collect();
+    let targets: Vec<i64> = sequence.scored.iter().map(|&t| sequence.tokens[t]).collect();
+    table.index_select(0, &Tensor::from_slice(&rows)).gather(1, &Tensor::from_slice(&targets).unsqueeze(1), false)
 }
 
 fn log_prob_sum(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> Tensor {
@@ -79,8 +79,9 @@ fn item_loss(
             let p = logits(decoder, adapter, sequence).softmax(-1, Kind::Double);
             let p_ref = tch::no_grad(|| logits(reference, None, sequence).softmax(-1, Kind::Double));
             let table = &p_ref * ((&p_ref + 1e-12).log() - (p + 1e-12).log());
-            let rows: Vec<Tensor> = sequence.kl.iter().map(|&t| table.get(t as i64).sum(Kind::Double)).collect();
-            Tensor::stack(&rows, 0).sum(Kind::Double) / (rows.len() as f64 + 1e-8) * settings.alpha_kl
+            let rows: Vec<i64> = sequence.kl.iter().map(|&t| t as i64).collect();
+            let sum = table.index_select(0, &Tensor::from_slice(&rows)).sum(Kind::Double);
+            sum / (rows.len() as f64 + 1e-8) * settings.alpha_kl
         }
     }
 }
