@@ -4,6 +4,8 @@
 //! nothing. Everything runs on one thread, so that equal work gives equal bytes. A scenario fails by panicking, with
 //! the program's own output.
 
+pub mod safetensors;
+
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -13,28 +15,34 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 
 /// Returns the worker's executable, built if it is not up to date.
+///
+/// # Panics
+/// If it does not build; the compiler's messages are on standard error, once.
 pub fn worker() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| build("worker"))
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match BUILT.get_or_init(|| build("worker")) {
+        Ok(path) => path,
+        Err(problem) => panic!("{problem}"),
+    }
 }
 
-fn build(package: &str) -> PathBuf {
+fn build(package: &str) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet", "--message-format", "json-render-diagnostics", "--package", package, "--bins"]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
-    command.current_dir(root()).stderr(Stdio::inherit());
-    let output = command.output().expect("cargo can be started");
-    assert!(output.status.success(), "{package} does not build");
-    let messages = String::from_utf8(output.stdout).expect("cargo writes UTF-8");
-    messages
+    let output = command.current_dir(root()).stderr(Stdio::inherit()).output().map_err(|e| format!("cargo: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("{package} does not build"));
+    }
+    String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| message["target"]["name"] == package && message["target"]["kind"] == json!(["bin"]))
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .expect("cargo names the executable it built")
+        .ok_or_else(|| format!("cargo names no executable of {package}"))
 }
 
 fn root() -> &'static Path {

@@ -32,8 +32,15 @@ fn adapter_training_ends_with_the_same_bytes_wherever_it_was_killed() {
     let folder = Folder::new();
     folder.succeed(&format!("{ADAPTER} --run-name whole"));
     assert_eq!(folder.lines("runs/whole/metrics.jsonl").len(), 15);
-    let points =
-        ["score.pack=1", "score.pack=3", "train.step=2", "train.step=4", "train.step=5", "train.step=11", "train.step=15"];
+    let points = [
+        "score.pack=1",
+        "score.pack=3",
+        "train.step=2",
+        "train.step=4",
+        "train.step=5",
+        "train.step=11",
+        "train.step=15",
+    ];
     for point in points {
         let name = point.replace('=', "-");
         let command = format!("{ADAPTER} --run-name {name}");

@@ -22,7 +22,7 @@ fn rows(model: &str) -> (usize, Vec<Row>) {
 
 fn greedy(decoder: &Decoder, prompts: &[&[i64]], stop: &[i64], new_tokens: usize) -> Vec<(Vec<i64>, bool)> {
     let prompts: Vec<(u64, &[i64])> = prompts.iter().enumerate().map(|(i, p)| (i as u64, *p)).collect();
-    let responses = generate(decoder, None, &prompts, stop, 2, new_tokens, &Sampling::greedy());
+    let responses = generate(decoder, None, &prompts, stop, 2, new_tokens, &Sampling::greedy()).unwrap();
     responses.into_iter().map(|response| (response.tokens, response.finished)).collect()
 }
 

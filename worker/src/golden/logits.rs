@@ -83,7 +83,12 @@ fn masks_and_log_probs_of_both_modes() {
             }
             let asked: Vec<_> = sequences.iter().map(|s| (s, Want::LOG_PROB)).collect();
             let pack = Pack::new(&asked, Device::Cpu);
-            close(&format!("{name} {mode} tokens"), &step::token_log_probs(&decoder, None, &pack), &token_values, TIGHT);
+            close(
+                &format!("{name} {mode} tokens"),
+                &step::token_log_probs(&decoder, None, &pack),
+                &token_values,
+                TIGHT,
+            );
             close(&format!("{name} {mode} sums"), &step::log_prob_sums(&decoder, None, &pack), &sums, TIGHT);
         }
     }

@@ -40,8 +40,7 @@ pub fn total(
     items: &[&Item],
     settings: &Settings,
 ) -> Tensor {
-    let terms: Vec<Tensor> =
-        items.iter().map(|item| item_loss(decoder, adapter, reference, item, settings)).collect();
+    let terms: Vec<Tensor> = items.iter().map(|item| item_loss(decoder, adapter, reference, item, settings)).collect();
     Tensor::stack(&terms, 0).sum(Kind::Double)
 }
 
