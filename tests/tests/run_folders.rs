@@ -52,6 +52,22 @@ fn a_refused_command_leaves_the_quarantine_of_the_run() {
     folder.refused(TRAIN, &["records: "]);
 }
 
+/// One file as records and as replay: each keeps what it set aside, and why.
+#[test]
+fn records_and_replay_of_one_name_have_a_quarantine_each() {
+    let folder = Folder::new();
+    let mut list = records();
+    list[1]["rejected"] = json!("");
+    list[2]["chosen"] = json!("");
+    folder.write_json("records.json", &Value::Array(list));
+    folder.succeed(&format!("{TRAIN} --replay-json-path records.json --replay-batch-size 2"));
+    for name in ["records_quarantine.json", "records_replay_quarantine.json"] {
+        let aside = folder.json(&format!("runs/r/{name}"));
+        let indices: Vec<u64> = aside.as_array().unwrap().iter().map(|e| e["index"].as_u64().unwrap()).collect();
+        assert_eq!(indices, [1, 2], "{name}");
+    }
+}
+
 #[test]
 fn another_gold_batch_under_the_same_name_is_other_data() {
     let folder = Folder::new();

@@ -113,6 +113,13 @@ pub fn score(
             None => {
                 fault::pass(fault, "score.pack");
                 let scores = direction::pack_scores(decoder, adapter, &direction, pack, &objective, adapter_is_fresh);
+                if let Some(bad) = scores.iter().position(|score| !score.is_finite()) {
+                    let problem = format!(
+                        "its score is {}; look at the record's text, and at the model's weights and --dtype",
+                        scores[bad]
+                    );
+                    return Err(Error::record(&set.file, pack[bad].record, problem));
+                }
                 journal.append(std::slice::from_ref(&scores))?;
                 scores
             }
