@@ -69,6 +69,8 @@ fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
 fn full_training_in_bf16_with_replay_ends_with_the_same_bytes() {
     let folder = Folder::new();
     folder.succeed(&format!("{FULL} --run-name whole"));
+    // The base's config.json names float32; what was trained and written is bf16.
+    assert_eq!(folder.json("runs/whole/config.json")["dtype"], "bfloat16");
     for point in ["train.step=1", "train.step=5"] {
         let name = point.replace('=', "-");
         folder.killed(&format!("{FULL} --run-name {name}"), point);
