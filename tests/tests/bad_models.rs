@@ -1,5 +1,6 @@
 //! Model and adapter folders that cannot be used: the message names the file and what is wrong with it, the exit code
 //! is 1, and nothing is written.
+#![allow(clippy::unwrap_used)]
 
 use cluster_tests::{Folder, safetensors};
 use serde_json::{Value, json};

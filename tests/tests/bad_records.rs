@@ -1,5 +1,6 @@
 //! Records that cannot be used: the message names the file, the record and the field; the exit code is 1; files of an
 //! earlier run stay as they were. Empty strings are set aside with their reason instead.
+#![allow(clippy::unwrap_used)]
 
 use cluster_tests::{Folder, check_refusal, records};
 use serde_json::{Value, json};

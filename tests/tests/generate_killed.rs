@@ -1,5 +1,6 @@
 //! `worker generate` killed between batches: the same command ends with the same bytes, greedy or sampled, and a kill
 //! costs no finished response.
+#![allow(clippy::unwrap_used)]
 
 use cluster_tests::{Folder, golden_values};
 use serde_json::{Value, json};

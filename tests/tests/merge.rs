@@ -1,4 +1,5 @@
 //! A merged model is base + adapter: log-probs equal to 1e-4, and no adapter is needed any more.
+#![allow(clippy::unwrap_used)]
 
 use cluster_tests::Folder;
 use serde_json::Value;

@@ -1,5 +1,6 @@
 //! Every training recipe moves the model where its own objective points, on the golden model: the loss falls, and the
 //! log-probs of the responses it wants raised or lowered do so.
+#![allow(clippy::unwrap_used)]
 
 use cluster_tests::{Folder, records};
 use serde_json::{Value, json};
