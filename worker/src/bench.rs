@@ -94,7 +94,7 @@ pub fn run(args: &BenchCommand) -> Result<Value> {
         return Err(shared::error::Error::file(&args.pairs, "holds no usable pair").into());
     }
     let index = (0..records.len()).collect();
-    let set = DataSet { file: args.pairs.clone(), records, index };
+    let set = DataSet { file: args.pairs.clone(), records, index, quarantine: Default::default() };
     let mut items: Vec<Item> =
         set.items(&encoder, Method::Trace, 0.0, args.max_length)?.into_iter().flatten().collect();
     let tokens: usize = items.iter().map(Item::tokens).sum();
@@ -111,7 +111,7 @@ pub fn run(args: &BenchCommand) -> Result<Value> {
                 .iter()
                 .map(|r| encoder.prompt(&r.prompt).map_err(|e| Error::Config(e.to_string())))
                 .collect::<Result<Vec<_>>>()?;
-            generate(args, &decoder, &prompts, &encoder)
+            generate(args, &decoder, &prompts, &encoder)?
         }
     };
     let seconds = figures["seconds"].as_f64().unwrap_or(f64::NAN);
@@ -162,17 +162,22 @@ fn train(args: &BenchCommand, decoder: &Decoder, adapter: &Lora, items: &mut [It
     Ok(json!({ "seconds": begun.elapsed().as_secs_f64(), "updates": optimizer.step }))
 }
 
-fn generate(args: &BenchCommand, decoder: &Decoder, prompts: &[Vec<i64>], encoder: &crate::text::Encoder) -> Value {
+fn generate(
+    args: &BenchCommand,
+    decoder: &Decoder,
+    prompts: &[Vec<i64>],
+    encoder: &crate::text::Encoder,
+) -> Result<Value> {
     let begun = Instant::now();
     let mut tokens = 0;
     for batch in prompts.chunks(args.batch_size) {
         let batch: Vec<(u64, &[i64])> = batch.iter().map(|p| (0, p.as_slice())).collect();
         // No stop tokens: every prompt gets the same number, so that runs compare.
         let responses =
-            cache::generate(decoder, None, &batch, &[], encoder.pad_id(), args.max_new_tokens, &Sampling::greedy());
+            cache::generate(decoder, None, &batch, &[], encoder.pad_id(), args.max_new_tokens, &Sampling::greedy())?;
         tokens += responses.iter().map(|r| r.tokens.len()).sum::<usize>();
     }
-    json!({ "seconds": begun.elapsed().as_secs_f64(), "tokens": tokens })
+    Ok(json!({ "seconds": begun.elapsed().as_secs_f64(), "tokens": tokens }))
 }
 
 /// Returns the speed of a 1024³ f32 product in this run: the yardstick of this machine.

@@ -20,15 +20,16 @@ pub struct DataSet {
     pub records: Vec<Record>,
     /// Each record's index in the file.
     pub index: Vec<usize>,
+    /// Records with an empty prompt or response.
+    pub quarantine: Quarantine,
 }
 
 impl DataSet {
-    /// Reads a file of records. Records with an empty prompt or response are set aside in `<stem>_quarantine.json`
-    /// beside `output` with their reason, and said.
+    /// Reads a file of records. Those with an empty prompt or response are kept apart; see [`DataSet::set_aside`].
     ///
     /// # Errors
     /// The file cannot be read, a record is malformed, or none is usable.
-    pub fn load(file: &Path, method: Method, output: &Path) -> Result<Self> {
+    pub fn read(file: &Path, method: Method) -> Result<Self> {
         let all: Vec<Record> = shared::input::read_all(file)?;
         let mut quarantine = Quarantine::default();
         let (mut records, mut index) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
@@ -44,13 +45,23 @@ impl DataSet {
                 }
             }
         }
-        if let Some(path) = quarantine.write_beside(output)? {
-            tracing::warn!("{} records with an empty field were set aside in {}", quarantine.len(), path.display());
-        }
         if records.is_empty() {
-            return Err(shared::error::Error::file(file, "holds no usable record").into());
+            let problem = format!("holds no usable record: all {} have an empty prompt or response", quarantine.len());
+            return Err(shared::error::Error::file(file, problem).into());
         }
-        Ok(DataSet { file: file.to_owned(), records, index })
+        Ok(DataSet { file: file.to_owned(), records, index, quarantine })
+    }
+
+    /// Writes the unusable records with their reasons to `<stem>_quarantine.json` beside `output`, and says so.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set_aside(&self, output: &Path) -> Result<()> {
+        if let Some(path) = self.quarantine.write_beside(output)? {
+            let count = self.quarantine.len();
+            tracing::warn!("{count} records with an empty field were set aside in {}", path.display());
+        }
+        Ok(())
     }
 
     /// Tokenises every record the method has a term for: one entry a record, `None` where it has none. Weights are 1

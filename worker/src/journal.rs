@@ -1,7 +1,7 @@
 //! Finished pieces of a long computation, one JSON line each, so that an interrupted command goes on where it was.
 //!
 //! The first line holds the key of the computation; a journal of another key is refused, so that results of different
-//! models, data or settings never mix. A torn last line (killed while writing) is cut off. Whoever writes the final
+//! models, data or settings never mix (one without a finished piece begins anew). A torn last line (killed while writing) is cut off. Whoever writes the final
 //! result removes the journal afterwards.
 
 use std::fs::File;
@@ -50,6 +50,10 @@ impl Journal {
             if number == 0 {
                 let header: Header = serde_json::from_slice(line).map_err(damaged)?;
                 if header.key != key {
+                    // Nothing is finished in it, so nothing is lost by beginning anew.
+                    if bytes.iter().filter(|&&b| b == b'\n').count() == 1 {
+                        break;
+                    }
                     return Err(Error::model(
                         path,
                         "holds results of another model, other data or other settings; remove it, or choose another \
@@ -118,6 +122,19 @@ mod tests {
         assert_eq!(lines.len(), 3);
         let other = Journal::open::<Vec<f64>>(&path, "other").unwrap_err();
         assert!(other.to_string().contains("another model"));
+    }
+
+    #[test]
+    fn a_journal_of_other_work_without_a_finished_line_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        drop(Journal::open::<f64>(&path, "k").unwrap());
+        let (mut journal, none) = Journal::open::<f64>(&path, "other").unwrap();
+        assert!(none.is_empty());
+        journal.append(&[1.0]).unwrap();
+        drop(journal);
+        assert_eq!(Journal::open::<f64>(&path, "other").unwrap().1, [1.0]);
+        assert!(Journal::open::<f64>(&path, "k").is_err());
     }
 
     #[test]

@@ -6,6 +6,8 @@ mod dataset;
 mod error;
 mod fault;
 mod generate;
+#[cfg(test)]
+mod golden;
 mod journal;
 mod logprobs;
 mod measure;

@@ -106,9 +106,12 @@ pub fn run(args: &LogProbsCommand) -> Result<(usize, usize)> {
             step::token_log_probs(&decoder, adapter.as_ref(), &Pack::new(&sequences, decoder.device))
         };
         let mut rest = log_probs.as_slice();
-        for record in &encoded[next..end] {
+        for (index, record) in (next..end).zip(&encoded[next..end]) {
             out.push(&match record {
-                Ok(parts) => Value::Object(line(parts, &mut rest, args.per_token)),
+                Ok(parts) => {
+                    let line = line(parts, &mut rest, args.per_token);
+                    Value::Object(line.map_err(|problem| Error::record(&args.records, index, problem))?)
+                }
                 Err(reason) => {
                     failed += 1;
                     json!({ "error": reason })
@@ -122,12 +125,22 @@ pub fn run(args: &LogProbsCommand) -> Result<(usize, usize)> {
     Ok((out.finish()?, failed))
 }
 
-fn line(parts: &[(&str, Sequence)], rest: &mut &[f64], per_token: bool) -> Map<String, Value> {
+fn line(
+    parts: &[(&str, Sequence)],
+    rest: &mut &[f64],
+    per_token: bool,
+) -> std::result::Result<Map<String, Value>, String> {
     let mut line = Map::new();
     let mut tokens = Map::new();
     for (name, sequence) in parts {
         let (own, tail) = rest.split_at(sequence.scored.len());
         *rest = tail;
+        if let Some(bad) = own.iter().find(|value| !value.is_finite()) {
+            return Err(format!(
+                "field {name:?}: a token's log-prob is {bad}; the model's weights are damaged, or --dtype is too narrow \
+                 for it"
+            ));
+        }
         line.insert(format!("{name}_logp"), json!(own.iter().sum::<f64>()));
         tokens.insert(format!("{name}_tokens"), json!(own.len()));
         if per_token {
@@ -137,5 +150,5 @@ fn line(parts: &[(&str, Sequence)], rest: &mut &[f64], per_token: bool) -> Map<S
         }
     }
     line.extend(tokens);
-    line
+    Ok(line)
 }

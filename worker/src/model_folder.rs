@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -31,13 +32,19 @@ pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a full model folder: the base's config.json and tokenizer files, and the weights given in the given type.
+/// Writes a full model folder: the base's config.json and tokenizer files, and the weights given in the given type,
+/// which config.json then names: readers follow it whatever the weights' own type is.
 ///
 /// # Errors
 /// A file cannot be read or written.
 pub fn save(base: &Path, out: &Path, tensors: &[(String, Tensor)], kind: Kind) -> Result<()> {
     let stored: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.detach().to_kind(kind))).collect();
-    save_as_stored(base, out, &stored)
+    save_as_stored(base, out, &stored)?;
+    let file = base.join("config.json");
+    let mut config: Map<String, Value> = shared::input::read_json(&file)?;
+    let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
+    config.insert(key.into(), if kind == Kind::BFloat16 { "bfloat16" } else { "float32" }.into());
+    Ok(shared::output::write_json(&out.join("config.json"), &config)?)
 }
 
 /// As [`save`], with every tensor in the type it has.

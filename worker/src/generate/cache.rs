@@ -6,9 +6,11 @@
 use tch::{Kind, Tensor};
 
 use super::sample::Sampling;
+use crate::error::{Error, Result};
 use crate::model::attention;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
+use crate::objective::step::to_f64;
 
 /// One response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +23,9 @@ pub struct Response {
 
 /// Generates a response to each prompt, given with its item number.
 ///
+/// # Errors
+/// Logits that are not finite: the item is named.
+///
 /// # Panics
 /// If a prompt has no token: the encoder never makes one.
 pub fn generate(
@@ -31,7 +36,7 @@ pub fn generate(
     pad: i64,
     max_new_tokens: usize,
     sampling: &Sampling,
-) -> Vec<Response> {
+) -> Result<Vec<Response>> {
     tch::no_grad(|| {
         let config = &decoder.config;
         let (b, device) = (prompts.len() as i64, decoder.device);
@@ -78,6 +83,17 @@ pub fn generate(
             });
             let last = hidden.view([b, t, config.hidden_size]).select(1, t - 1);
             let logits = last.to_kind(Kind::Float).matmul(&decoder.head_weight().to_kind(Kind::Float).tr());
+            // A sum is finite only if every addend is.
+            if let Some(bad) = to_f64(&logits.sum_dim_intlist([1i64].as_slice(), false, Kind::Double))
+                .iter()
+                .position(|sum| !sum.is_finite())
+            {
+                return Err(Error::Numeric(format!(
+                    "prompt {}: the model's logits are NaN or infinite after {position} tokens; its weights are damaged, \
+                     or --dtype is too narrow for it",
+                    items[bad]
+                )));
+            }
             let mut next = sampling.choose(&logits, &items, position as u64);
             for (token, response) in next.iter_mut().zip(&mut responses) {
                 if response.finished {
@@ -95,6 +111,6 @@ pub fn generate(
             step_tokens = Tensor::from_slice(&next).to_device(device);
             (filled, t) = (end, 1);
         }
-        responses
+        Ok(responses)
     })
 }

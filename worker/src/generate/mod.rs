@@ -127,7 +127,7 @@ pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
                 encoder.pad_id(),
                 args.max_new_tokens,
                 &sampling,
-            );
+            )?;
             let mut new = Vec::with_capacity(batch.len());
             for (&item, response) in batch.iter().zip(&responses) {
                 generated += response.tokens.len();

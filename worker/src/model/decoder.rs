@@ -4,6 +4,8 @@
 //! differs is only how attention is computed, and that is handed in. Weights are f32 or bf16. Where the processor has
 //! no bf16 matrix units, bf16 weights are held as f32 tensors of bf16 values and every layer's result is rounded to
 //! bf16: the same numbers as a bf16 product with f32 accumulation, at f32 speed.
+// `x += y` works in place on a tensor and would overwrite values that the backward pass still needs.
+#![allow(clippy::assign_op_pattern)]
 
 use std::path::Path;
 

@@ -4,6 +4,8 @@
 //! dL/dlog-prob as plain arithmetic (`loss.rs`); the head again for dL/dhidden; one backward pass from there.
 //! Gradients are added to the `.grad` of whatever tensors require one. Nothing here knows about batches, optimisers or
 //! files.
+// `x += y` works in place on a tensor and would overwrite values that the backward pass still needs.
+#![allow(clippy::assign_op_pattern)]
 
 use tch::{Kind, Tensor};
 

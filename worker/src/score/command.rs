@@ -83,7 +83,7 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
     std::fs::create_dir_all(&out_dir).map_err(|e| Error::model(&out_dir, e.to_string()))?;
     let decoder = args.model.load()?;
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
-    let set = DataSet::load(&args.dataset_json_path, args.method, &args.out)?;
+    let set = DataSet::read(&args.dataset_json_path, args.method)?;
     let adapter = match &args.init_adapter {
         Some(dir) => adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?,
         None => Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device),
@@ -110,6 +110,7 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
     let scores = super::score(&decoder, &adapter, is_fresh, &encoder, &set, &settings, &journal, &key, fault)?;
     let gold_out = args.gold_out.clone().unwrap_or_else(|| out_dir.join("gold.json"));
     shared::output::write_json(&gold_out, &scores.gold)?;
+    set.set_aside(&args.out)?;
     super::write_weighted(&args.out, &set, &scores)?;
     scores.journal.remove()?;
 

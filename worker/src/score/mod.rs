@@ -80,8 +80,6 @@ pub fn score(
     fault: Option<&Fault>,
 ) -> Result<Scores> {
     weights::check_gamma(settings.gamma)?;
-    let gold = gold_batch(set, settings)?;
-    let mut gold_items = dataset::gold_items(encoder, &gold, settings.max_length)?;
     let objective =
         Settings { beta: settings.beta, epsilon: 0.0, alpha_kl: 0.0, loss: PreferenceLoss::Dpo, nll_weight: 0.0 };
     // The anchor has no score, so no item is made for it: α_KL = 0.
@@ -95,10 +93,12 @@ pub fn score(
             settings.method.name()
         )));
     }
+    let gold = gold_batch(set, settings)?;
+    let mut gold_items = dataset::gold_items(encoder, &gold, settings.max_length)?;
 
     let full_key = json!({
         "context": key, "method": settings.method, "beta": settings.beta, "max_length": settings.max_length,
-        "pack_tokens": settings.pack_tokens, "gold": &gold, "records": content_hash(&set.records),
+        "pack_tokens": settings.pack_tokens, "gold_rows": settings.gold_rows, "gold": &gold, "records": content_hash(&set.records),
     });
     let (mut journal, finished) = Journal::open::<Vec<f64>>(journal, &shared_hash(&full_key))?;
     crate::reference::fill(decoder, &mut gold_items.iter_mut().collect::<Vec<_>>(), settings.pack_tokens);
@@ -113,6 +113,13 @@ pub fn score(
             None => {
                 fault::pass(fault, "score.pack");
                 let scores = direction::pack_scores(decoder, adapter, &direction, pack, &objective, adapter_is_fresh);
+                if let Some(bad) = scores.iter().position(|score| !score.is_finite()) {
+                    let problem = format!(
+                        "its score is {}; look at the record's text, and at the model's weights and --dtype",
+                        scores[bad]
+                    );
+                    return Err(Error::record(&set.file, pack[bad].record, problem));
+                }
                 journal.append(std::slice::from_ref(&scores))?;
                 scores
             }
@@ -139,11 +146,12 @@ pub fn score(
 
 fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPair>> {
     if let Some(file) = &settings.gold {
-        let gold: Vec<GoldPair> = shared::input::read_all(file)?;
-        if gold.is_empty() {
-            return Err(shared::error::Error::file(file, "holds no gold pair").into());
-        }
-        return Ok(gold);
+        return Ok(shared::gold::read(file)?);
+    }
+    if let Some(untriaged) = set.records.iter().position(|record| record.category.is_none()) {
+        let problem =
+            "field \"category\" is missing, so no gold batch can be drawn; triage the records, or give --gold";
+        return Err(Error::record(&set.file, set.index[untriaged], problem));
     }
     let options = GoldOptions {
         size: settings.gold_batch_size,

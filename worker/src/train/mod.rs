@@ -53,11 +53,20 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
     let encoder = args.text.encoder(model_dir, &decoder)?;
     let mut run = RunFolder::open(args)?;
     let run_path = run.path.clone();
-    let beside = |file: &Path| run_path.join(format!("{}.json", shared::output::stem(file)));
-    let set = DataSet::load(&args.dataset_json_path, args.method, &beside(&args.dataset_json_path))?;
-    let replay_set = match &args.replay_json_path {
-        Some(file) => Some(DataSet::load(file, Method::Sft, &beside(file))?),
-        None => None,
+    let beside = |file: &Path, part: &str| run_path.join(format!("{}{part}.json", shared::output::stem(file)));
+    let set = DataSet::read(&args.dataset_json_path, args.method)?;
+    let replay_set = args.replay_json_path.as_ref().map(|file| DataSet::read(file, Method::Sft)).transpose()?;
+    // Everything that can be wrong with the records is found before the folder is bound to them.
+    let mut items = set.items(&encoder, args.method, args.alpha_kl, args.max_length)?;
+    let replay: Vec<Item> = match &replay_set {
+        Some(set) => set.items(&encoder, Method::Sft, 0.0, args.max_length)?.into_iter().flatten().collect(),
+        None => Vec::new(),
+    };
+    let stored_weights = stored_weights(args, &set)?;
+    let adapter = match (&args.init_adapter, args.full) {
+        (Some(dir), _) => Some(adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?),
+        (None, true) => None,
+        (None, false) => Some(Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device)),
     };
     let key = json!({
         "options": args.key(),
@@ -66,19 +75,21 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
         "records": score::content_hash(&set.records),
         "replay": replay_set.as_ref().map(|set| score::content_hash(&set.records)),
         "init_adapter": args.init_adapter.as_deref().map(adapter_file::content_hash).transpose()?,
+        "gold": args.score.gold.as_deref().map(shared::gold::read).transpose()?.map(|g| score::shared_hash(&json!(g))),
     });
     if let Some(summary) = run.begin(&key)? {
         tracing::info!("{} is complete already", run.path.display());
         return Ok(summary);
     }
+    set.set_aside(&beside(&args.dataset_json_path, ""))?;
+    if let (Some(set), Some(file)) = (&replay_set, &args.replay_json_path) {
+        set.set_aside(&beside(file, "_replay"))?;
+    }
 
-    let adapter = match (&args.init_adapter, args.full) {
-        (Some(dir), _) => Some(adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?),
-        (None, true) => None,
-        (None, false) => Some(Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device)),
+    let weights = match stored_weights {
+        Some(weights) => weights,
+        None => made_weights(args, &run, &decoder, adapter.as_ref(), &encoder, &set, fault)?,
     };
-    let weights = weights(args, &run, &decoder, adapter.as_ref(), &encoder, &set, fault)?;
-    let mut items = set.items(&encoder, args.method, args.alpha_kl, args.max_length)?;
     for (item, weight) in items.iter_mut().zip(weights) {
         if let Some(found) = item {
             found.weight = weight;
@@ -88,10 +99,6 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
             }
         }
     }
-    let replay: Vec<Item> = match &replay_set {
-        Some(set) => set.items(&encoder, Method::Sft, 0.0, args.max_length)?.into_iter().flatten().collect(),
-        None => Vec::new(),
-    };
 
     let frozen;
     let needs_reference = items.iter().flatten().any(|item| item.term != crate::objective::method::Term::Imitate);
@@ -230,8 +237,8 @@ fn replay_pass(args: &TrainArgs, policy: Policy<'_>, replay: &[Item], step: u64)
     Ok(nll / picked.len() as f64)
 }
 
-/// Returns the weight of every record: read from the records, made now, or 1.
-fn weights(
+/// Returns the weight of every record, made now or by this run before it was interrupted.
+fn made_weights(
     args: &TrainArgs,
     run: &RunFolder,
     decoder: &Decoder,
@@ -240,14 +247,6 @@ fn weights(
     set: &DataSet,
     fault: Option<&Fault>,
 ) -> Result<Vec<f64>> {
-    if !args.method.is_weighted() || args.uniform_weights {
-        return Ok(vec![1.0; set.records.len()]);
-    }
-    if !args.rescore
-        && let Some(weights) = stored_weights(args, set)?
-    {
-        return Ok(weights);
-    }
     let weighted = run.path.join("weighted_dataset.json");
     if weighted.exists() {
         // This run's own scores, written whole before training began.
@@ -271,8 +270,14 @@ fn weights(
     Ok(scores.weights)
 }
 
-/// Returns the weights that the records bring, if every record that needs one has one.
+/// Returns the weights that are known without scoring: 1 where the method has none, or those that the records bring.
 fn stored_weights(args: &TrainArgs, set: &DataSet) -> Result<Option<Vec<f64>>> {
+    if !args.method.is_weighted() || args.uniform_weights {
+        return Ok(Some(vec![1.0; set.records.len()]));
+    }
+    if args.rescore {
+        return Ok(None);
+    }
     let mut weights = Vec::with_capacity(set.records.len());
     let (mut missing, mut sum, mut conflict) = (None, 0.0, 0);
     for (record, &index) in set.records.iter().zip(&set.index) {

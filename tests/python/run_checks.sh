@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Checks what the worker writes with the Python packages it is written for.
+#
+#   tests/python/run_checks.sh VENV     VENV: a virtual environment with tests/python/requirements.txt installed
+#
+# Trains tiny adapters and models from the golden ones, then:
+#   PEFT loads the adapters and gives the worker's log-probs;
+#   transformers loads merged and fully trained folders and gives the worker's log-probs.
+# Everything happens in a temporary folder; the exit code is 0 only if all comparisons hold.
+set -euo pipefail
+
+[ $# -eq 1 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
+python=$1/bin/python
+[ -x "$python" ] || { echo "run_checks.sh: $python is not there; make it with python3 -m venv and pip" >&2; exit 2; }
+cd "$(dirname "$0")/../.."
+checks=$PWD/tests/python
+golden=$PWD/tests/golden/tiny-llama
+cargo build --quiet --package worker
+worker=${CARGO_TARGET_DIR:-$PWD/target}/debug/worker
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore RUST_LOG=warn
+
+"$python" - "$golden/golden.json" <<'EOF'
+import json, sys
+records = json.load(open(sys.argv[1], encoding="utf-8"))["records"]
+json.dump(records, open("records.json", "w", encoding="utf-8"))
+EOF
+
+step() { printf '\n== %s\n' "$*"; }
+
+# train MODEL NAME OPTIONS…
+train() {
+  local model=$1 name=$2
+  shift 2
+  "$worker" train --model-name-or-path "$golden/$model" --dataset-json-path records.json --output-dir runs \
+    --run-name "$name" --batch-size 3 --gradient-accumulation-steps 1 --num-train-epochs 5 --learning-rate 1e-2 \
+    --threads 1 "$@" > /dev/null
+}
+
+# items TOKENIZER NAME OPTIONS… : our log-probs as NAME.json
+items() {
+  local tokenizer=$1 name=$2
+  shift 2
+  "$worker" logprobs --records records.json --out "$name.jsonl" --per-token --threads 1 "$@" > /dev/null
+  "$python" "$checks/items.py" "$tokenizer" records.json "$name.jsonl" "$name.json"
+}
+
+all=q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj
+for model in tied untied; do
+  for targets in q_proj,v_proj $all; do
+    name=$model-$(echo "$targets" | tr -dc , | wc -c)
+    step "$model: adapter on $targets in PEFT"
+    train "$model" "$name" --method dpo --lora-r 4 --lora-target-modules "$targets"
+    items "$golden/$model" "$name" --model-name-or-path "$golden/$model" --adapter "runs/$name"
+    "$python" "$checks/check_peft.py" "$golden/$model" "runs/$name" "$name.json"
+  done
+
+  step "$model: merged in transformers"
+  "$worker" merge --base-model-path "$golden/$model" --lora-path "runs/$name" --output-path "$model-merged" > /dev/null
+  items "$model-merged" "$model-merged" --model-name-or-path "$model-merged"
+  "$python" "$checks/check_folder.py" "$model-merged" "$model-merged.json" "$golden/$model"
+
+  step "$model: all weights trained, in transformers"
+  train "$model" "$model-full" --method sft --full
+  items "runs/$model-full" "$model-full" --model-name-or-path "runs/$model-full"
+  "$python" "$checks/check_folder.py" "runs/$model-full" "$model-full.json" "$golden/$model"
+done
+step "all comparisons hold"

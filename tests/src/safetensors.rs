@@ -1,0 +1,47 @@
+//! Damaging safetensors files on purpose: the header is JSON after its length in eight bytes.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+/// Rewrites a file with its header and data changed by `change`.
+///
+/// # Panics
+/// If the file is not a safetensors file.
+pub fn edit(path: &Path, change: impl FnOnce(&mut Value, &mut Vec<u8>)) {
+    let bytes = std::fs::read(path).expect("the file can be read");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).expect("the header is JSON");
+    let mut data = bytes[8 + length..].to_vec();
+    change(&mut header, &mut data);
+    let mut header = header.to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut out = (header.len() as u64).to_le_bytes().to_vec();
+    out.extend(header);
+    out.extend(data);
+    std::fs::write(path, out).expect("the file can be written");
+}
+
+/// Gives a tensor another name.
+pub fn rename(path: &Path, from: &str, to: &str) {
+    edit(path, |header, _| {
+        let entries = header.as_object_mut().expect("a header is an object");
+        let entry = entries.remove(from).expect("the tensor is there");
+        entries.insert(to.to_owned(), entry);
+    });
+}
+
+/// Gives a tensor another shape with as many elements.
+pub fn reshape(path: &Path, name: &str, shape: &[u64]) {
+    edit(path, |header, _| header[name]["shape"] = shape.into());
+}
+
+/// Fills an f32 tensor with one value.
+pub fn fill(path: &Path, name: &str, value: f32) {
+    edit(path, |header, data| {
+        let at = |i: usize| header[name]["data_offsets"][i].as_u64().expect("offsets are numbers") as usize;
+        for element in data[at(0)..at(1)].chunks_exact_mut(4) {
+            element.copy_from_slice(&value.to_le_bytes());
+        }
+    });
+}

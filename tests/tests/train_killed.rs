@@ -1,0 +1,88 @@
+//! `worker train` killed at planned points, then given again: it ends with the bytes of an undisturbed run.
+//!
+//! Deterministic because one thread computes, deaths are planned by count, and dropout is on, so that masks too must
+//! come back. Points: before the first checkpoint, right before one is written, right after, between two, after the
+//! last step, and within scoring, which comes first.
+
+use cluster_tests::Folder;
+
+const ADAPTER: &str = "train --model-name-or-path {tied} --dataset-json-path records.json --output-dir runs \
+    --method trace --batch-size 2 --gradient-accumulation-steps 1 --num-train-epochs 3 --save-steps 4 --lora-r 4 \
+    --lora-dropout 0.3 --learning-rate 1e-2 --pack-tokens 250 --gold-batch-size 6";
+const ADAPTER_FILES: [&str; 5] =
+    ["adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "weighted_dataset.json", "gold.json"];
+
+/// All weights in bf16 with f32 masters, with replay: the other half of the state.
+const FULL: &str = "train --model-name-or-path {untied} --dataset-json-path records.json --output-dir runs \
+    --method no-impact --full --dtype bf16 --batch-size 5 --gradient-accumulation-steps 1 --num-train-epochs 3 \
+    --save-steps 2 --learning-rate 1e-3 --replay-json-path records.json --replay-batch-size 2";
+const FULL_FILES: [&str; 2] = ["model.safetensors", "metrics.jsonl"];
+
+#[track_caller]
+fn same(folder: &Folder, name: &str, files: &[&str]) {
+    for file in files {
+        let (whole, other) = (format!("runs/whole/{file}"), format!("runs/{name}/{file}"));
+        assert!(folder.bytes(&whole) == folder.bytes(&other), "{other} differs from the undisturbed run's");
+    }
+    assert!(!folder.path(&format!("runs/{name}/score.journal")).exists(), "the journal of the scores is left");
+}
+
+#[test]
+fn adapter_training_ends_with_the_same_bytes_wherever_it_was_killed() {
+    let folder = Folder::new();
+    folder.succeed(&format!("{ADAPTER} --run-name whole"));
+    assert_eq!(folder.lines("runs/whole/metrics.jsonl").len(), 15);
+    let points = [
+        "score.pack=1",
+        "score.pack=3",
+        "train.step=2",
+        "train.step=4",
+        "train.step=5",
+        "train.step=11",
+        "train.step=15",
+    ];
+    for point in points {
+        let name = point.replace('=', "-");
+        let command = format!("{ADAPTER} --run-name {name}");
+        folder.killed(&command, point);
+        assert!(!folder.path(&format!("runs/{name}/adapter_model.safetensors")).exists());
+        let again = folder.succeed(&command);
+        same(&folder, &name, &ADAPTER_FILES);
+        let continued = again.err.contains("continuing");
+        assert_eq!(continued, ["train.step=5", "train.step=11", "train.step=15"].contains(&point), "{point}");
+    }
+}
+
+#[test]
+fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
+    let folder = Folder::new();
+    folder.succeed(&format!("{ADAPTER} --run-name whole"));
+    let command = format!("{ADAPTER} --run-name often");
+    for point in ["score.pack=2", "score.pack=2", "train.step=6", "train.step=7", "train.step=3"] {
+        folder.killed(&command, point);
+    }
+    folder.succeed(&command);
+    same(&folder, "often", &ADAPTER_FILES);
+}
+
+#[test]
+fn full_training_in_bf16_with_replay_ends_with_the_same_bytes() {
+    let folder = Folder::new();
+    folder.succeed(&format!("{FULL} --run-name whole"));
+    // The base's config.json names float32; what was trained and written is bf16.
+    assert_eq!(folder.json("runs/whole/config.json")["dtype"], "bfloat16");
+    for point in ["train.step=1", "train.step=5"] {
+        let name = point.replace('=', "-");
+        folder.killed(&format!("{FULL} --run-name {name}"), point);
+        folder.succeed(&format!("{FULL} --run-name {name}"));
+        same(&folder, &name, &FULL_FILES);
+    }
+}
+
+#[test]
+fn the_environment_plans_a_death_too() {
+    let folder = Folder::new();
+    let command = format!("{ADAPTER} --run-name env");
+    let outcome = folder.run_after("export TRACE_FAULT=train.step=1", &command);
+    assert_eq!(outcome.signal, Some(9), "{outcome:#?}");
+}

@@ -1,0 +1,104 @@
+//! The engine's numbers: against transformers and PEFT, and against the method's own definitions.
+//!
+//! `tests/golden/tiny-llama` holds two tiny models, adapters and the values that transformers and PEFT compute on them
+//! (`tests/python/make_golden.py` made them). These tests say that the decoder, the adapter, the closed-form gradients
+//! and the scores give those values. Where no such value exists, [`naive`] writes the loss out in the plainest way, one
+//! sequence at a time, and automatic differentiation and finite differences of it are what the engine must equal.
+
+mod generation;
+mod gradients;
+mod logits;
+mod naive;
+mod scores;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use shared::gold::GoldPair;
+use shared::record::Record;
+use tch::{Device, Kind, Tensor};
+
+use crate::dataset::DataSet;
+use crate::model::adapter_file;
+use crate::model::decoder::Decoder;
+use crate::model::lora::Lora;
+use crate::text::{Encoder, EncoderOptions, MaskMode};
+
+/// Largest relative error allowed where rounding in f32 is the only difference.
+const TIGHT: f64 = 1e-5;
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny-llama").join(name)
+}
+
+fn golden() -> Value {
+    shared::input::read_json(&folder("golden.json")).unwrap()
+}
+
+fn decoder(name: &str) -> Decoder {
+    Decoder::load(&folder(name), Kind::Float, Device::Cpu).unwrap()
+}
+
+fn adapter(decoder: &Decoder, name: &str) -> Lora {
+    adapter_file::load(&folder(name), &decoder.config, &decoder.fingerprint, Device::Cpu).unwrap()
+}
+
+fn encoder(mask: MaskMode) -> Encoder {
+    Encoder::load(&folder("tied"), EncoderOptions { mask, ..EncoderOptions::default() }).unwrap()
+}
+
+fn records() -> Vec<Record> {
+    serde_json::from_value(golden()["records"].clone()).unwrap()
+}
+
+fn gold() -> Vec<GoldPair> {
+    serde_json::from_value(golden()["gold"].clone()).unwrap()
+}
+
+fn data_set(records: Vec<Record>) -> DataSet {
+    let index = (0..records.len()).collect();
+    DataSet { file: "golden.json".into(), records, index, quarantine: Default::default() }
+}
+
+fn floats(value: &Value) -> Vec<f64> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+fn integers<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+/// The largest difference of two lists, relative to the largest value of the second.
+fn relative_error(ours: &[f64], theirs: &[f64]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let largest = theirs.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    assert!(largest > 0.0 && theirs.iter().all(|x| x.is_finite()), "nothing to compare with");
+    let difference = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    if ours.iter().all(|x| x.is_finite()) { difference / largest } else { f64::INFINITY }
+}
+
+#[track_caller]
+fn close(what: &str, ours: &[f64], theirs: &[f64], tolerance: f64) {
+    let error = relative_error(ours, theirs);
+    println!("{what}: relative error {error:.2e} (at most {tolerance:.0e})");
+    assert!(error <= tolerance, "{what}: relative error {error:e}, at most {tolerance:e} allowed");
+}
+
+/// The gradients of all tensors, one after the other, and zeroes them.
+fn take_gradients(parameters: &[(String, Tensor)]) -> Vec<f64> {
+    let mut all = Vec::new();
+    for (_, tensor) in parameters {
+        let gradient = tensor.grad();
+        if gradient.defined() {
+            all.extend(crate::objective::step::to_f64(&gradient));
+        } else {
+            all.extend(std::iter::repeat_n(0.0, tensor.numel()));
+        }
+        tensor.shallow_clone().zero_grad();
+    }
+    all
+}
+
+fn trained(parameters: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
+    parameters.into_iter().map(|(name, tensor)| (name, tensor.set_requires_grad(true))).collect()
+}

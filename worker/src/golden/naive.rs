@@ -1,0 +1,86 @@
+//! The objective of spec 4 written out: one sequence at a time, whole softmaxes, automatic differentiation.
+//!
+//! Shares the decoder with the engine and nothing else, so that an error in the closed-form head, in packing, in the
+//! bookkeeping of slopes or in the losses' derivatives cannot be in both.
+
+use tch::{Kind, Tensor};
+
+use crate::model::decoder::{Decoder, Extras};
+use crate::model::lora::Lora;
+use crate::model::pack::{Pack, Want};
+use crate::objective::loss::PreferenceLoss;
+use crate::objective::method::Term;
+use crate::objective::step::{Item, Settings};
+use crate::text::Sequence;
+
+/// Logits of every position of a sequence: [t, V], f64.
+pub fn logits(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> Tensor {
+    let pack = Pack::new(&[(sequence, Want::LOG_PROB)], decoder.device);
+    let hidden = decoder.forward(&pack, Extras { adapter, ..Extras::default() });
+    hidden.to_kind(Kind::Double).matmul(&decoder.head_weight().to_kind(Kind::Double).tr())
+}
+
+/// Log-probs of the scored tokens: [m, 1], f64.
+pub fn token_log_probs(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> Tensor {
+    let table = logits(decoder, adapter, sequence).log_softmax(-1, Kind::Double);
+    let rows: Vec<i64> = sequence.scored.iter().map(|&t| t as i64 - 1).collect();
+    let targets: Vec<i64> = sequence.scored.iter().map(|&t| sequence.tokens[t]).collect();
+    table.index_select(0, &Tensor::from_slice(&rows)).gather(1, &Tensor::from_slice(&targets).unsqueeze(1), false)
+}
+
+fn log_prob_sum(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> Tensor {
+    token_log_probs(decoder, adapter, sequence).sum(Kind::Double)
+}
+
+/// Σ weight·ℓ over the items, as a scalar that can be differentiated.
+pub fn total(
+    decoder: &Decoder,
+    adapter: Option<&Lora>,
+    reference: &Decoder,
+    items: &[&Item],
+    settings: &Settings,
+) -> Tensor {
+    let terms: Vec<Tensor> = items.iter().map(|item| item_loss(decoder, adapter, reference, item, settings)).collect();
+    Tensor::stack(&terms, 0).sum(Kind::Double)
+}
+
+fn item_loss(
+    decoder: &Decoder,
+    adapter: Option<&Lora>,
+    reference: &Decoder,
+    item: &Item,
+    settings: &Settings,
+) -> Tensor {
+    let beta = settings.beta;
+    let ratio = |i: usize| {
+        let s = log_prob_sum(decoder, adapter, &item.sequences[i]);
+        s - tch::no_grad(|| log_prob_sum(reference, None, &item.sequences[i]))
+    };
+    let mean_nll = |i: usize| -token_log_probs(decoder, adapter, &item.sequences[i]).mean(Kind::Double);
+    match item.term {
+        Term::Prefer(..) => {
+            let delta = ratio(0) - ratio(1);
+            let (right, wrong) = (-(&delta * beta).log_sigmoid(), -(&delta * -beta).log_sigmoid());
+            let e = settings.epsilon;
+            let loss = match settings.loss {
+                PreferenceLoss::Dpo => right,
+                PreferenceLoss::Ipo => (delta - 1.0 / (2.0 * beta)).square(),
+                PreferenceLoss::Cdpo => right * (1.0 - e) + wrong * e,
+                PreferenceLoss::Rdpo => (right * (1.0 - e) - wrong * e) / (1.0 - 2.0 * e),
+            };
+            loss * item.weight + mean_nll(0) * settings.nll_weight
+        }
+        Term::PunishOne(_) => -(ratio(0) * -beta).log_sigmoid() * item.weight,
+        Term::PunishBoth => (-(ratio(0) * -beta).log_sigmoid() - (ratio(1) * -beta).log_sigmoid()) * item.weight,
+        Term::Imitate => mean_nll(0) * item.weight,
+        Term::Anchor => {
+            let sequence = &item.sequences[0];
+            let p = logits(decoder, adapter, sequence).softmax(-1, Kind::Double);
+            let p_ref = tch::no_grad(|| logits(reference, None, sequence).softmax(-1, Kind::Double));
+            let table = &p_ref * ((&p_ref + 1e-12).log() - (p + 1e-12).log());
+            let rows: Vec<i64> = sequence.kl.iter().map(|&t| t as i64).collect();
+            let sum = table.index_select(0, &Tensor::from_slice(&rows)).sum(Kind::Double);
+            sum / (rows.len() as f64 + 1e-8) * settings.alpha_kl
+        }
+    }
+}
