@@ -10,8 +10,8 @@
 set -euo pipefail
 
 [ $# -eq 1 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
-python=$1/bin/python
-[ -x "$python" ] || { echo "run_checks.sh: $python is not there; make it with python3 -m venv and pip" >&2; exit 2; }
+[ -x "$1/bin/python" ] || { echo "run_checks.sh: $1/bin/python is not there; make it with python3 -m venv" >&2; exit 2; }
+python=$(cd "$1" && pwd)/bin/python
 cd "$(dirname "$0")/../.."
 checks=$PWD/tests/python
 golden=$PWD/tests/golden/tiny-llama
