@@ -70,16 +70,17 @@ stage triage "$out/triage/gold.json" "$bin/oracle-service" triage --rules "$worl
 stage correct "$out/triage/corrected.json" "$bin/oracle-service" correct --rules "$world/rules_new.toml" \
   --input-json "$out/triage/gold.json" --output-json "$out/triage/corrected.json"
 
-# Why β 1 and α_KL 5 here and not the defaults 0.3 and 0.1: docs/policy-shift.md.
-realign=(--beta 1.0 --model-name-or-path "$out/base" --lora-r 16 --lora-alpha 16 --lora-dropout 0
+# Why these settings and not the defaults: docs/policy-shift.md.
+beta=0.125
+realign=(--beta "$beta" --model-name-or-path "$out/base" --lora-r 16 --lora-alpha 16 --lora-dropout 0
   --lora-target-modules q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj)
 for variant in trace oracle-punish; do
   stage "score-$variant" "$out/$variant/weighted_dataset.json" "$bin/worker" score "${realign[@]}" \
     --method "$variant" --dataset-json-path "$out/triage/corrected.json" --out "$out/$variant/weighted_dataset.json" \
-    --seed "$seed" --max-length 128 --pack-tokens 8192 --pa-batch-size 64 ${threads:+--threads "$threads"}
+    --gold-batch-size 192 --seed "$seed" --max-length 128 --pack-tokens 8192 --pa-batch-size 64 ${threads:+--threads "$threads"}
   stage "train-$variant" "$out/$variant/train_summary.json" "${train[@]}" "${realign[@]}" --method "$variant" \
     --dataset-json-path "$out/$variant/weighted_dataset.json" --output-dir "$out" --run-name "$variant" \
-    --alpha-kl 5.0 --batch-size 16 --num-train-epochs 3 --learning-rate 1e-3 --save-steps 50
+    --loss ipo --alpha-kl 30 --batch-size 16 --num-train-epochs 3 --learning-rate 1e-3 --save-steps 50
 done
 
 for variant in base trace oracle-punish; do
