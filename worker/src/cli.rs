@@ -46,7 +46,13 @@ pub fn run(cli: Cli) -> Result<u8> {
         }
         Command::Score(args) => print(&score::command::run(args, fault)?, args.json),
         Command::Train(args) => print(&train::run(args, fault)?, args.json),
-        Command::Generate(args) => print(&generate::run(args, fault)?, args.json),
+        Command::Generate(args) => {
+            let summary = generate::run(args, fault)?;
+            print(&summary, args.json);
+            if summary["set_aside"].as_u64() > Some(0) {
+                return Ok(3);
+            }
+        }
         Command::Merge(args) => println!("merged model in {}", merge::run(args)?.display()),
         Command::Bench(args) => print(&bench::run(args)?, args.json),
     }

@@ -37,7 +37,7 @@ impl DataSet {
             if method != Method::Sft && record.rejected.is_none() {
                 return Err(shared::error::Error::field(file, i, "rejected", "is missing").into());
             }
-            match empty_field(&record) {
+            match empty_field(&record, method) {
                 Some(field) => quarantine.push(file, i, field, "is empty", &record)?,
                 None => {
                     records.push(record);
@@ -136,12 +136,12 @@ pub fn gold_items(encoder: &Encoder, gold: &[GoldPair], max_length: usize) -> Re
         .collect()
 }
 
-fn empty_field(record: &Record) -> Option<&'static str> {
+fn empty_field(record: &Record, method: Method) -> Option<&'static str> {
     if record.prompt.is_empty() {
         Some("prompt")
     } else if record.chosen.response().is_empty() {
         Some("chosen")
-    } else if record.rejected.as_ref().is_some_and(|text| text.response().is_empty()) {
+    } else if method != Method::Sft && record.rejected.as_ref().is_some_and(|text| text.response().is_empty()) {
         Some("rejected")
     } else {
         None

@@ -18,6 +18,13 @@ struct Header {
     key: String,
 }
 
+/// Returns where the journal of an output lies: its whole name and `.journal`.
+pub fn beside(output: &Path) -> PathBuf {
+    let mut name = output.as_os_str().to_owned();
+    name.push(".journal");
+    PathBuf::from(name)
+}
+
 /// An open journal.
 #[derive(Debug)]
 pub struct Journal {
@@ -32,6 +39,8 @@ impl Journal {
     /// The file cannot be read or written, is damaged before its last line, or has another key.
     pub fn open<T: DeserializeOwned>(path: &Path, key: &str) -> Result<(Self, Vec<T>)> {
         let io = |e: std::io::Error| Error::model(path, format!("journal: {e}"));
+        let file = File::options().create(true).append(true).open(path).map_err(io)?;
+        lock(&file, path)?;
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -65,7 +74,6 @@ impl Journal {
             }
             whole += line.len();
         }
-        let file = File::options().create(true).append(true).open(path).map_err(io)?;
         file.set_len(whole as u64).map_err(io)?;
         let mut journal = Journal { path: path.to_owned(), file };
         if whole == 0 {
@@ -96,6 +104,17 @@ impl Journal {
     pub fn remove(self) -> Result<()> {
         std::fs::remove_file(&self.path).map_err(|e| Error::model(&self.path, format!("journal: {e}")))
     }
+}
+
+/// Takes a file for this process alone, until it ends.
+///
+/// # Errors
+/// Another process has it.
+pub fn lock(file: &File, path: &Path) -> Result<()> {
+    use rustix::fs::{FlockOperation, flock};
+    flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        Error::model(path, "is in use by another process; wait for it to end, or choose another output or run name")
+    })
 }
 
 #[cfg(test)]

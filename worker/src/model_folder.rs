@@ -21,6 +21,24 @@ const TEXT_FILES: [&str; 9] = [
     "generation_config.json",
 ];
 
+/// Returns a hash over the files of a model folder that shape a computation besides its weights: configuration,
+/// tokenizer, template. It belongs into the key of everything that is resumed.
+///
+/// # Errors
+/// A file is there and cannot be read.
+pub fn content_hash(dir: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for name in TEXT_FILES.into_iter().chain(["config.json"]) {
+        let file = dir.join(name);
+        if !file.exists() {
+            continue;
+        }
+        let bytes = std::fs::read(&file).map_err(|e| Error::model(&file, e.to_string()))?;
+        hasher.update(name.as_bytes()).update(&(bytes.len() as u64).to_le_bytes()).update(&bytes);
+    }
+    Ok(hasher.finalize().to_hex()[..32].to_owned())
+}
+
 /// Copies the tokenizer files of a model folder into another folder.
 ///
 /// # Errors

@@ -29,7 +29,7 @@ pub enum Dtype {
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
     /// Model folder in Hugging Face layout: config.json, safetensors, tokenizer.json.
-    #[arg(long, alias = "model", value_name = "DIR")]
+    #[arg(long, alias = "model", aliases = ["model-path", "model-id"], value_name = "DIR")]
     pub model_name_or_path: PathBuf,
     /// Type of weights and activations.
     #[arg(long, value_enum, default_value = "auto")]

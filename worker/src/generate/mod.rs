@@ -13,12 +13,14 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use shared::python_random::PythonRandom;
+use shared::quarantine::Quarantine;
 use shared::record::Text;
 
 use crate::error::{Error, Result};
 use crate::fault::{self, Fault};
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::model::adapter_file;
+use crate::model_folder;
 use crate::options::{ModelArgs, TextArgs};
 use crate::progress;
 
@@ -85,7 +87,7 @@ pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
         Some(dir) => Some(adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?),
         None => None,
     };
-    let (items, encoded) = prompts(args, &encoder)?;
+    let (items, encoded, quarantine) = prompts(args, &encoder)?;
     let longest = encoded.iter().map(Vec::len).max().unwrap_or(0) + args.max_new_tokens;
     if longest as i64 > decoder.config.max_position_embeddings {
         tracing::warn!(
@@ -94,7 +96,7 @@ pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
         );
     }
     let key = json!({
-        "model": decoder.fingerprint, "dtype": format!("{:?}", decoder.dtype), "text": args.text,
+        "model": decoder.fingerprint, "folder": model_folder::content_hash(&args.model.model_name_or_path)?, "dtype": format!("{:?}", decoder.dtype), "text": args.text,
         "adapter": args.adapter.as_deref().map(adapter_file::content_hash).transpose()?,
         "max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "temperature": args.temperature,
         "top_p": args.top_p, "seed": args.seed, "items": &items,
@@ -102,7 +104,11 @@ pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
     if let Some(dir) = args.out.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         std::fs::create_dir_all(dir).map_err(|e| Error::model(dir, e.to_string()))?;
     }
-    let journal_path = args.out.with_extension("journal");
+    let journal_path = journal::beside(&args.out);
+    if let Some(path) = quarantine.write_beside(&args.out)? {
+        tracing::warn!("{} items with an empty prompt were set aside in {}", quarantine.len(), path.display());
+    }
+    let set_aside = quarantine.len();
     let (mut journal, lines) = Journal::open::<Line>(&journal_path, &crate::score::shared_hash(&key))?;
     let mut finished: Vec<Option<Line>> = vec![None; items.len()];
     for line in lines {
@@ -156,7 +162,9 @@ pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
         .collect();
     let unfinished = results.iter().filter(|item| item["finished"] == json!(false)).count();
     let metadata = json!({
-        "model_path": args.model.model_name_or_path, "adapter": args.adapter, "test_json": args.prompts,
+        "model_path": args.model.model_name_or_path.display().to_string(),
+        "adapter": args.adapter.as_ref().map(|dir| dir.display().to_string()),
+        "test_json": args.prompts.display().to_string(),
         "sample_size": results.len(), "seed": args.seed, "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature, "top_p": args.top_p, "bin_counts": bin_counts(&results),
     });
@@ -165,7 +173,7 @@ pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
     journal.remove()?;
     let seconds = started.elapsed().as_secs_f64();
     Ok(json!({
-        "out": args.out, "responses": count, "unfinished": unfinished, "tokens": generated, "seconds": seconds,
+        "out": args.out.display().to_string(), "responses": count, "set_aside": set_aside, "unfinished": unfinished, "tokens": generated, "seconds": seconds,
         "tokens_per_s": generated as f64 / seconds, "peak_rss_gib": crate::measure::peak_rss_gib(),
     }))
 }
@@ -178,9 +186,9 @@ struct Line {
     finished: bool,
 }
 
-type Prompts = (Vec<Map<String, Value>>, Vec<Vec<i64>>);
+type Prompts = (Vec<Map<String, Value>>, Vec<Vec<i64>>, Quarantine);
 
-/// Reads, samples and tokenises the prompts.
+/// Reads, samples and tokenises the prompts; items with an empty one are kept apart.
 fn prompts(args: &GenerateCommand, encoder: &crate::text::Encoder) -> Result<Prompts> {
     let mut items: Vec<Map<String, Value>> = shared::input::read_all(&args.prompts)?;
     let mut index: Vec<usize> = (0..items.len()).collect();
@@ -188,18 +196,24 @@ fn prompts(args: &GenerateCommand, encoder: &crate::text::Encoder) -> Result<Pro
         index = PythonRandom::new(args.seed).sample(items.len(), size);
         items = index.iter().map(|&i| items[i].clone()).collect();
     }
-    let mut encoded = Vec::with_capacity(items.len());
-    for (item, &i) in items.iter().zip(&index) {
+    let (mut kept, mut encoded) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+    let mut quarantine = Quarantine::default();
+    for (item, &i) in items.into_iter().zip(&index) {
         let field = |problem: String| shared::error::Error::field(&args.prompts, i, "prompt", problem);
         let value = item.get("prompt").ok_or_else(|| field("is missing".into()))?;
         let prompt: Text = serde_json::from_value(value.clone())
             .map_err(|_| field("is neither a string nor a list of {role, content} turns".into()))?;
         if prompt.is_empty() {
-            return Err(field("is empty".into()).into());
+            quarantine.push(&args.prompts, i, "prompt", "is empty", &item)?;
+            continue;
         }
         encoded.push(encoder.prompt(&prompt).map_err(|e| field(e.to_string()))?);
+        kept.push(item);
     }
-    Ok((items, encoded))
+    if kept.is_empty() {
+        return Err(shared::error::Error::file(&args.prompts, "holds no prompt that is not empty").into());
+    }
+    Ok((kept, encoded, quarantine))
 }
 
 fn bin_counts(results: &[Map<String, Value>]) -> Value {

@@ -10,9 +10,11 @@ use super::ScoreSettings;
 use crate::dataset::DataSet;
 use crate::error::{Error, Result};
 use crate::fault::Fault;
+use crate::journal;
 use crate::measure;
 use crate::model::adapter_file;
 use crate::model::lora::Lora;
+use crate::model_folder;
 use crate::objective::method::Method;
 use crate::options::{LoraArgs, ModelArgs, ScoreArgs, TextArgs};
 
@@ -70,6 +72,9 @@ pub struct ScoreCommand {
 pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Value> {
     let started = Instant::now();
     super::weights::check_gamma(args.score.lamda)?;
+    if !args.beta.is_finite() || args.beta <= 0.0 {
+        return Err(Error::Config(format!("--beta is {}; expected a positive number", args.beta)));
+    }
     if !args.method.is_weighted() {
         return Err(Error::Config(format!(
             "method {} has no impact weights; score with trace, oracle-punish, no-kl or no-triage",
@@ -91,7 +96,7 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
     // An adapter whose B is zero computes nothing yet, wherever it came from.
     let is_fresh = adapter.iter().all(|(_, _, f)| f.b.count_nonzero(None).int64_value(&[]) == 0);
     let key = json!({
-        "model": decoder.fingerprint, "dtype": format!("{:?}", decoder.dtype), "text": args.text, "lora": args.lora,
+        "model": decoder.fingerprint, "folder": model_folder::content_hash(&args.model.model_name_or_path)?, "dtype": format!("{:?}", decoder.dtype), "text": args.text, "lora": args.lora,
         "seed": args.seed, "init_adapter": args.init_adapter.as_deref().map(adapter_file::content_hash).transpose()?,
     });
     let settings = ScoreSettings {
@@ -106,10 +111,13 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
         max_length: args.max_length,
         pack_tokens: args.score.pack_tokens,
     };
-    let journal = args.out.with_extension("journal");
+    let journal = journal::beside(&args.out);
     let scores = super::score(&decoder, &adapter, is_fresh, &encoder, &set, &settings, &journal, &key, fault)?;
     let gold_out = args.gold_out.clone().unwrap_or_else(|| out_dir.join("gold.json"));
-    shared::output::write_json(&gold_out, &scores.gold)?;
+    // A gold batch that was given stays as it is.
+    if args.score.gold.is_none() {
+        shared::output::write_json(&gold_out, &scores.gold)?;
+    }
     set.set_aside(&args.out)?;
     super::write_weighted(&args.out, &set, &scores)?;
     scores.journal.remove()?;
@@ -118,7 +126,7 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
     let clamped = scored.iter().filter(|raw| **raw <= 0.0).count();
     let seconds = started.elapsed().as_secs_f64();
     Ok(json!({
-        "out": args.out, "gold": gold_out, "records": set.records.len(), "scored": scored.len(), "clamped": clamped,
+        "out": args.out.display().to_string(), "gold": gold_out.display().to_string(), "records": set.records.len(), "scored": scored.len(), "clamped": clamped,
         "clamped_share": 100.0 * clamped as f64 / scored.len() as f64, "seconds": seconds,
         "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
     }))

@@ -121,6 +121,14 @@ fn hash(file: &Path) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// Returns (step, folder) of the newest checkpoint under its final name.
+///
+/// # Errors
+/// The run folder cannot be read.
+pub fn newest(run_dir: &Path) -> Result<Option<(u64, PathBuf)>> {
+    Ok(list(run_dir)?.into_iter().max_by_key(|(step, _)| *step))
+}
+
 /// Lists (step, folder) of all checkpoints under their final names.
 fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let entries = match std::fs::read_dir(run_dir) {

@@ -89,10 +89,28 @@ impl MetricsFile {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(io(e)),
         };
+        let whole = text.iter().filter(|&&b| b == b'\n').count() as u64;
+        if whole < steps {
+            return Err(Error::model(
+                &path,
+                format!(
+                    "has {whole} whole lines, the checkpoint is of step {steps}: the file is damaged; restore it, or \
+                         remove the run's checkpoints to start over"
+                ),
+            ));
+        }
         let kept: usize = text.split_inclusive(|&b| b == b'\n').take(steps as usize).map(<[u8]>::len).sum();
         let file = File::options().create(true).append(true).open(&path).map_err(io)?;
         file.set_len(kept as u64).map_err(io)?;
         Ok(MetricsFile { path, file })
+    }
+
+    /// Makes sure that everything appended is on the disk; called before a checkpoint counts on it.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::model(&self.path, e.to_string()))
     }
 
     /// Appends one step.

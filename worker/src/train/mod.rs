@@ -71,6 +71,7 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
     let key = json!({
         "options": args.key(),
         "model": decoder.fingerprint,
+        "folder": model_folder::content_hash(model_dir)?,
         "dtype": format!("{dtype:?}"),
         "records": score::content_hash(&set.records),
         "replay": replay_set.as_ref().map(|set| score::content_hash(&set.records)),
@@ -134,7 +135,7 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
     }
     let seconds = started.elapsed().as_secs_f64();
     run.finish(json!({
-        "run": run.path, "method": args.method, "steps": optimizer.step, "records": set.records.len(),
+        "run": run.path.display().to_string(), "method": args.method, "steps": optimizer.step, "records": set.records.len(),
         "seconds": seconds, "tokens": tokens, "tokens_per_s": tokens as f64 / seconds,
         "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
     }))
@@ -219,6 +220,7 @@ fn train(
         bar.inc(1);
         fault::pass(fault, "train.step");
         if (step + 1) % args.save_steps == 0 && step + 1 < total {
+            metrics_file.sync()?;
             checkpoint::save(&run.path, optimizer, &run.key, args.save_total_limit)?;
         }
     }

@@ -57,7 +57,7 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 1e-4)]
     pub learning_rate: f64,
     /// Passes over the records.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, alias = "epochs", default_value_t = 1)]
     pub num_train_epochs: u64,
     /// Stops after so many updates, whatever the epochs say.
     #[arg(long)]
@@ -171,6 +171,14 @@ impl TrainArgs {
             if !value.is_finite() || value < low {
                 return refuse(format!("{name} is {value}; expected a number from {low}"));
             }
+        }
+        for (name, value) in [("--adam-beta1", self.adam_beta1), ("--adam-beta2", self.adam_beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                return refuse(format!("{name} is {value}; expected 0 to below 1"));
+            }
+        }
+        if !self.adam_epsilon.is_finite() || self.adam_epsilon <= 0.0 {
+            return refuse(format!("--adam-epsilon is {}; expected a positive number", self.adam_epsilon));
         }
         if !self.beta.is_finite() || self.beta <= 0.0 {
             return refuse(format!("--beta is {}; expected a positive number", self.beta));

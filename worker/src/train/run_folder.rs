@@ -3,6 +3,7 @@
 //! `run.json` holds every setting that shapes the result, written before work begins; a later command that differs is
 //! refused with the settings that differ. `train_summary.json` is written last: where it is, the run is complete.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -18,6 +19,8 @@ pub struct RunFolder {
     pub path: PathBuf,
     /// Hash of all that shapes the run; known after [`RunFolder::begin`].
     pub key: String,
+    /// Held while this process works in the folder.
+    _lock: File,
 }
 
 impl RunFolder {
@@ -27,10 +30,7 @@ impl RunFolder {
     /// It cannot be made, or a checkpoint to resume from is not in a run folder.
     pub fn open(args: &TrainArgs) -> Result<Self> {
         let path = if let Some(checkpoint) = &args.resume_from_checkpoint {
-            match checkpoint.parent() {
-                Some(parent) if checkpoint.is_dir() => parent.to_owned(),
-                _ => return Err(Error::model(checkpoint, "is not a checkpoint folder inside a run folder")),
-            }
+            folder_of(checkpoint)?
         } else if let Some(name) = &args.run_name {
             args.runs_dir().join(name)
         } else {
@@ -39,7 +39,10 @@ impl RunFolder {
             args.runs_dir().join(format!("{model}__{data}__{}", time_stamp(SystemTime::now())))
         };
         std::fs::create_dir_all(&path).map_err(|e| Error::model(&path, e.to_string()))?;
-        Ok(RunFolder { path, key: String::new() })
+        let lock_file = path.join("run.lock");
+        let lock = File::create(&lock_file).map_err(|e| Error::model(&lock_file, e.to_string()))?;
+        crate::journal::lock(&lock, &lock_file)?;
+        Ok(RunFolder { path, key: String::new(), _lock: lock })
     }
 
     /// Records what shapes the run, or compares it with what is recorded. Returns the summary of a complete run.
@@ -73,6 +76,26 @@ impl RunFolder {
     pub fn finish(&self, summary: Value) -> Result<Value> {
         shared::output::write_json(&self.path.join("train_summary.json"), &summary)?;
         Ok(summary)
+    }
+}
+
+/// Returns the run folder of a checkpoint to resume from. Only the newest one will do: going back would leave later
+/// checkpoints of another history beside it.
+fn folder_of(checkpoint: &Path) -> Result<PathBuf> {
+    let whole = checkpoint.canonicalize().map_err(|e| Error::model(checkpoint, e.to_string()))?;
+    let parent = whole.parent().filter(|_| whole.is_dir() && whole.join("state.json").exists());
+    let Some(parent) = parent else {
+        return Err(Error::model(checkpoint, "is not a checkpoint folder inside a run folder"));
+    };
+    match super::checkpoint::newest(parent)? {
+        Some((_, newest)) if newest != whole => Err(Error::model(
+            checkpoint,
+            format!(
+                "is not the newest checkpoint of its run, that is {}; name that one, or remove it",
+                newest.display()
+            ),
+        )),
+        _ => Ok(parent.to_owned()),
     }
 }
 
