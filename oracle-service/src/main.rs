@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    shared::cli::end_quietly_on_broken_pipe();
     shared::logging::init("info");
     let cli = oracle_service::Cli::parse_from(shared::cli::normalise_flags(std::env::args_os()));
     match oracle_service::run(cli) {

@@ -40,6 +40,21 @@ fn rewritten(arg: &str) -> Option<String> {
     })
 }
 
+/// Makes a program end quietly when whoever reads its output stops reading (`… | head`): call it once, from `main`.
+///
+/// Results are in files by then; only the tables on standard output are cut.
+pub fn end_quietly_on_broken_pipe() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
+            // What a shell reports for a program ended by SIGPIPE.
+            std::process::exit(141);
+        }
+        default(panic);
+    }));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    shared::cli::end_quietly_on_broken_pipe();
     shared::logging::init("info");
     let cli = worker::Cli::parse_from(shared::cli::normalise_flags(std::env::args_os()));
     match worker::run(cli) {

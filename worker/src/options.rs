@@ -150,19 +150,19 @@ impl TextArgs {
 /// Shape of a new adapter.
 #[derive(Debug, Clone, Args, serde::Serialize)]
 pub struct LoraArgs {
-    /// Rank of the adapter's factors.
-    #[arg(long, default_value_t = 32)]
-    pub lora_r: i64,
-    /// α; the adapter's term is scaled by α / r.
-    #[arg(long, default_value_t = 16.0)]
-    pub lora_alpha: f64,
-    /// Share of the adapter's input features dropped in training.
-    #[arg(long, default_value_t = 0.1)]
-    pub lora_dropout: f64,
+    /// Rank of the adapter's factors [default: 32].
+    #[arg(long)]
+    pub lora_r: Option<i64>,
+    /// α; the adapter's term is scaled by α / r [default: 16].
+    #[arg(long)]
+    pub lora_alpha: Option<f64>,
+    /// Share of the adapter's input features dropped in training [default: 0.1, or that of --init-adapter].
+    #[arg(long)]
+    pub lora_dropout: Option<f64>,
     /// Linear layers with an adapter, separated by commas: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
-    /// down_proj.
-    #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
-    pub lora_target_modules: Vec<String>,
+    /// down_proj [default: q_proj,v_proj].
+    #[arg(long, value_delimiter = ',')]
+    pub lora_target_modules: Option<Vec<String>>,
 }
 
 impl LoraArgs {
@@ -171,22 +171,47 @@ impl LoraArgs {
     /// # Errors
     /// A rank below 1, a dropout outside [0, 1), an unknown layer name.
     pub fn config(&self) -> Result<LoraConfig> {
-        if self.lora_r < 1 {
-            return Err(Error::Config(format!("--lora-r is {}; expected at least 1", self.lora_r)));
+        let (r, alpha) = (self.lora_r.unwrap_or(32), self.lora_alpha.unwrap_or(16.0));
+        let dropout = self.lora_dropout.unwrap_or(0.1);
+        if r < 1 {
+            return Err(Error::Config(format!("--lora-r is {r}; expected at least 1")));
         }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(Error::Config(format!("--lora-dropout is {}; expected 0 to below 1", self.lora_dropout)));
+        if !(0.0..1.0).contains(&dropout) {
+            return Err(Error::Config(format!("--lora-dropout is {dropout}; expected 0 to below 1")));
         }
-        if !self.lora_alpha.is_finite() || self.lora_alpha == 0.0 {
-            return Err(Error::Config(format!("--lora-alpha is {}; expected a number other than 0", self.lora_alpha)));
+        if !alpha.is_finite() || alpha == 0.0 {
+            return Err(Error::Config(format!("--lora-alpha is {alpha}; expected a number other than 0")));
         }
-        let targets = self
-            .lora_target_modules
+        let named = self.lora_target_modules.clone().unwrap_or_else(|| vec!["q_proj".into(), "v_proj".into()]);
+        let targets = named
             .iter()
             .map(|name| name.trim().parse::<Module>())
             .collect::<std::result::Result<_, _>>()
             .map_err(|e| Error::Config(format!("--lora-target-modules: {e}")))?;
-        Ok(LoraConfig { r: self.lora_r, alpha: self.lora_alpha, dropout: self.lora_dropout, targets })
+        Ok(LoraConfig { r, alpha, dropout, targets })
+    }
+
+    /// Applies the options to an adapter that was read: a dropout given is taken, a shape given must be the adapter's.
+    ///
+    /// # Errors
+    /// An option contradicts the adapter.
+    pub fn apply_to(&self, adapter: &mut LoraConfig) -> Result<()> {
+        let wanted = self.config()?;
+        for (name, given, same) in [
+            ("--lora-r", self.lora_r.is_some(), wanted.r == adapter.r),
+            ("--lora-alpha", self.lora_alpha.is_some(), wanted.alpha == adapter.alpha),
+            ("--lora-target-modules", self.lora_target_modules.is_some(), wanted.targets == adapter.targets),
+        ] {
+            if given && !same {
+                return Err(Error::Config(format!(
+                    "{name} contradicts the adapter given by --init-adapter; leave it out"
+                )));
+            }
+        }
+        if self.lora_dropout.is_some() {
+            adapter.dropout = wanted.dropout;
+        }
+        Ok(())
     }
 }
 

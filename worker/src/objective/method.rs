@@ -140,6 +140,11 @@ impl Method {
         })
     }
 
+    /// Returns the method whose scores this one uses: the terms of trace and no-kl are scored alike.
+    pub fn scored_as(self) -> Self {
+        if self == Method::NoKl { Method::Trace } else { self }
+    }
+
     /// Returns whether the method multiplies conflict terms by impact scores.
     pub fn is_weighted(self) -> bool {
         matches!(self, Method::Trace | Method::OraclePunish | Method::NoKl | Method::NoTriage)

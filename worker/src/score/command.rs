@@ -90,7 +90,11 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
     let set = DataSet::read(&args.dataset_json_path, args.method)?;
     let adapter = match &args.init_adapter {
-        Some(dir) => adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?,
+        Some(dir) => {
+            let mut adapter = adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?;
+            args.lora.apply_to(&mut adapter.config)?;
+            adapter
+        }
         None => Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device),
     };
     // An adapter whose B is zero computes nothing yet, wherever it came from.
@@ -119,7 +123,7 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
         shared::output::write_json(&gold_out, &scores.gold)?;
     }
     set.set_aside(&args.out)?;
-    super::write_weighted(&args.out, &set, &scores)?;
+    super::write_weighted(&args.out, &set, args.method, &scores)?;
     scores.journal.remove()?;
 
     let scored: Vec<f64> = scores.raw.iter().flatten().copied().collect();

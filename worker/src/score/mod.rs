@@ -184,16 +184,20 @@ pub fn shared_hash(value: &serde_json::Value) -> String {
     blake3::hash(value.to_string().as_bytes()).to_hex()[..32].to_owned()
 }
 
-/// Writes the records with `raw_score` and `impact_score` (spec 1.6).
+/// The field that says whose loss terms a record's weight was made for.
+pub const METHOD_FIELD: &str = "score_method";
+
+/// Writes the records with `raw_score` and `impact_score` (spec 1.6), and whose terms were scored.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_weighted(path: &Path, set: &DataSet, scores: &Scores) -> Result<()> {
+pub fn write_weighted(path: &Path, set: &DataSet, method: Method, scores: &Scores) -> Result<()> {
     let mut out = shared::output::ArrayWriter::create(path)?;
     for ((record, raw), weight) in set.records.iter().zip(&scores.raw).zip(&scores.weights) {
         let mut record = record.clone();
         record.raw_score = Some(raw.unwrap_or(0.0));
         record.impact_score = Some(*weight);
+        record.extra.insert(METHOD_FIELD.to_owned(), json!(method.scored_as().name()));
         out.push(&record)?;
     }
     out.finish()?;

@@ -64,7 +64,11 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
     };
     let stored_weights = stored_weights(args, &set)?;
     let adapter = match (&args.init_adapter, args.full) {
-        (Some(dir), _) => Some(adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?),
+        (Some(dir), _) => {
+            let mut adapter = adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?;
+            args.lora.apply_to(&mut adapter.config)?;
+            Some(adapter)
+        }
         (None, true) => None,
         (None, false) => Some(Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device)),
     };
@@ -267,7 +271,7 @@ fn made_weights(
     let settings = args.score_settings();
     let scores = score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &json!(run.key), fault)?;
     shared::output::write_json(&run.path.join("gold.json"), &scores.gold)?;
-    score::write_weighted(&weighted, set, &scores)?;
+    score::write_weighted(&weighted, set, args.method, &scores)?;
     scores.journal.remove()?;
     Ok(scores.weights)
 }
@@ -285,6 +289,13 @@ fn stored_weights(args: &TrainArgs, set: &DataSet) -> Result<Option<Vec<f64>>> {
     for (record, &index) in set.records.iter().zip(&set.index) {
         let named = |problem: String| Error::record(&set.file, index, problem);
         let needs = args.method.term(record, 0.0).map_err(named)?.is_some_and(|term| term.uses_ratios());
+        let scored_as = record.extra.get(score::METHOD_FIELD).and_then(serde_json::Value::as_str);
+        if let Some(name) = scored_as.filter(|name| needs && *name != args.method.scored_as().name()) {
+            return Err(named(format!(
+                "its weight was made for method {name}, not for {}; score the records again (--rescore)",
+                args.method.name()
+            )));
+        }
         match record.impact_score {
             Some(weight) if !weight.is_finite() || weight < 0.0 => {
                 return Err(named(format!("field \"impact_score\" is {weight}; expected a number from 0")));
