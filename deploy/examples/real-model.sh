@@ -17,9 +17,9 @@ mkdir -p "$out"
 
 "$bin/coordinator" data prepare --input "$pairs" --output-json "$out/pairs.json" --num-samples "$n"
 "$bin/oracle-service" triage --rules "$here/engaging-replies.toml" --input-json "$out/pairs.json" \
-  --output-json "$out/gold.json"
+  --output-json "$out/triaged.json"
 echo "== score"
-"$bin/worker" score --model-name-or-path "$model" --dtype "$dtype" --dataset-json-path "$out/gold.json" \
+"$bin/worker" score --model-name-or-path "$model" --dtype "$dtype" --dataset-json-path "$out/triaged.json" \
   --out "$out/scored-$dtype.json" --gold-batch-size 12
 echo "== train"
 "$bin/worker" train --model-name-or-path "$model" --dtype "$dtype" --dataset-json-path "$out/scored-$dtype.json" \

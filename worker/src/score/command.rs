@@ -1,6 +1,6 @@
 //! `worker score`: records in, records with `raw_score` and `impact_score` out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -86,6 +86,10 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
         _ => PathBuf::from("."),
     };
     std::fs::create_dir_all(&out_dir).map_err(|e| Error::model(&out_dir, e.to_string()))?;
+    let gold_out = args.gold_out.clone().unwrap_or_else(|| out_dir.join("gold.json"));
+    if args.score.gold.is_none() {
+        spare_records(&gold_out)?;
+    }
     let decoder = args.model.load()?;
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
     let set = DataSet::read(&args.dataset_json_path, args.method)?;
@@ -117,7 +121,6 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
     };
     let journal = journal::beside(&args.out);
     let scores = super::score(&decoder, &adapter, is_fresh, &encoder, &set, &settings, &journal, &key, fault)?;
-    let gold_out = args.gold_out.clone().unwrap_or_else(|| out_dir.join("gold.json"));
     // A gold batch that was given stays as it is.
     if args.score.gold.is_none() {
         shared::output::write_json(&gold_out, &scores.gold)?;
@@ -134,4 +137,38 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
         "clamped_share": 100.0 * clamped as f64 / scored.len() as f64, "seconds": seconds,
         "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
     }))
+}
+
+/// Refuses to put the gold batch over a file of records: triage output is often called gold.json too.
+fn spare_records(gold_out: &Path) -> Result<()> {
+    if !gold_out.exists() {
+        return Ok(());
+    }
+    let is_gold = |pair: &serde_json::Map<String, serde_json::Value>| !pair.contains_key("category");
+    match shared::input::read_all::<serde_json::Map<String, serde_json::Value>>(gold_out) {
+        Ok(pairs) if pairs.iter().all(is_gold) => Ok(()),
+        _ => Err(Error::model(
+            gold_out,
+            "is there already and is no gold batch; name another file by --gold-out, or another folder by --out",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_records_is_not_taken_for_an_old_gold_batch() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gold.json");
+        assert!(spare_records(&path).is_ok());
+        let pair = json!({"prompt": "p", "chosen": "a", "rejected": "b"});
+        shared::output::write_json(&path, &json!([pair])).unwrap();
+        assert!(spare_records(&path).is_ok());
+        let mut record = pair.clone();
+        record["category"] = json!("INVERT");
+        shared::output::write_json(&path, &json!([pair, record])).unwrap();
+        assert!(spare_records(&path).unwrap_err().to_string().contains("--gold-out"));
+    }
 }

@@ -162,9 +162,11 @@ fn the_corpus_mixes_kinds_as_the_recipe_says() {
             plain.iter().filter(|item| world.judge(policy, &item.prompt, &item.chosen, true).unwrap().compliant);
         complying.count() as f64 / plain.len() as f64
     };
-    // 60 % old and, in the five kept domains of thirteen, 15 % new; broad texts add a little to both.
-    assert!((0.64..0.74).contains(&share(Policy::Old)), "{}", share(Policy::Old));
-    assert!((0.36..0.46).contains(&share(Policy::New)), "{}", share(Policy::New));
+    // In the five kept domains of thirteen both policies say the same; broad texts add a little to both.
+    for (policy, own, other) in [(Policy::Old, 0.40, 0.35), (Policy::New, 0.35, 0.40)] {
+        let least = own + other * 5.0 / 13.0 - 0.01;
+        assert!((least..least + 0.1).contains(&share(policy)), "{}", share(policy));
+    }
     // Every domain is shown its new manner: punishment can only move probability to what is there.
     for domain in Domain::ALL {
         let of_domain = plain.iter().filter(|item| Task::find(&item.prompt).unwrap().domain == domain);
