@@ -186,10 +186,18 @@ fn empty_strings_are_set_aside_with_their_reason() {
 fn prompts_to_generate_from() {
     let folder = Folder::new();
     let command = "generate --model-name-or-path {tied} --prompts bad.json --out out.json --max-new-tokens 2";
-    for (prompt, message) in [(json!(""), "empty"), (json!(5), "string"), (Value::Null, "string")] {
+    for (prompt, message) in [(json!(5), "string"), (Value::Null, "string")] {
         folder.write_json("bad.json", &json!([{"prompt": "fine"}, {"prompt": prompt}]));
         folder.refused(command, &["bad.json", "record 1", "prompt", message]);
     }
     folder.write_json("bad.json", &json!([{"prompt": "fine"}, {"text": "p"}]));
     folder.refused(command, &["bad.json", "record 1", "prompt", "missing"]);
+    folder.write_json("bad.json", &json!([{"prompt": ""}]));
+    folder.refused(command, &["bad.json", "no prompt"]);
+
+    // An empty prompt is set aside, the others are answered.
+    folder.write_json("bad.json", &json!([{"prompt": "fine"}, {"prompt": ""}]));
+    assert_eq!(folder.run(command).code, Some(3));
+    assert_eq!(folder.json("out.json")["results"].as_array().map(Vec::len), Some(1));
+    assert_eq!(folder.json("out_quarantine.json").as_array().map(Vec::len), Some(1));
 }

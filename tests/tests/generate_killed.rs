@@ -30,7 +30,7 @@ fn ends_with_the_same_bytes_wherever_it_was_killed() {
             let out = format!("killed-{batch}.json");
             folder.killed(&command(&out, sampling), &format!("generate.batch={batch}"));
             assert!(!folder.path(&out).exists());
-            let journal = format!("killed-{batch}.journal");
+            let journal = format!("killed-{batch}.json.journal");
             assert_eq!(folder.bytes(&journal).iter().filter(|&&b| b == b'\n').count(), 1 + 2 * (batch - 1));
             let summary = folder.succeed(&format!("{} --json", command(&out, sampling)));
             let summary: Value = serde_json::from_str(&summary.out).unwrap();
@@ -60,5 +60,5 @@ fn sampled_responses_differ_by_seed_only() {
 fn a_journal_of_other_settings_is_refused() {
     let folder = folder();
     folder.killed(&command("a.json", ""), "generate.batch=2");
-    folder.refused(&command("a.json", "--temperature 1.0"), &["a.journal", "other settings"]);
+    folder.refused(&command("a.json", "--temperature 1.0"), &["a.json.journal", "other settings"]);
 }

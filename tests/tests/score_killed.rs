@@ -15,7 +15,7 @@ fn same(folder: &Folder, out: &str) {
     assert!(folder.bytes(out) == folder.bytes("whole.json"), "{out} differs from the undisturbed run's");
     let gold = folder.bytes(&format!("{out}.gold"));
     assert!(gold == folder.bytes("whole.json.gold"), "{out}.gold differs");
-    assert!(!folder.path(out).with_extension("journal").exists(), "the journal is left");
+    assert!(!folder.path(&format!("{out}.journal")).exists(), "the journal is left");
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn a_torn_last_line_is_computed_again() {
     for (name, torn) in [("cut", -7isize), ("begun", 5), ("header", -10_000)] {
         let out = format!("{name}.json");
         folder.killed(&command(&out), "score.pack=3");
-        let journal = format!("{name}.journal");
+        let journal = format!("{name}.json.journal");
         let mut bytes = folder.bytes(&journal);
         assert_eq!(bytes.iter().filter(|&&b| b == b'\n').count(), 3, "a header and two packs");
         if torn < 0 {
@@ -56,10 +56,10 @@ fn a_torn_last_line_is_computed_again() {
 fn a_journal_damaged_inside_or_of_other_work_is_refused() {
     let folder = Folder::new();
     folder.killed(&command("a.json"), "score.pack=3");
-    folder.refused(&format!("{} --beta 0.5", command("a.json")), &["a.journal", "other settings", "remove it"]);
-    let text = String::from_utf8(folder.bytes("a.journal")).unwrap();
+    folder.refused(&format!("{} --beta 0.5", command("a.json")), &["a.json.journal", "other settings", "remove it"]);
+    let text = String::from_utf8(folder.bytes("a.json.journal")).unwrap();
     let mut lines: Vec<&str> = text.lines().collect();
     lines[1] = "[1.0, oops]";
-    folder.write("a.journal", lines.join("\n") + "\n");
-    folder.refused(&command("a.json"), &["a.journal", "line 2", "remove it"]);
+    folder.write("a.json.journal", lines.join("\n") + "\n");
+    folder.refused(&command("a.json"), &["a.json.journal", "line 2", "remove it"]);
 }

@@ -39,9 +39,8 @@ impl RunFolder {
             args.runs_dir().join(format!("{model}__{data}__{}", time_stamp(SystemTime::now())))
         };
         std::fs::create_dir_all(&path).map_err(|e| Error::model(&path, e.to_string()))?;
-        let lock_file = path.join("run.lock");
-        let lock = File::create(&lock_file).map_err(|e| Error::model(&lock_file, e.to_string()))?;
-        crate::journal::lock(&lock, &lock_file)?;
+        let lock = File::open(&path).map_err(|e| Error::model(&path, e.to_string()))?;
+        crate::journal::lock(&lock, &path)?;
         Ok(RunFolder { path, key: String::new(), _lock: lock })
     }
 
@@ -82,7 +81,7 @@ impl RunFolder {
 /// Returns the run folder of a checkpoint to resume from. Only the newest one will do: going back would leave later
 /// checkpoints of another history beside it.
 fn folder_of(checkpoint: &Path) -> Result<PathBuf> {
-    let whole = checkpoint.canonicalize().map_err(|e| Error::model(checkpoint, e.to_string()))?;
+    let whole = checkpoint.canonicalize().unwrap_or_else(|_| checkpoint.to_owned());
     let parent = whole.parent().filter(|_| whole.is_dir() && whole.join("state.json").exists());
     let Some(parent) = parent else {
         return Err(Error::model(checkpoint, "is not a checkpoint folder inside a run folder"));
