@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 
 seed=1
 out=
-threads=
+# The model is so small that a second thread gains little and loses much on a busy machine.
+threads=1
 while [ $# -gt 0 ]; do
   case $1 in
     --seed) seed=${2:?--seed needs a number}; shift 2 ;;
@@ -47,7 +48,7 @@ stage() {
 }
 
 train=("$bin/worker" train --seed "$seed" --max-length 128 --gradient-accumulation-steps 1 --pack-tokens 8192
-  ${threads:+--threads "$threads"})
+  --threads "$threads")
 
 stage world "$world/world.json" "$bin/coordinator" data policy-shift --seed "$seed" --output-dir "$world"
 
@@ -77,7 +78,7 @@ realign=(--beta "$beta" --model-name-or-path "$out/base" --lora-r 16 --lora-alph
 for variant in trace oracle-punish; do
   stage "score-$variant" "$out/$variant/weighted_dataset.json" "$bin/worker" score "${realign[@]}" \
     --method "$variant" --dataset-json-path "$out/triage/corrected.json" --out "$out/$variant/weighted_dataset.json" \
-    --gold-batch-size 192 --seed "$seed" --max-length 128 --pack-tokens 8192 --pa-batch-size 64 ${threads:+--threads "$threads"}
+    --gold-batch-size 192 --seed "$seed" --max-length 128 --pack-tokens 8192 --pa-batch-size 64 --threads "$threads"
   stage "train-$variant" "$out/$variant/train_summary.json" "${train[@]}" "${realign[@]}" --method "$variant" \
     --dataset-json-path "$out/$variant/weighted_dataset.json" --output-dir "$out" --run-name "$variant" \
     --loss ipo --alpha-kl 30 --batch-size 16 --num-train-epochs 3 --learning-rate 1e-3 --save-steps 50
@@ -88,7 +89,7 @@ for variant in base trace oracle-punish; do
   [ "$variant" = base ] || adapter=(--adapter "$out/$variant")
   stage "generate-$variant" "$out/$variant/responses_test.json" "$bin/worker" generate \
     --model-name-or-path "$out/base" "${adapter[@]}" --prompts "$world/prompts_test.json" \
-    --out "$out/$variant/responses_test.json" --max-new-tokens 48 --batch-size 128 ${threads:+--threads "$threads"}
+    --out "$out/$variant/responses_test.json" --max-new-tokens 48 --batch-size 128 --threads "$threads"
   stage "judge-$variant" "$out/$variant/judged_test.json" "$bin/oracle-service" judge \
     --rules "$world/rules_new.toml" --responses-json "$out/$variant/responses_test.json" \
     --output-json "$out/$variant/judged_test.json"
