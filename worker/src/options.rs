@@ -109,6 +109,14 @@ pub struct TextArgs {
 }
 
 impl TextArgs {
+    /// Returns the longest sequence of scoring: the reference's is 256 whatever is asked for (spec 3.1).
+    pub fn score_length(&self, max_length: usize) -> usize {
+        match self.mask {
+            Mask::Exact => max_length,
+            Mask::Reference => 256,
+        }
+    }
+
     /// Loads the tokenizer of a model folder under these rules.
     ///
     /// # Errors

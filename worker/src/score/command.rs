@@ -116,7 +116,7 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
         gold_batch_size: args.score.gold_batch_size,
         gold_seed: args.score.gold_seed,
         gold_rows: args.score.pa_batch_size,
-        max_length: args.max_length,
+        max_length: args.text.score_length(args.max_length),
         pack_tokens: args.score.pack_tokens,
     };
     let journal = journal::beside(&args.out);

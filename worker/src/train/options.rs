@@ -77,6 +77,9 @@ pub struct TrainArgs {
     /// Accepted for the reference's command lines: an adapter is the default; see --full.
     #[arg(long)]
     pub use_lora: bool,
+    /// Accepted for the reference's command lines: corrections are made beforehand, by `oracle-service correct`.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub oracle_max_tokens: u32,
     /// Trains all weights instead of an adapter; the output is a full model folder.
     #[arg(long, conflicts_with_all = ["use_lora", "init_adapter"])]
     pub full: bool,
@@ -248,7 +251,7 @@ impl TrainArgs {
             gold_batch_size: self.score.gold_batch_size,
             gold_seed: self.score.gold_seed,
             gold_rows: self.score.pa_batch_size,
-            max_length: self.max_length,
+            max_length: self.text.score_length(self.max_length),
             pack_tokens: self.score.pack_tokens,
         }
     }
