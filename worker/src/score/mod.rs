@@ -7,7 +7,7 @@ pub mod weights;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use shared::gold::{GoldOptions, GoldPair};
+use shared::gold::{ChosenFrom, GoldOptions, GoldPair};
 
 use crate::dataset::{self, DataSet};
 use crate::error::{Error, Result};
@@ -158,7 +158,14 @@ fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPair>> 
         seed: settings.gold_seed,
         use_corrections: matches!(settings.method, Method::OraclePunish | Method::DpoGold),
     };
-    let drawn = shared::gold::draw(&set.records, options)?;
+    let mut drawn = shared::gold::draw(&set.records, options)?;
+    // The draw counts usable records; the file's own indices are what a person looks up.
+    for origin in drawn.iter_mut().filter_map(|pair| pair.origin.as_mut()) {
+        origin.record = set.index[origin.record];
+        if let Some(ChosenFrom::Record(other)) = &mut origin.chosen_from {
+            *other = set.index[*other];
+        }
+    }
     if drawn.len() < settings.gold_batch_size {
         tracing::warn!(
             "the gold batch has {} pairs, {} were asked for: too few RETAIN, INVERT and PUNISH records",

@@ -198,7 +198,10 @@ fn train(
         for micro in batch.chunks(args.batch_size) {
             let present = micro.iter().filter_map(|&i| items[i].as_ref());
             for pack in dataset::packs(present, args.score.pack_tokens) {
-                parts.add(&step::accumulate(policy, &pack, &settings, scale, dropout)?);
+                parts.add(&in_file(
+                    &args.dataset_json_path,
+                    step::accumulate(policy, &pack, &settings, scale, dropout),
+                )?);
             }
         }
         let replayed = if replay.is_empty() { None } else { Some(replay_pass(args, policy, replay, step)?) };
@@ -232,13 +235,22 @@ fn train(
     Ok(tokens)
 }
 
+/// Puts the file's name before an error that names a record.
+fn in_file<T>(file: &Path, result: Result<T>) -> Result<T> {
+    result.map_err(|error| match error {
+        Error::Numeric(problem) => Error::Numeric(format!("{}: {problem}", file.display())),
+        other => other,
+    })
+}
+
 /// One pass over a step's replay batch; returns its mean-token NLL.
 fn replay_pass(args: &TrainArgs, policy: Policy<'_>, replay: &[Item], step: u64) -> Result<f64> {
     let picked = schedule::replay_batch(args.seed, step, replay.len(), args.replay_batch_size);
     let scale = args.replay_weight / picked.len() as f64;
     let mut nll = 0.0;
     for pack in dataset::packs(picked.iter().map(|&i| &replay[i]), args.score.pack_tokens) {
-        nll += step::accumulate(policy, &pack, &args.objective(), scale, None)?.nll;
+        let file = args.replay_json_path.as_deref().unwrap_or(&args.dataset_json_path);
+        nll += in_file(file, step::accumulate(policy, &pack, &args.objective(), scale, None))?.nll;
     }
     Ok(nll / picked.len() as f64)
 }
