@@ -135,7 +135,7 @@ fn settings_under_which_no_score_means_anything() {
 
 #[test]
 fn prompts_longer_than_the_limit_in_reference_mode() {
-    let folder = folder(|record| record["prompt"] = json!("word ".repeat(60)));
+    let folder = folder(|record| record["prompt"] = json!("word ".repeat(300)));
     for command in [SCORE, LOGPROBS] {
         folder
             .refused(&format!("{command} --mask reference --max-length 64"), &["bad.json", "record 3", "--max-length"]);
