@@ -5,6 +5,7 @@ pub mod error;
 pub mod gold;
 pub mod input;
 pub mod keyed_random;
+pub mod lock;
 pub mod logging;
 pub mod output;
 pub mod policy_shift;

@@ -87,6 +87,41 @@ fn resolve(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Returns whether two paths name one file: by device and inode where both exist, else by the path that links lead to.
+pub fn same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (fs::metadata(a), fs::metadata(b)) {
+        (Ok(a), Ok(b)) => a.dev() == b.dev() && a.ino() == b.ino(),
+        (Err(_), Err(_)) => whole_path(a) == whole_path(b),
+        _ => false,
+    }
+}
+
+/// Returns the path of a file that need not exist yet, with the links above it followed.
+fn whole_path(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (folder.canonicalize(), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// Checks that an output is none of the inputs of its command, under whatever name.
+///
+/// # Errors
+/// It is: both options are named.
+pub fn check_spared(option: &str, output: &Path, inputs: &[(&str, Option<&Path>)]) -> Result<()> {
+    for (input_option, input) in inputs {
+        if input.is_some_and(|input| same_file(output, input)) {
+            return Err(Error::Config(format!(
+                "{option} {} is the file given by {input_option}, which would be overwritten; choose another output",
+                output.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Writes a JSON array record by record.
 pub struct ArrayWriter {
     file: AtomicFile,

@@ -37,6 +37,19 @@ fn other_settings_data_or_model_are_refused_with_their_differences() {
     folder.refused(TRAIN, &["records: "]);
 }
 
+/// The template shapes every token: with another one the old checkpoint means nothing.
+#[test]
+fn another_chat_template_is_another_run() {
+    let folder = Folder::new();
+    let model = folder.copy_golden("tied", "model");
+    let train = TRAIN.replace("{tied}", "model");
+    folder.killed(&train, "train.step=3");
+    let file = model.join("chat_template.jinja");
+    let old = std::fs::read_to_string(&file).unwrap_or_default();
+    std::fs::write(&file, format!("{old}{{# changed #}}")).unwrap();
+    folder.refused(&train, &["folder: ", "--run-name"]);
+}
+
 /// What a refused command would have set aside does not replace what the run set aside.
 #[test]
 fn a_refused_command_leaves_the_quarantine_of_the_run() {

@@ -40,7 +40,7 @@ pub fn run(cli: Cli) -> Result<u8> {
             let (records, failed) = logprobs::run(args)?;
             println!("{records} records written to {}", args.out.display());
             if failed > 0 {
-                tracing::warn!("{failed} of them have an empty field and no numbers; see \"error\" in their lines");
+                tracing::warn!("{failed} of them have no numbers; \"error\" in their lines says why");
                 return Ok(3);
             }
         }

@@ -40,7 +40,7 @@ impl Journal {
     pub fn open<T: DeserializeOwned>(path: &Path, key: &str) -> Result<(Self, Vec<T>)> {
         let io = |e: std::io::Error| Error::model(path, format!("journal: {e}"));
         let file = File::options().create(true).append(true).open(path).map_err(io)?;
-        lock(&file, path)?;
+        shared::lock::take(&file, path, "choose another output")?;
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -104,17 +104,6 @@ impl Journal {
     pub fn remove(self) -> Result<()> {
         std::fs::remove_file(&self.path).map_err(|e| Error::model(&self.path, format!("journal: {e}")))
     }
-}
-
-/// Takes a file for this process alone, until it ends.
-///
-/// # Errors
-/// Another process has it.
-pub fn lock(file: &File, path: &Path) -> Result<()> {
-    use rustix::fs::{FlockOperation, flock};
-    flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        Error::model(path, "is in use by another process; wait for it to end, or choose another output or run name")
-    })
 }
 
 #[cfg(test)]

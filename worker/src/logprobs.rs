@@ -18,7 +18,8 @@ use shared::record::Record;
 /// Computes log π(y|x) of the chosen and rejected response of every record.
 ///
 /// Writes one JSON line a record, in order: chosen_logp, rejected_logp, chosen_tokens, rejected_tokens. A record with
-/// an empty prompt or response gets a line with its reason under "error", and the exit code is 3.
+/// an empty prompt or response, or whose log-probs are not finite, gets a line with its reason under "error", and the
+/// exit code is 3.
 #[derive(Debug, Clone, Args)]
 pub struct LogProbsCommand {
     /// The model.
@@ -52,6 +53,7 @@ pub struct LogProbsCommand {
 /// # Errors
 /// Model, adapter or records are unusable.
 pub fn run(args: &LogProbsCommand) -> Result<(usize, usize)> {
+    shared::output::check_spared("--out", &args.out, &[("--records", Some(&args.records))])?;
     let decoder = args.model.load()?;
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
     let adapter = match &args.adapter {
@@ -106,17 +108,13 @@ pub fn run(args: &LogProbsCommand) -> Result<(usize, usize)> {
             step::token_log_probs(&decoder, adapter.as_ref(), &Pack::new(&sequences, decoder.device))
         };
         let mut rest = log_probs.as_slice();
-        for (index, record) in (next..end).zip(&encoded[next..end]) {
-            out.push(&match record {
-                Ok(parts) => {
-                    let line = line(parts, &mut rest, args.per_token);
-                    Value::Object(line.map_err(|problem| Error::record(&args.records, index, problem))?)
-                }
-                Err(reason) => {
-                    failed += 1;
-                    json!({ "error": reason })
-                }
-            })?;
+        for record in &encoded[next..end] {
+            let line = match record {
+                Ok(parts) => line(parts, &mut rest, args.per_token),
+                Err(reason) => Err(reason.clone()),
+            };
+            failed += usize::from(line.is_err());
+            out.push(&line.map_or_else(|reason| json!({ "error": reason }), Value::Object))?;
         }
         bar.inc((end - next) as u64);
         next = end;
@@ -132,9 +130,14 @@ fn line(
 ) -> std::result::Result<Map<String, Value>, String> {
     let mut line = Map::new();
     let mut tokens = Map::new();
-    for (name, sequence) in parts {
+    let own = parts.iter().map(|(_, sequence)| {
         let (own, tail) = rest.split_at(sequence.scored.len());
         *rest = tail;
+        own
+    });
+    // All parts are taken from the pack's numbers, also where the first of them cannot be used.
+    let own: Vec<&[f64]> = own.collect();
+    for ((name, sequence), own) in parts.iter().zip(own) {
         if let Some(bad) = own.iter().find(|value| !value.is_finite()) {
             return Err(format!(
                 "field {name:?}: a token's log-prob is {bad}; the model's weights are damaged, or --dtype is too narrow \

@@ -1,6 +1,6 @@
 //! `worker merge`: base + adapter to a full model folder that needs no adapter.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use tch::{Device, Kind, Tensor};
@@ -40,7 +40,7 @@ pub fn run(args: &MergeCommand) -> Result<PathBuf> {
         PathBuf::from(name)
     });
     for input in [&args.base_model_path, &args.lora_path] {
-        if same(input, &output) {
+        if shared::output::same_file(input, &output) {
             return Err(Error::Config(format!("--output-path {} is one of the inputs", output.display())));
         }
     }
@@ -75,11 +75,4 @@ fn target(name: &str) -> Option<(usize, Module)> {
     let (layer, place) = rest.split_once('.')?;
     let module = Module::ALL.into_iter().find(|module| module.path() == place)?;
     Some((layer.parse().ok()?, module))
-}
-
-fn same(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => a == b,
-    }
 }

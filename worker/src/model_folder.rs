@@ -39,6 +39,12 @@ pub fn content_hash(dir: &Path) -> Result<String> {
     Ok(hasher.finalize().to_hex()[..32].to_owned())
 }
 
+/// Returns the name of a model or adapter folder, links followed.
+pub fn base_name(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    path.file_name().map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
 /// Copies the tokenizer files of a model folder into another folder.
 ///
 /// # Errors
@@ -50,22 +56,17 @@ pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a full model folder: the base's config.json and tokenizer files, and the weights given in the given type,
-/// which config.json then names: readers follow it whatever the weights' own type is.
+/// Writes a full model folder in the given type; see [`save_as_stored`].
 ///
 /// # Errors
 /// A file cannot be read or written.
 pub fn save(base: &Path, out: &Path, tensors: &[(String, Tensor)], kind: Kind) -> Result<()> {
     let stored: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.detach().to_kind(kind))).collect();
-    save_as_stored(base, out, &stored)?;
-    let file = base.join("config.json");
-    let mut config: Map<String, Value> = shared::input::read_json(&file)?;
-    let key = if config.contains_key("torch_dtype") { "torch_dtype" } else { "dtype" };
-    config.insert(key.into(), if kind == Kind::BFloat16 { "bfloat16" } else { "float32" }.into());
-    Ok(shared::output::write_json(&out.join("config.json"), &config)?)
+    save_as_stored(base, out, &stored)
 }
 
-/// As [`save`], with every tensor in the type it has.
+/// Writes a full model folder: weights, every tensor in the type it has, the base's tokenizer files, and its config.json,
+/// which names the type of most weights: readers follow it whatever the tensors' own type is.
 ///
 /// # Errors
 /// A file cannot be read or written.
@@ -73,7 +74,23 @@ pub fn save_as_stored(base: &Path, out: &Path, tensors: &[(String, Tensor)]) -> 
     std::fs::create_dir_all(out).map_err(|e| Error::model(out, e.to_string()))?;
     tensor_file::write(&out.join("model.safetensors"), tensors)?;
     copy_text_files(base, out)?;
-    copy(base, out, "config.json")
+    let mut config: Map<String, Value> = shared::input::read_json(&base.join("config.json"))?;
+    name_type(&mut config, tensors);
+    Ok(shared::output::write_json(&out.join("config.json"), &config)?)
+}
+
+/// Makes a configuration name the type that most weights have, under the key it uses (both spellings, if it has both).
+fn name_type(config: &mut Map<String, Value>, tensors: &[(String, Tensor)]) {
+    let share = |kind: Kind| tensors.iter().filter(|(_, t)| t.kind() == kind).map(|(_, t)| t.numel()).sum::<usize>();
+    let types = [(Kind::Float, "float32"), (Kind::BFloat16, "bfloat16"), (Kind::Half, "float16")];
+    let Some((_, name)) = types.into_iter().max_by_key(|(kind, _)| share(*kind)) else { return };
+    let mut keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
+    if keys.is_empty() {
+        keys.push("dtype");
+    }
+    for key in keys {
+        config.insert(key.to_owned(), name.into());
+    }
 }
 
 fn copy(from: &Path, to: &Path, name: &str) -> Result<()> {
@@ -83,4 +100,27 @@ fn copy(from: &Path, to: &Path, name: &str) -> Result<()> {
     }
     let bytes = std::fs::read(&source).map_err(|e| Error::model(&source, e.to_string()))?;
     Ok(shared::output::write_atomic(&to.join(name), &bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn the_configuration_names_the_type_of_most_weights() {
+        let tensors = [("a", 6, Kind::BFloat16), ("norm", 2, Kind::Float)]
+            .map(|(name, n, kind)| (name.to_owned(), Tensor::zeros([n], (kind, Device::Cpu))));
+        let named = |text: &str| {
+            let mut config: Map<String, Value> = serde_json::from_str(text).unwrap();
+            name_type(&mut config, &tensors);
+            Value::Object(config).to_string()
+        };
+        assert_eq!(named(r#"{"a":1}"#), r#"{"a":1,"dtype":"bfloat16"}"#);
+        assert_eq!(named(r#"{"torch_dtype":"float32"}"#), r#"{"torch_dtype":"bfloat16"}"#);
+        assert_eq!(
+            named(r#"{"dtype":"float32","torch_dtype":"float32"}"#),
+            r#"{"dtype":"bfloat16","torch_dtype":"bfloat16"}"#
+        );
+    }
 }

@@ -234,6 +234,8 @@ pub struct ScoreArgs {
     pub pa_batch_size: usize,
     /// A gold batch to use instead of drawing one: [{prompt, chosen, rejected}].
     #[arg(long, value_name = "FILE")]
+    // Runs are told apart by its content, not by its name.
+    #[serde(skip)]
     pub gold: Option<PathBuf>,
     /// Seed of the draw of the gold batch.
     #[arg(long, default_value_t = 42)]
@@ -247,4 +249,23 @@ pub struct ScoreArgs {
     /// Tokens computed together at most, padding not counted.
     #[arg(long, default_value_t = crate::dataset::PACK_TOKENS)]
     pub pack_tokens: usize,
+}
+
+impl ScoreArgs {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// A count of 0, or a γ that is not positive.
+    pub fn validate(&self) -> Result<()> {
+        for (name, value) in [
+            ("--gold-batch-size", self.gold_batch_size),
+            ("--pa-batch-size", self.pa_batch_size),
+            ("--pack-tokens", self.pack_tokens),
+        ] {
+            if value == 0 {
+                return Err(Error::Config(format!("{name} is 0; expected at least 1")));
+            }
+        }
+        crate::score::weights::check_gamma(self.lamda)
+    }
 }

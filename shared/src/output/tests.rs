@@ -87,3 +87,22 @@ fn siblings_change_the_end_of_the_name_only() {
     assert_eq!(sibling(Path::new("pairs.v1.jsonl.gz"), "_quarantine"), Path::new("pairs.v1_quarantine.json"));
     assert_eq!(sibling(Path::new("pairs"), "_quarantine"), Path::new("pairs_quarantine.json"));
 }
+
+#[test]
+fn one_file_is_known_under_all_its_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("a"), "").unwrap();
+    std::fs::write(path("b"), "").unwrap();
+    std::fs::hard_link(path("a"), path("hard")).unwrap();
+    std::os::unix::fs::symlink(path("a"), path("soft")).unwrap();
+    for name in ["a", "hard", "soft", "./a"] {
+        assert!(same_file(&path("a"), &path(name)), "{name}");
+    }
+    assert!(!same_file(&path("a"), &path("b")));
+    assert!(!same_file(&path("a"), &path("none")));
+    assert!(same_file(&path("none"), &path("./none")));
+    assert!(check_spared("--out", &path("b"), &[("--in", Some(&path("a"))), ("--gold", None)]).is_ok());
+    let error = check_spared("--out", &path("soft"), &[("--in", Some(&path("a")))]).unwrap_err().to_string();
+    assert!(error.contains("--out") && error.contains("given by --in"), "{error}");
+}

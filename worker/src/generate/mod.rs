@@ -6,7 +6,7 @@
 pub mod cache;
 pub mod sample;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -40,9 +40,12 @@ pub struct GenerateCommand {
     /// Prompts: JSON array or JSON lines of objects with "prompt", .gz and .xz too.
     #[arg(long, alias = "test-json", value_name = "FILE")]
     pub prompts: PathBuf,
-    /// Where the responses go.
+    /// Where the responses go [default: OUTPUT_DIR/<prompts>_<model>[_<adapter>]_<number of responses>.json].
     #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
+    pub out: Option<PathBuf>,
+    /// Folder of responses without --out.
+    #[arg(long, value_name = "DIR", default_value = "benchmark_TPA", conflicts_with = "out")]
+    pub output_dir: PathBuf,
     /// Longest response in tokens.
     #[arg(long, default_value_t = 256)]
     pub max_new_tokens: usize,
@@ -88,6 +91,8 @@ pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
         None => None,
     };
     let (items, encoded, quarantine) = prompts(args, &encoder)?;
+    let out = args.out.clone().unwrap_or_else(|| default_out(args, items.len()));
+    shared::output::check_spared("--out", &out, &[("--prompts", Some(&args.prompts))])?;
     let longest = encoded.iter().map(Vec::len).max().unwrap_or(0) + args.max_new_tokens;
     if longest as i64 > decoder.config.max_position_embeddings {
         tracing::warn!(
@@ -101,11 +106,11 @@ pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
         "max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "temperature": args.temperature,
         "top_p": args.top_p, "seed": args.seed, "items": &items,
     });
-    if let Some(dir) = args.out.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+    if let Some(dir) = out.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         std::fs::create_dir_all(dir).map_err(|e| Error::model(dir, e.to_string()))?;
     }
-    let journal_path = journal::beside(&args.out);
-    if let Some(path) = quarantine.write_beside(&args.out)? {
+    let journal_path = journal::beside(&out);
+    if let Some(path) = quarantine.write_beside(&out)? {
         tracing::warn!("{} items with an empty prompt were set aside in {}", quarantine.len(), path.display());
     }
     let set_aside = quarantine.len();
@@ -169,13 +174,24 @@ pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
         "temperature": args.temperature, "top_p": args.top_p, "bin_counts": bin_counts(&results),
     });
     let count = results.len();
-    shared::output::write_json(&args.out, &json!({ "metadata": metadata, "results": results }))?;
+    shared::output::write_json(&out, &json!({ "metadata": metadata, "results": results }))?;
     journal.remove()?;
     let seconds = started.elapsed().as_secs_f64();
     Ok(json!({
-        "out": args.out.display().to_string(), "responses": count, "set_aside": set_aside, "unfinished": unfinished, "tokens": generated, "seconds": seconds,
+        "out": out.display().to_string(), "responses": count, "set_aside": set_aside, "unfinished": unfinished, "tokens": generated, "seconds": seconds,
         "tokens_per_s": generated as f64 / seconds, "peak_rss_gib": crate::measure::peak_rss_gib(),
     }))
+}
+
+/// Returns where the responses go when nothing is said: the reference's name (spec 7.2), with the adapter's where there
+/// is one.
+fn default_out(args: &GenerateCommand, responses: usize) -> PathBuf {
+    let name = |path: &Path| model_folder::base_name(path);
+    let mut file = format!("{}_{}", shared::output::stem(&args.prompts), name(&args.model.model_name_or_path));
+    if let Some(adapter) = &args.adapter {
+        file += &format!("_{}", name(adapter));
+    }
+    args.output_dir.join(format!("{file}_{responses}.json"))
 }
 
 /// One finished response in the journal.

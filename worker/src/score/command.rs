@@ -71,7 +71,7 @@ pub struct ScoreCommand {
 /// Options, model, records or numbers are unusable.
 pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Value> {
     let started = Instant::now();
-    super::weights::check_gamma(args.score.lamda)?;
+    args.score.validate()?;
     if !args.beta.is_finite() || args.beta <= 0.0 {
         return Err(Error::Config(format!("--beta is {}; expected a positive number", args.beta)));
     }
@@ -85,8 +85,15 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
         Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
         _ => PathBuf::from("."),
     };
-    std::fs::create_dir_all(&out_dir).map_err(|e| Error::model(&out_dir, e.to_string()))?;
     let gold_out = args.gold_out.clone().unwrap_or_else(|| out_dir.join("gold.json"));
+    let inputs =
+        [("--dataset-json-path", Some(args.dataset_json_path.as_path())), ("--gold", args.score.gold.as_deref())];
+    shared::output::check_spared("--out", &args.out, &inputs)?;
+    if args.score.gold.is_none() {
+        shared::output::check_spared("--gold-out", &gold_out, &inputs)?;
+        shared::output::check_spared("--gold-out", &gold_out, &[("--out", Some(&args.out))])?;
+    }
+    std::fs::create_dir_all(&out_dir).map_err(|e| Error::model(&out_dir, e.to_string()))?;
     if args.score.gold.is_none() {
         spare_records(&gold_out)?;
     }

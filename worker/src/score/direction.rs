@@ -48,10 +48,7 @@ pub fn gold_gradient(
         .iter()
         .map(|modules| modules.each_ref().map(|f| f.as_ref().map(|f| Factors { a: taken(&f.a), b: taken(&f.b) })))
         .collect();
-    result.map_err(|error| match error {
-        Error::Numeric(problem) => Error::Numeric(format!("gold batch: {problem}")),
-        other => other,
-    })?;
+    result?;
     let direction = Lora { config: adapter.config.clone(), factors };
     let square: f64 =
         direction.named_parameters().iter().map(|(_, t)| t.square().sum(Kind::Double).double_value(&[])).sum();

@@ -102,7 +102,15 @@ pub fn score(
     });
     let (mut journal, finished) = Journal::open::<Vec<f64>>(journal, &shared_hash(&full_key))?;
     crate::reference::fill(decoder, &mut gold_items.iter_mut().collect::<Vec<_>>(), settings.pack_tokens);
-    let direction = direction::gold_gradient(decoder, adapter, &gold_items, &objective, settings.gold_rows)?;
+    let direction = direction::gold_gradient(decoder, adapter, &gold_items, &objective, settings.gold_rows).map_err(
+        |error| match (error, &settings.gold) {
+            (Error::Numeric(problem), Some(file)) => Error::Numeric(format!("{}: {problem}", file.display())),
+            (Error::Numeric(problem), None) => {
+                Error::Numeric(format!("gold batch drawn from {}: {problem}", set.file.display()))
+            }
+            (other, _) => other,
+        },
+    )?;
 
     let packs = dataset::packs(scored.iter().copied(), settings.pack_tokens);
     let bar = progress::bar("score", scored.len() as u64);

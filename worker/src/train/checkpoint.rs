@@ -140,7 +140,9 @@ fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     for entry in entries {
         let path = entry.map_err(|e| Error::model(run_dir, e.to_string()))?.path();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if let Some(step) = name.strip_prefix("checkpoint-").and_then(|n| n.parse().ok()) {
+        let step = name.strip_prefix("checkpoint-").and_then(|n| n.parse::<u64>().ok());
+        // A copy under a like name (checkpoint-007, checkpoint-+7) is none of ours.
+        if let Some(step) = step.filter(|step| name == format!("checkpoint-{step}")) {
             found.push((step, path));
         }
     }
@@ -201,5 +203,10 @@ mod tests {
         let mut steps: Vec<u64> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
         steps.sort_unstable();
         assert_eq!(steps, [3, 4]);
+        for copy in ["checkpoint-09", "checkpoint-+9", "checkpoint-9.old", "checkpoint-"] {
+            std::fs::create_dir(dir.path().join(copy)).unwrap();
+        }
+        assert_eq!(newest(dir.path()).unwrap().map(|(step, _)| step), Some(4));
+        assert_eq!(resume(dir.path(), &mut adam, "key").unwrap(), Some(4));
     }
 }

@@ -210,8 +210,9 @@ fn train(
         if !norm.is_finite() {
             let records: Vec<usize> = batch.iter().filter_map(|&i| items[i].as_ref()).map(|i| i.record).collect();
             return Err(Error::Numeric(format!(
-                "step {}: the gradient is not finite; the records of this step are {records:?}. Lower the learning \
-                 rate or remove the record at fault; the last checkpoint is untouched",
+                "{}: step {}: the gradient is not finite; the records of this step are {records:?}. Lower the \
+                 learning rate or remove the record at fault; the last checkpoint is untouched",
+                args.dataset_json_path.display(),
                 step + 1
             )));
         }
@@ -282,7 +283,10 @@ fn made_weights(
     let journal = run.path.join("score.journal");
     let settings = args.score_settings();
     let scores = score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &json!(run.key), fault)?;
-    shared::output::write_json(&run.path.join("gold.json"), &scores.gold)?;
+    let gold_out = run.path.join("gold.json");
+    if !args.score.gold.as_deref().is_some_and(|given| shared::output::same_file(given, &gold_out)) {
+        shared::output::write_json(&gold_out, &scores.gold)?;
+    }
     score::write_weighted(&weighted, set, args.method, &scores)?;
     scores.journal.remove()?;
     Ok(scores.weights)

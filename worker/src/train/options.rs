@@ -38,7 +38,8 @@ pub struct TrainArgs {
     /// The recipe.
     #[arg(long, value_enum, default_value = "trace")]
     pub method: Method,
-    /// The loss of preference terms [default: dpo; by method for rdpo, cdpo, ipo].
+    /// The loss of preference terms [default: dpo; by method for rdpo, cdpo, ipo]. Impact scores are those of the DPO
+    /// loss, whatever is chosen here.
     #[arg(long, value_enum)]
     pub loss: Option<PreferenceLoss>,
     /// ε of the cdpo and rdpo losses, from 0 to below 0.5.
@@ -156,8 +157,6 @@ impl TrainArgs {
             ("--max-steps", self.max_steps.unwrap_or(1)),
             ("--save-steps", self.save_steps),
             ("--replay-batch-size", self.replay_batch_size as u64),
-            ("--gold-batch-size", self.score.gold_batch_size as u64),
-            ("--pa-batch-size", self.score.pa_batch_size as u64),
         ] {
             if value == 0 {
                 return refuse(format!("{name} is 0; expected at least 1"));
@@ -186,7 +185,7 @@ impl TrainArgs {
         if !self.beta.is_finite() || self.beta <= 0.0 {
             return refuse(format!("--beta is {}; expected a positive number", self.beta));
         }
-        crate::score::weights::check_gamma(self.score.lamda)?;
+        self.score.validate()?;
         if !(0.0..0.5).contains(&self.label_smoothing) {
             return refuse(format!("--label-smoothing is {}; expected 0 to below 0.5", self.label_smoothing));
         }

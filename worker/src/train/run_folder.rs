@@ -34,13 +34,13 @@ impl RunFolder {
         } else if let Some(name) = &args.run_name {
             args.runs_dir().join(name)
         } else {
-            let model = base_name(&args.model.model_name_or_path);
+            let model = crate::model_folder::base_name(&args.model.model_name_or_path);
             let data = shared::output::stem(&args.dataset_json_path);
             args.runs_dir().join(format!("{model}__{data}__{}", time_stamp(SystemTime::now())))
         };
         std::fs::create_dir_all(&path).map_err(|e| Error::model(&path, e.to_string()))?;
         let lock = File::open(&path).map_err(|e| Error::model(&path, e.to_string()))?;
-        crate::journal::lock(&lock, &path)?;
+        shared::lock::take(&lock, &path, "choose another --run-name")?;
         Ok(RunFolder { path, key: String::new(), _lock: lock })
     }
 
@@ -125,11 +125,6 @@ fn flatten(prefix: &str, value: &Value, into: &mut Map<String, Value>) {
             into.insert(prefix.to_owned(), other.clone());
         }
     }
-}
-
-fn base_name(path: &Path) -> String {
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    path.file_name().map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Returns `YYYYmmdd_HHMMSS` in UTC.
