@@ -1,8 +1,9 @@
 //! Where results go: never over an input, never over a gold batch that was given, quietly when nobody reads the table.
+#![allow(clippy::unwrap_used)]
 
 use std::process::{Command, Stdio};
 
-use cluster_tests::{Folder, check_refusal, golden, golden_values, worker};
+use cluster_tests::{Folder, golden, golden_values, worker};
 use serde_json::json;
 
 const SCORE: &str = "score --model-name-or-path {tied} --dataset-json-path records.json --lora-r 2 --gold-batch-size 6";
