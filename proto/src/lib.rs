@@ -1,7 +1,25 @@
-//! The wire and nothing else: generated messages. The `.proto` files are their reference.
+//! The wire and nothing else: generated messages and services. The `.proto` files are their reference.
+
+/// Version of the protocol between coordinator and worker; both must have the same.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Largest message that either side sends or takes, in bytes.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// Preference records and their labels.
 #[allow(missing_docs)]
 pub mod common {
     include!(concat!(env!("OUT_DIR"), "/trace.common.rs"));
+}
+
+/// The coordinator's services.
+#[allow(missing_docs)]
+pub mod coordinator {
+    tonic::include_proto!("trace.coordinator");
+}
+
+/// The oracle service.
+#[allow(missing_docs)]
+pub mod oracle {
+    tonic::include_proto!("trace.oracle");
 }

@@ -7,12 +7,16 @@ pub mod input;
 pub mod keyed_random;
 pub mod lock;
 pub mod logging;
+pub mod net;
 pub mod output;
 pub mod policy_shift;
 pub mod python_random;
 pub mod quarantine;
 pub mod record;
 pub mod rules;
+pub mod shutdown;
 pub mod stats;
+pub mod store;
+pub mod weights;
 
 pub use error::{Error, Result};

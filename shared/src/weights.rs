@@ -1,0 +1,121 @@
+//! From raw scores to weights: damping, clamp, normalisation (spec 5.5). Scores may come from many workers; weights are
+//! made once, over all of them.
+
+use crate::error::{Error, Result};
+use crate::record::Record;
+
+/// How weights are normalised over the scored records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightNorm {
+    /// Mean 1 over all scored records, clamped ones included: keeps the ratio between conflict terms and the anchor.
+    Mean1,
+    /// Sum 1 over all scored records, as the reference.
+    Reference,
+}
+
+/// The field of a record that says whose loss terms its weight was made for.
+pub const METHOD_FIELD: &str = "score_method";
+
+/// Puts a score, a weight and the method they were made for into a record (spec 1.6).
+pub fn keep(record: &mut Record, raw: f64, weight: f64, method: &str) {
+    record.raw_score = Some(raw);
+    record.impact_score = Some(weight);
+    record.extra.insert(METHOD_FIELD.to_owned(), method.into());
+}
+
+impl std::str::FromStr for WeightNorm {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "mean1" => Ok(WeightNorm::Mean1),
+            "reference" => Ok(WeightNorm::Reference),
+            other => Err(format!("{other:?} is no normalisation; expected mean1 or reference")),
+        }
+    }
+}
+
+/// Returns the weights of scored records from their raw scores: ×1/γ, max with 0, normalised.
+///
+/// # Errors
+/// γ is not positive; a score is not finite (its position is named by `name`); all scores are 0 or below.
+pub fn weights(raw: &[f64], gamma: f64, norm: WeightNorm, name: impl Fn(usize) -> String) -> Result<Vec<f64>> {
+    check_gamma(gamma)?;
+    if let Some(bad) = raw.iter().position(|score| !score.is_finite()) {
+        return Err(Error::Config(format!(
+            "{}: its score is {}; a weight cannot be made of it. Look at the record's text and at the model's weights",
+            name(bad),
+            raw[bad]
+        )));
+    }
+    let kept: Vec<f64> = raw.iter().map(|score| (score / gamma).max(0.0)).collect();
+    let sum: f64 = kept.iter().sum();
+    if kept.is_empty() {
+        return Ok(kept);
+    }
+    if sum == 0.0 {
+        return Err(Error::Config(format!(
+            "all {} scores are 0 or negative, so every weight would be 0 and training would do nothing. The gold batch \
+             pulls against every conflict record: draw a larger one (--gold-batch-size), give one (--gold), or use \
+             --method no-impact",
+            raw.len()
+        )));
+    }
+    let scale = match norm {
+        WeightNorm::Mean1 => kept.len() as f64 / sum,
+        WeightNorm::Reference => 1.0 / sum,
+    };
+    Ok(kept.into_iter().map(|score| score * scale).collect())
+}
+
+/// Refuses a damping constant that is not positive.
+///
+/// # Errors
+/// γ ≤ 0, or not a number.
+pub fn check_gamma(gamma: f64) -> Result<()> {
+    if gamma > 0.0 && gamma.is_finite() {
+        return Ok(());
+    }
+    Err(Error::Config(format!("--lamda (γ) is {gamma}; expected a positive number (it divides every score)")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RAW: [f64; 5] = [2.0, -1.0, 0.5, 0.0, 1.5];
+
+    fn of(raw: &[f64], gamma: f64, norm: WeightNorm) -> Result<Vec<f64>> {
+        weights(raw, gamma, norm, |i| format!("record {i}"))
+    }
+
+    #[test]
+    fn vector_of_spec_a4_for_any_gamma() {
+        for gamma in [0.01, 1.0, 37.0] {
+            let got = of(&RAW, gamma, WeightNorm::Reference).unwrap();
+            for (got, expected) in got.iter().zip([0.5, 0.0, 0.125, 0.0, 0.375]) {
+                assert!((got - expected).abs() < 1e-15);
+            }
+        }
+    }
+
+    #[test]
+    fn mean1_has_mean_one_with_zeros_counted() {
+        let got = of(&RAW, 1.0, WeightNorm::Mean1).unwrap();
+        assert!((got.iter().sum::<f64>() - 5.0).abs() < 1e-12);
+        assert_eq!(got[1], 0.0);
+    }
+
+    #[test]
+    fn senseless_input_is_refused() {
+        assert!(of(&RAW, 0.0, WeightNorm::Mean1).unwrap_err().to_string().contains("--lamda"));
+        assert!(of(&RAW, f64::NAN, WeightNorm::Mean1).is_err());
+        let nan = of(&[1.0, f64::NAN], 1.0, WeightNorm::Mean1).unwrap_err().to_string();
+        assert!(nan.contains("record 1"), "{nan}");
+        assert!(of(&[f64::INFINITY], 1.0, WeightNorm::Mean1).is_err());
+        let zero = of(&[-1.0, 0.0], 1.0, WeightNorm::Mean1).unwrap_err().to_string();
+        assert!(zero.contains("all 2 scores"), "{zero}");
+        assert_eq!(of(&[], 1.0, WeightNorm::Mean1).unwrap(), Vec::<f64>::new());
+    }
+}
