@@ -2,18 +2,22 @@
 
 use std::path::PathBuf;
 
+use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use shared::output::ArrayWriter;
 use shared::record::{Category, Record};
-use shared::rules::Judge;
 
-use crate::error::Result;
-use crate::{JudgeArgs, Outcome, progress, table};
+use crate::api::engine::BillNow;
+use crate::error::{Error, Result};
+use crate::oracle::{Correction, Oracle, OracleArgs};
+use crate::progress::{Progress, Shown, Sink};
+use crate::{Outcome, table};
 
 /// Adds a compliant response to every PUNISH record
 ///
-/// Every record gains `oracle_response`, which is empty for INVERT and RETAIN. Each correction is judged before it is accepted; where the judge rejects it, `oracle_response` stays empty, the record
-/// is counted and the exit code is 3.
+/// Every record gains `oracle_response`, which is empty for INVERT and RETAIN. Each correction is judged before it is
+/// accepted; where the judge rejects it, `oracle_response` stays empty (training falls back to punishing both responses),
+/// the record is counted and the exit code is 3.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Triaged records: JSON array or JSON lines, .gz and .xz too
@@ -23,58 +27,106 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     output_json: PathBuf,
     #[command(flatten)]
-    judge: JudgeArgs,
+    oracle: OracleArgs,
+    /// Longest correction in tokens
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    oracle_max_tokens: u32,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
 
+/// What is to be done, by whomever it was asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    pub(crate) input: PathBuf,
+    pub(crate) output: PathBuf,
+    pub(crate) max_tokens: u32,
+}
+
+/// What was done, for people and scripts.
 #[derive(Debug, Serialize)]
-struct Counts {
+pub(crate) struct Counts {
     total: usize,
     punish: usize,
     corrected: usize,
-    not_accepted: usize,
+    pub(crate) not_accepted: usize,
     output: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bill: Option<BillNow>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let (rules, judge) = args.judge.load()?;
-    if !judge.can_correct() {
-        return Err(shared::Error::file(rules, "the key correction is missing; there is no text to offer").into());
-    }
-    let input = &args.input_json;
-    let records: Vec<Record> = shared::input::read_all(input)?;
-    let mut output = ArrayWriter::create(&args.output_json)?;
-    let (mut punish, mut corrected) = (0, 0);
-    let bar = progress::bar("correct", records.len());
-    for (index, mut record) in records.into_iter().enumerate() {
-        bar.inc(1);
-        let Some(category) = record.category else {
-            let problem = "is missing; triage the records first";
-            return Err(shared::Error::field(input, index, "category", problem).into());
-        };
-        let mut response = String::new();
-        if category == Category::Punish {
-            punish += 1;
-            let correction = correction(&judge, &record.prompt.prompt_text())
-                .map_err(|problem| shared::Error::field(input, index, "prompt", problem))?;
-            corrected += usize::from(correction.is_some());
-            response = correction.unwrap_or_default();
-        }
-        record.oracle_response = Some(response);
-        output.push(&record)?;
-    }
-    bar.finish_and_clear();
-    let total = output.finish()?;
-    let not_accepted = punish - corrected;
-    let counts = Counts { total, punish, corrected, not_accepted, output: args.output_json.clone() };
+    let inputs = [("--input-json", Some(args.input_json.as_path()))];
+    shared::output::check_spared("--output-json", &args.output_json, &inputs)?;
+    let oracle = args.oracle.open()?;
+    let job =
+        Job { input: args.input_json.clone(), output: args.output_json.clone(), max_tokens: args.oracle_max_tokens };
+    let shown = Shown::new("correct");
+    let counts = crate::block_on(work(&job, &oracle, &|progress| shown.show(progress)));
+    shown.finish();
+    let counts = counts?;
     if args.json {
         table::print_json(&counts)?
     } else {
         counts.print()
     }
-    Ok(if not_accepted == 0 { Outcome::Complete } else { Outcome::Incomplete })
+    Ok(if counts.not_accepted == 0 { Outcome::Complete } else { Outcome::Incomplete })
+}
+
+/// Corrects the records of a job.
+pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<Counts> {
+    if let Oracle::Rules { file, judge } = oracle
+        && !judge.can_correct()
+    {
+        return Err(shared::Error::file(file, "the key correction is missing; there is no text to offer").into());
+    }
+    let input = &job.input;
+    let records: Vec<Record> = shared::input::read_all(input)?;
+    if let Some(index) = records.iter().position(|record| record.category.is_none()) {
+        let problem = "is missing; triage the records first";
+        return Err(shared::Error::field(input, index, "category", problem).into());
+    }
+    let mut output = ArrayWriter::create(&job.output)?;
+    let punish = records.iter().filter(|record| record.category == Some(Category::Punish)).count();
+    let (mut corrected, mut not_accepted, mut done) = (0, 0, 0);
+    let mut answered = futures::stream::iter(records.into_iter().enumerate())
+        .map(|(index, record)| async move {
+            let correction = match record.category {
+                Some(Category::Punish) => {
+                    let (prompt, violating) = (record.prompt.prompt_text(), record.chosen.response());
+                    Some(oracle.correct(&prompt, &violating, job.max_tokens).await?)
+                }
+                _ => None,
+            };
+            Ok::<_, Error>((index, record, correction))
+        })
+        .buffered(oracle.window());
+    while let Some((index, mut record, correction)) = answered.try_next().await? {
+        let mut response = String::new();
+        if let Some(correction) = correction {
+            done += 1;
+            sink(Progress { done, total: punish as u64, bill: oracle.bill(), waiting: oracle.waiting() });
+            match correction {
+                Correction::Accepted(text) => {
+                    corrected += 1;
+                    response = text;
+                }
+                Correction::NotAccepted(reason) => {
+                    not_accepted += 1;
+                    tracing::debug!("{}: record {index}: no correction: {reason}", input.display());
+                }
+                Correction::UnknownPrompt(problem) => {
+                    return Err(shared::Error::field(input, index, "prompt", problem).into());
+                }
+            }
+        }
+        record.oracle_response = Some(response);
+        output.push(&record)?;
+    }
+    drop(answered);
+    let total = output.finish()?;
+    Ok(Counts { total, punish, corrected, not_accepted, output: job.output.clone(), bill: oracle.bill() })
 }
 
 impl Counts {
@@ -82,18 +134,12 @@ impl Counts {
         println!("{:<22} {:>8}", "records", self.total);
         println!("{:<22} {:>8}", "PUNISH", self.punish);
         println!("{:<22} {:>8}", "corrected", self.corrected);
-        println!("{:<22} {:>8}", "rejected by the judge", self.not_accepted);
+        println!("{:<22} {:>8}", "not accepted", self.not_accepted);
+        if let Some(bill) = &self.bill {
+            table::print_bill(bill);
+        }
         println!("written: {}", self.output.display());
     }
-}
-
-/// Returns a correction that the judge accepts, none where it rejects what was written.
-fn correction(judge: &Judge, prompt: &str) -> std::result::Result<Option<String>, String> {
-    let Some(text) = judge.correct(prompt) else {
-        return Err(shared::rules::UnknownPrompt.to_string());
-    };
-    let verdict = judge.verdict(prompt, &text, true).map_err(|unknown| unknown.to_string())?;
-    Ok(verdict.compliant.then_some(text))
 }
 
 #[cfg(test)]

@@ -9,7 +9,38 @@ pub enum Error {
     /// A file or an option is wrong: correct it.
     #[error(transparent)]
     Input(#[from] shared::Error),
-    /// There is nothing to judge by: name a rule file.
-    #[error("no judge is named: the API judge is not built yet, so give --rules FILE")]
+    /// There is nothing to judge by: name a policy or a rule file.
+    #[error("no judge is named: give --policy FILE (a policy's text, judged by a model) or --rules FILE")]
     NoJudge,
+    /// The API's key is missing: set it.
+    #[error("OPENAI_API_KEY is not set; put the API's key there (any word will do for a server that wants none)")]
+    NoKey,
+    /// The API cannot be used until someone acts.
+    #[error("{url}: {problem}")]
+    Api {
+        /// The API's address.
+        url: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// Too many items are left without an answer; the outputs are written.
+    #[error("{0}")]
+    TooManyUnlabelled(String),
+    /// A server cannot listen or serve.
+    #[error("cannot serve: {0}")]
+    Serve(String),
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> tonic::Status {
+        let text = error.to_string();
+        match error {
+            Error::Input(shared::Error::Io { .. } | shared::Error::DiskFull { .. }) => {
+                tonic::Status::resource_exhausted(text)
+            }
+            Error::Input(_) | Error::NoJudge => tonic::Status::invalid_argument(text),
+            Error::NoKey | Error::Api { .. } | Error::TooManyUnlabelled(_) => tonic::Status::failed_precondition(text),
+            Error::Serve(_) => tonic::Status::internal(text),
+        }
+    }
 }

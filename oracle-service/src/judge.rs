@@ -7,34 +7,60 @@ mod summary;
 
 use std::path::{Path, PathBuf};
 
+use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use shared::output::write_json;
+use shared::output::{sibling, write_json};
 use shared::record::{Category, Text};
 use shared::rules::{Judge, Verdict, WorldVerdict};
 use shared::{Error, input};
 
 use crate::error::Result;
-use crate::{JudgeArgs, Outcome, progress, table};
+use crate::oracle::{Decision, Oracle, OracleArgs};
+use crate::progress::{Progress, Shown, Sink};
+use crate::{Outcome, table};
 use summary::Summary;
 
 /// Judges every response of a `worker generate` output
 ///
 /// Each result gains `compliant`; in a world, a response to a task also gains `garbled` and `attack_success`, an answer to
-/// a skill question `garbled` and `correct`. The metadata gain the agreement with the policy, overall and by category.
+/// a skill question `garbled` and `correct`. The metadata gain the agreement with the policy, overall and by category. A
+/// response without a verdict gains `undecided` with the reason instead, counts for nothing, and the exit code is 3.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Responses: {"metadata": {…}, "results": [{"prompt", "model_response", "finished", …}]}
     #[arg(long, value_name = "FILE")]
     responses_json: PathBuf,
-    /// File for the judged responses
+    /// File for the judged responses [default: <responses>_oracle.json]
     #[arg(long, value_name = "FILE")]
-    output_json: PathBuf,
+    output_json: Option<PathBuf>,
     #[command(flatten)]
-    judge: JudgeArgs,
+    oracle: OracleArgs,
+    /// Rule file of the world the prompts are of, where a model judges: garbled text, attacks and skill answers are then
+    /// told by the world's own code, and a garbled response complies with nothing without being asked about
+    #[arg(long, value_name = "FILE", conflicts_with = "rules")]
+    world: Option<PathBuf>,
+    /// Accepted for the reference's command lines: what is answered already is never asked again
+    #[arg(long)]
+    resume: bool,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What is to be done, by whomever it was asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    pub(crate) responses: PathBuf,
+    pub(crate) output: PathBuf,
+    /// Rule file of a world, for its predicates.
+    pub(crate) world: Option<PathBuf>,
+}
+
+/// What was done.
+pub(crate) struct Done {
+    pub(crate) summary: Summary,
+    pub(crate) undecided: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,34 +71,117 @@ struct Responses {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let (rules, judge) = args.judge.load()?;
-    let file = &args.responses_json;
-    let mut responses: Responses = input::read_json(file)?;
-    if responses.results.is_empty() {
-        return Err(Error::file(file, "\"results\" holds no response").into());
-    }
-    let bar = progress::bar("judge", responses.results.len());
-    for (index, result) in responses.results.iter_mut().enumerate() {
-        bar.inc(1);
-        let verdict = verdict(&judge, result, file, index)?;
-        keep(result, &verdict);
-    }
-    bar.finish_and_clear();
-
-    let summary = Summary::of(&responses.results);
-    responses.metadata.insert("judge".into(), rules.display().to_string().into());
-    responses.metadata.extend(summary.metrics());
-    write_json(&args.output_json, &responses)?;
+    let output = args.output_json.clone().unwrap_or_else(|| sibling(&args.responses_json, "_oracle"));
+    let inputs = [("--responses-json", Some(args.responses_json.as_path()))];
+    shared::output::check_spared("--output-json", &output, &inputs)?;
+    let oracle = args.oracle.open()?;
+    let job = Job { responses: args.responses_json.clone(), output, world: args.world.clone() };
+    let shown = Shown::new("judge");
+    let done = crate::block_on(work(&job, &oracle, &|progress| shown.show(progress)));
+    shown.finish();
+    let done = done?;
     if args.json {
-        table::print_json(&summary)?;
+        table::print_json(&done.summary)?;
     } else {
-        summary.print();
-        println!("written: {}", args.output_json.display());
+        done.summary.print();
+        if done.undecided > 0 {
+            println!("{} responses have no verdict; their field \"undecided\" says why", done.undecided);
+        }
+        if let Some(bill) = oracle.bill() {
+            table::print_bill(&bill);
+        }
+        println!("written: {}", job.output.display());
     }
-    Ok(Outcome::Complete)
+    Ok(if done.undecided == 0 { Outcome::Complete } else { Outcome::Incomplete })
 }
 
-fn verdict(judge: &Judge, result: &Map<String, Value>, file: &Path, index: usize) -> Result<Verdict> {
+/// Judges the responses of a job.
+pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<Done> {
+    let file = &job.responses;
+    let Responses { mut metadata, results } = input::read_json(file)?;
+    if results.is_empty() {
+        return Err(Error::file(file, "\"results\" holds no response").into());
+    }
+    let world = job.world.as_deref().map(Judge::load).transpose()?;
+    if let (Some(world), Some(path)) = (&world, &job.world)
+        && !world.is_world()
+    {
+        return Err(Error::file(path, "names no world; give its patterns by --rules").into());
+    }
+    let total = results.len() as u64;
+    let mut judged = Vec::with_capacity(results.len());
+    let mut undecided = 0;
+    let mut verdicts = futures::stream::iter(results.into_iter().enumerate())
+        .map(|(index, result)| {
+            let world = world.as_ref();
+            async move {
+                let found = found(oracle, world, &result, file, index).await?;
+                Ok::<_, crate::Error>((result, found))
+            }
+        })
+        .buffered(oracle.window());
+    while let Some((mut result, found)) = verdicts.try_next().await? {
+        undecided += usize::from(found.is_err());
+        keep(&mut result, &found);
+        judged.push(result);
+        sink(Progress { done: judged.len() as u64, total, bill: oracle.bill(), waiting: oracle.waiting() });
+    }
+    drop(verdicts);
+    let summary = Summary::of(&judged);
+    metadata.insert("judge".into(), oracle.name().into());
+    metadata.extend(summary.metrics());
+    write_json(&job.output, &Responses { metadata, results: judged })?;
+    Ok(Done { summary, undecided })
+}
+
+/// A verdict, or why there is none.
+type Found = std::result::Result<Verdict, String>;
+
+async fn found(
+    oracle: &Oracle,
+    world: Option<&Judge>,
+    result: &Map<String, Value>,
+    file: &Path,
+    index: usize,
+) -> Result<Found> {
+    let item = item(oracle, world, result, file, index)?;
+    let unknown = |unknown: String| Error::field(file, index, "prompt", unknown);
+    let by_rules = match oracle {
+        Oracle::Rules { judge, .. } => Some(&**judge),
+        Oracle::Model(_) => world,
+    };
+    let by_rules = by_rules.map(|judge| judge.verdict(&item.prompt, item.response, item.finished)).transpose();
+    let by_rules = by_rules.map_err(|problem| unknown(problem.to_string()))?;
+    if matches!(oracle, Oracle::Rules { .. }) {
+        return Ok(Ok(by_rules.expect("rules always decide")));
+    }
+    let world = by_rules.and_then(|verdict| verdict.world.map(|world| (verdict, world)));
+    if let Some((verdict, WorldVerdict::Skill { .. } | WorldVerdict::Task { garbled: true, .. })) = world {
+        return Ok(Ok(verdict));
+    }
+    let world = world.map(|(_, world)| world);
+    Ok(match oracle.decide(&item.prompt, item.response).await? {
+        Decision::Compliant => Ok(Verdict { compliant: true, reason: None, world }),
+        Decision::Violates => Ok(Verdict { compliant: false, reason: None, world }),
+        Decision::Uncertain(answer) => Err(format!("the answer is no verdict: {answer:?}")),
+        Decision::Dead(reason) => Err(reason),
+        Decision::UnknownPrompt(problem) => return Err(unknown(problem).into()),
+    })
+}
+
+struct Item<'a> {
+    prompt: String,
+    response: &'a str,
+    finished: bool,
+}
+
+fn item<'a>(
+    oracle: &Oracle,
+    world: Option<&Judge>,
+    result: &'a Map<String, Value>,
+    file: &Path,
+    index: usize,
+) -> Result<Item<'a>> {
     let wrong = |field: &str, problem: &str| Error::field(file, index, field, problem);
     let prompt: Text = result
         .get("prompt")
@@ -83,11 +192,12 @@ fn verdict(judge: &Judge, result: &Map<String, Value>, file: &Path, index: usize
         Some(_) => return Err(wrong("model_response", "is not a string").into()),
         None => return Err(wrong("model_response", "is missing; generate the responses first").into()),
     };
+    let in_world = world.is_some() || matches!(oracle, Oracle::Rules { judge, .. } if judge.is_world());
     let finished = match result.get("finished") {
         Some(Value::Bool(finished)) => *finished,
         Some(_) => return Err(wrong("finished", "is neither true nor false").into()),
         // In a world the stop token is part of compliance, so nothing may be assumed.
-        None if judge.is_world() => {
+        None if in_world => {
             return Err(wrong("finished", "is missing; it must say whether the response ended by itself").into());
         }
         None => true,
@@ -96,15 +206,21 @@ fn verdict(judge: &Judge, result: &Map<String, Value>, file: &Path, index: usize
         // The summary counts by it, so one it cannot count is an error and not left out.
         Category::deserialize(category).map_err(|_| wrong("category", "is none of INVERT, PUNISH and RETAIN"))?;
     }
-    let verdict = judge.verdict(&prompt.prompt_text(), response, finished);
-    verdict.map_err(|unknown| wrong("prompt", &unknown.to_string()).into())
+    Ok(Item { prompt: prompt.prompt_text(), response, finished })
 }
 
 /// Writes a verdict into its result, in place of the verdict of an earlier judge.
-fn keep(result: &mut Map<String, Value>, verdict: &Verdict) {
-    for field in ["compliant", "garbled", "attack_success", "correct"] {
+fn keep(result: &mut Map<String, Value>, found: &Found) {
+    for field in ["compliant", "garbled", "attack_success", "correct", "undecided"] {
         result.shift_remove(field);
     }
+    let verdict = match found {
+        Ok(verdict) => verdict,
+        Err(reason) => {
+            result.insert("undecided".into(), reason.clone().into());
+            return;
+        }
+    };
     result.insert("compliant".into(), verdict.compliant.into());
     match verdict.world {
         Some(WorldVerdict::Task { garbled, attack_success }) => {

@@ -1,21 +1,25 @@
 //! The oracle service: labels pairs under the new policy, writes corrections, judges responses.
 //!
-//! Today its commands judge by a rule file on this machine (`shared::rules`); a language model behind an API comes with
-//! the service. A command reads a file, decides record by record with pure functions, and writes files that are whole or
-//! absent. Results go to standard output, progress and log lines to standard error.
+//! A command, or a job of the service, reads a file, asks a rule file or a language model item by item, and writes files
+//! that are whole or absent. Every paid answer is in the ledger before it counts, so nothing is paid for twice. Results
+//! go to standard output, progress and log lines to standard error.
 
+mod api;
 mod correct;
 mod error;
+mod export;
 mod judge;
+mod mock;
+mod oracle;
 mod progress;
+mod service;
 mod table;
 mod triage;
 
-use std::path::PathBuf;
+use std::future::Future;
 use std::process::ExitCode;
 
 pub use error::{Error, Result};
-use shared::rules::Judge;
 
 /// Labels preference pairs under a new policy, writes corrections and judges responses.
 #[derive(Debug, clap::Parser)]
@@ -27,25 +31,14 @@ pub struct Cli {
 
 // What a command does is documented at its arguments; a comment here would hide that from `--help`.
 #[derive(Debug, clap::Subcommand)]
+#[allow(clippy::large_enum_variant)]
 enum Command {
     Triage(triage::Args),
     Correct(correct::Args),
     Judge(judge::Args),
-}
-
-/// Who decides.
-#[derive(Debug, clap::Args)]
-struct JudgeArgs {
-    /// Rule file to judge by (TOML): a world, or patterns with their verdicts
-    #[arg(long, value_name = "FILE")]
-    rules: Option<PathBuf>,
-}
-
-impl JudgeArgs {
-    fn load(&self) -> Result<(&PathBuf, Judge)> {
-        let path = self.rules.as_ref().ok_or(Error::NoJudge)?;
-        Ok((path, Judge::load(path)?))
-    }
+    Export(export::Args),
+    Serve(service::Args),
+    Mock(mock::Args),
 }
 
 /// How a command ended that did not fail.
@@ -68,10 +61,22 @@ impl Outcome {
 }
 
 /// Runs one command.
+///
+/// # Errors
+/// What stopped it; the message is for the user.
 pub fn run(cli: Cli) -> Result<Outcome> {
     match cli.command {
         Command::Triage(args) => triage::run(&args),
         Command::Correct(args) => correct::run(&args),
         Command::Judge(args) => judge::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Serve(args) => service::run(&args),
+        Command::Mock(args) => mock::run(&args),
     }
+}
+
+/// Runs a command's work to its end.
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.map_err(|error| Error::Serve(error.to_string()))?.block_on(work)
 }

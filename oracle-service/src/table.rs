@@ -3,7 +3,16 @@
 use serde::Serialize;
 use shared::stats::Measured;
 
+use crate::api::engine::BillNow;
 use crate::error::Result;
+
+/// Prints what was paid.
+pub(crate) fn print_bill(bill: &BillNow) {
+    println!(
+        "calls {} (and {} answers reused), tokens {} + {}, cost ${:.4} ({})",
+        bill.calls, bill.reused, bill.prompt_tokens, bill.completion_tokens, bill.cost_usd, bill.prices
+    );
+}
 
 /// Prints a command's result for scripts.
 pub(crate) fn print_json<T: Serialize>(result: &T) -> Result<()> {

@@ -5,18 +5,20 @@
 #
 # Trains tiny adapters and models from the golden ones, then:
 #   PEFT loads the adapters and gives the worker's log-probs;
-#   transformers loads merged and fully trained folders and gives the worker's log-probs.
+#   transformers loads merged and fully trained folders and gives the worker's log-probs;
+#   the official openai client talks to the mock of the oracle.
 # Everything happens in a temporary folder; the exit code is 0 only if all comparisons hold.
 set -euo pipefail
 
-[ $# -eq 1 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -eq 1 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
 [ -x "$1/bin/python" ] || { echo "run_checks.sh: $1/bin/python is not there; make it with python3 -m venv" >&2; exit 2; }
 python=$(cd "$1" && pwd)/bin/python
 cd "$(dirname "$0")/../.."
 checks=$PWD/tests/python
 golden=$PWD/tests/golden/tiny-llama
-cargo build --quiet --package worker
+cargo build --quiet --package worker --package oracle-service
 worker=${CARGO_TARGET_DIR:-$PWD/target}/debug/worker
+mock=${CARGO_TARGET_DIR:-$PWD/target}/debug/oracle-service
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
@@ -67,4 +69,6 @@ for model in tied untied; do
   items "runs/$model-full" "$model-full" --model-name-or-path "runs/$model-full"
   "$python" "$checks/check_folder.py" "runs/$model-full" "$model-full.json" "$golden/$model"
 done
+step "the mock and the official openai client"
+"$python" "$checks/check_openai_mock.py" "$mock"
 step "all comparisons hold"

@@ -13,7 +13,8 @@ fn correct(folder: &Path, rules: &str, records: &Value) -> Result<(Outcome, Valu
     let outcome = run(&Args {
         input_json: folder.join("gold.json"),
         output_json: folder.join("corrected.json"),
-        judge: JudgeArgs { rules: Some(folder.join("rules.toml")) },
+        oracle: crate::oracle::tests::rules(folder.join("rules.toml")),
+        oracle_max_tokens: 512,
         json: false,
     })?;
     Ok((outcome, shared::input::read_json(&folder.join("corrected.json")).unwrap()))

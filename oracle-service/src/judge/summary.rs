@@ -17,7 +17,7 @@ const AGREEMENT_SET: &str = "test";
 
 /// What was found, for people and scripts.
 #[derive(Debug, Serialize)]
-pub(super) struct Summary {
+pub(crate) struct Summary {
     /// Shares by set, sets in order of first appearance; "all" where results name none.
     sets: Vec<SetSummary>,
     /// Share of compliant results by category, within the results that agreement is measured on.

@@ -15,8 +15,10 @@ fn judged(rules: &str, responses: &Value) -> Result<Value> {
     std::fs::write(path("responses.json"), responses.to_string()).unwrap();
     run(&Args {
         responses_json: path("responses.json"),
-        output_json: path("judged.json"),
-        judge: JudgeArgs { rules: Some(path("rules.toml")) },
+        output_json: Some(path("judged.json")),
+        oracle: crate::oracle::tests::rules(path("rules.toml")),
+        world: None,
+        resume: false,
         json: false,
     })?;
     Ok(input::read_json(&path("judged.json")).unwrap())

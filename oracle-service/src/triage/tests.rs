@@ -23,7 +23,11 @@ impl Folder {
         run(&Args {
             input_json: self.path("pairs.json"),
             output_json: self.path("gold.json"),
-            judge: JudgeArgs { rules: Some(self.path("rules.toml")) },
+            oracle: crate::oracle::tests::rules(self.path("rules.toml")),
+            ckpt_dir: self.path("ckpt"),
+            ckpt_every: 1000,
+            second_if_needed: false,
+            max_unlabelled: 100.0,
             num_samples,
             seed: 42,
             json: false,
@@ -143,10 +147,14 @@ fn without_a_rule_file_the_missing_judge_is_named() {
     let args = Args {
         input_json: folder.path("pairs.json"),
         output_json: folder.path("gold.json"),
-        judge: JudgeArgs { rules: None },
+        oracle: OracleArgs { rules: None, ..crate::oracle::tests::rules(PathBuf::new()) },
+        ckpt_dir: folder.path("ckpt"),
+        ckpt_every: 1000,
+        second_if_needed: false,
+        max_unlabelled: 100.0,
         num_samples: None,
         seed: 42,
         json: false,
     };
-    assert!(run(&args).unwrap_err().to_string().contains("API judge is not built yet"));
+    assert!(run(&args).unwrap_err().to_string().contains("give --policy FILE"));
 }

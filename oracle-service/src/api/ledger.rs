@@ -1,0 +1,108 @@
+//! The ledger: an intent before every paid request, its answer after, both on the disk before they count.
+//!
+//! A request whose answer is here is never sent again, by whatever job. After a crash at any instant only requests with
+//! an intent and no answer can be sent twice: those that were in flight.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use shared::Result;
+use shared::store::{Change, Store};
+
+use super::prices::Tokens;
+
+const ANSWERS: &str = "answers";
+const INTENTS: &str = "intents";
+
+/// A stored answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    /// The text; none where the model sent none (refused, filtered).
+    pub(crate) text: Option<String>,
+    /// Why it ended, and a refusal's words where there are any.
+    pub(crate) finish: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) refusal: Option<String>,
+    /// The model that answered, by its own name.
+    pub(crate) model: String,
+    pub(crate) tokens: Tokens,
+    /// When it came, in Unix milliseconds.
+    pub(crate) at_ms: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Intent {
+    model: String,
+    at_ms: u64,
+}
+
+/// An open ledger; clones are handles on the same one.
+#[derive(Debug, Clone)]
+pub(crate) struct Ledger {
+    store: Store,
+}
+
+impl Ledger {
+    /// Opens the ledger of a state folder.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub(crate) fn open(folder: &Path) -> Result<Ledger> {
+        let ledger = Ledger { store: Store::open(folder)? };
+        let open: Vec<(String, Intent)> = ledger.store.scan(INTENTS)?;
+        if !open.is_empty() {
+            tracing::warn!(
+                "{} requests were in flight when the ledger was last in use; their answers may have been paid for and are \
+                 asked for again when they are needed",
+                open.len()
+            );
+        }
+        Ok(ledger)
+    }
+
+    /// Returns a stored answer.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(crate) fn answer(&self, key: &str) -> Result<Option<Answer>> {
+        self.store.get(ANSWERS, key)
+    }
+
+    /// Returns all answers by key.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(crate) fn answers(&self) -> Result<Vec<(String, Answer)>> {
+        self.store.scan(ANSWERS)
+    }
+
+    /// Returns how many answers are stored.
+    pub(crate) fn count(&self) -> usize {
+        self.store.count(ANSWERS)
+    }
+
+    /// Notes that a request is about to be sent.
+    ///
+    /// # Errors
+    /// The disk refused: the request must not be sent.
+    pub(super) async fn intend(&self, key: &str, model: &str, at_ms: u64) -> Result<()> {
+        let intent = Intent { model: model.to_owned(), at_ms };
+        self.store.commit(vec![Change::put(INTENTS, key, &intent)]).await
+    }
+
+    /// Stores an answer.
+    ///
+    /// # Errors
+    /// The disk refused: the answer is lost.
+    pub(super) async fn settle(&self, key: &str, answer: &Answer) -> Result<()> {
+        self.store.commit(vec![Change::put(ANSWERS, key, answer), Change::remove(INTENTS, key)]).await
+    }
+
+    /// Notes that a request brought no answer and will not be repeated.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub(super) async fn withdraw(&self, key: &str) -> Result<()> {
+        self.store.commit(vec![Change::remove(INTENTS, key)]).await
+    }
+}

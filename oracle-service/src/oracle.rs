@@ -1,0 +1,309 @@
+//! Who decides: a rule file on this machine, or a language model behind an API. Commands and the service ask either by
+//! the same two questions.
+
+use std::path::{Path, PathBuf};
+
+use shared::rules::Judge;
+
+use crate::api::engine::{Asked, BillNow, Engine, Home};
+use crate::api::ledger::{Answer, Ledger};
+use crate::api::prices::Prices;
+use crate::api::reading::{Reading, read};
+use crate::api::request::Model;
+use crate::error::{Error, Result};
+
+/// Where the key is read from; it is no option, since options show in process lists.
+pub(crate) const KEY_VARIABLE: &str = "OPENAI_API_KEY";
+
+/// Who decides.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct OracleArgs {
+    /// Judge by a rule file (TOML), without a model: a world, or patterns with their verdicts
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["policy", "base_url", "prices"])]
+    pub(crate) rules: Option<PathBuf>,
+    /// Judge by a language model: the policy's text; the key comes from OPENAI_API_KEY
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+    /// The model, by the API's name
+    #[arg(long, value_name = "MODEL", default_value = "gpt-4o")]
+    pub(crate) oracle_model: String,
+    /// Address of the OpenAI-compatible API, up to and including /v1
+    #[arg(long, value_name = "URL", env = "OPENAI_BASE_URL")]
+    pub(crate) base_url: Option<String>,
+    /// Folder of the ledger, which keeps every paid answer
+    #[arg(long, value_name = "DIR", default_value = "oracle-state")]
+    pub(crate) state: PathBuf,
+    /// Requests on their way at once
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    pub(crate) concurrency: usize,
+    /// Price table (TOML) instead of the program's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prices: Option<PathBuf>,
+    /// Name the answer's limit max_completion_tokens, as newer models want it
+    #[arg(long)]
+    pub(crate) max_completion_tokens: bool,
+}
+
+const DEFAULT_URL: &str = "https://api.openai.com/v1";
+
+/// Someone who can be asked.
+pub(crate) enum Oracle {
+    /// Rules decide at once and for nothing.
+    Rules { file: PathBuf, judge: Box<Judge> },
+    /// A model is asked over the network.
+    Model(Box<Asker>),
+}
+
+/// A model with everything to ask it.
+pub(crate) struct Asker {
+    pub(crate) engine: Engine,
+    pub(crate) model: Model,
+    pub(crate) concurrency: usize,
+}
+
+/// A verdict on one response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Compliant,
+    Violates,
+    /// The model's answer is neither of the two words, twice.
+    Uncertain(String),
+    /// There is no answer to be had.
+    Dead(String),
+    /// The rules' world does not know the prompt: the input is not for these rules.
+    UnknownPrompt(String),
+}
+
+/// A correction, already judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Correction {
+    Accepted(String),
+    /// Written, and found to violate, or not decided; with the reason.
+    NotAccepted(String),
+    UnknownPrompt(String),
+}
+
+impl OracleArgs {
+    /// Reads rules, policy, prices and key; opens the ledger.
+    ///
+    /// # Errors
+    /// None of rules and policy is named; a file cannot be used; the key is missing; the ledger is in use.
+    pub(crate) fn open(&self) -> Result<Oracle> {
+        if let Some(rules) = &self.rules {
+            return Oracle::of_rules(rules);
+        }
+        let policy = read_policy(self.policy.as_deref().ok_or(Error::NoJudge)?)?;
+        let prices = Prices::load(self.prices.as_deref())?;
+        let base_url = self.base_url.clone().unwrap_or_else(|| DEFAULT_URL.to_owned());
+        check_url(&base_url)?;
+        let key = key()?;
+        let home = Home::new(Ledger::open(&self.state)?);
+        let engine = Engine::new(&home, &base_url, &key, self.concurrency, prices)?;
+        let model =
+            Model { name: self.oracle_model.clone(), policy, completion_tokens_key: self.max_completion_tokens };
+        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency: self.concurrency })))
+    }
+}
+
+/// Returns the API's key.
+///
+/// # Errors
+/// It is not set, or empty.
+pub(crate) fn key() -> Result<String> {
+    match std::env::var(KEY_VARIABLE) {
+        Ok(key) if !key.trim().is_empty() => Ok(key.trim().to_owned()),
+        _ => Err(Error::NoKey),
+    }
+}
+
+/// Reads a policy's text.
+///
+/// # Errors
+/// The file cannot be read or holds no text.
+pub(crate) fn read_policy(file: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(file).map_err(|source| shared::Error::io("read", file, source))?;
+    if text.trim().is_empty() {
+        return Err(shared::Error::file(file, "is empty; it must hold the policy's text").into());
+    }
+    Ok(text.trim().to_owned())
+}
+
+/// Checks an API's address.
+///
+/// # Errors
+/// It is no http or https address.
+pub(crate) fn check_url(url: &str) -> Result<()> {
+    match url.split_once("://") {
+        Some(("http" | "https", rest)) if !rest.is_empty() => Ok(()),
+        _ => Err(shared::Error::Config(format!("--base-url {url:?} is no address; expected http(s)://HOST[:PORT]/v1"))
+            .into()),
+    }
+}
+
+impl Oracle {
+    /// Returns rules as an oracle.
+    ///
+    /// # Errors
+    /// The file cannot be used.
+    pub(crate) fn of_rules(file: &Path) -> Result<Oracle> {
+        Ok(Oracle::Rules { file: file.to_owned(), judge: Box::new(Judge::load(file)?) })
+    }
+
+    /// Returns how many items are worked on at once.
+    pub(crate) fn window(&self) -> usize {
+        match self {
+            Oracle::Rules { .. } => 1,
+            // Items that wait for their next try keep no place from others.
+            Oracle::Model(asker) => 4 * asker.concurrency,
+        }
+    }
+
+    /// Returns who decides, for records.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Oracle::Rules { file, .. } => file.display().to_string(),
+            Oracle::Model(asker) => asker.model.name.clone(),
+        }
+    }
+
+    /// Returns what was paid; rules cost nothing.
+    pub(crate) fn bill(&self) -> Option<BillNow> {
+        match self {
+            Oracle::Rules { .. } => None,
+            Oracle::Model(asker) => Some(asker.engine.bill()),
+        }
+    }
+
+    /// Returns what requests wait for, where one does.
+    pub(crate) fn waiting(&self) -> Option<String> {
+        match self {
+            Oracle::Rules { .. } => None,
+            Oracle::Model(asker) => asker.engine.waiting(),
+        }
+    }
+
+    /// Decides whether a response complies.
+    ///
+    /// # Errors
+    /// No question can be answered until someone acts.
+    pub(crate) async fn decide(&self, prompt: &str, response: &str) -> Result<Decision> {
+        match self {
+            Oracle::Rules { judge, .. } => Ok(match judge.verdict(prompt, response, true) {
+                Ok(verdict) if verdict.compliant => Decision::Compliant,
+                Ok(_) => Decision::Violates,
+                Err(unknown) => Decision::UnknownPrompt(unknown.to_string()),
+            }),
+            Oracle::Model(asker) => asker.decide(prompt, response).await,
+        }
+    }
+
+    /// Writes a compliant reply to a prompt and judges it. `violating` is the reply not to be imitated.
+    ///
+    /// # Errors
+    /// As [`Oracle::decide`].
+    pub(crate) async fn correct(&self, prompt: &str, violating: &str, max_tokens: u32) -> Result<Correction> {
+        let text = match self {
+            Oracle::Rules { judge, .. } => match judge.correct(prompt) {
+                Some(text) => text,
+                None => return Ok(Correction::UnknownPrompt(shared::rules::UnknownPrompt.to_string())),
+            },
+            Oracle::Model(asker) => {
+                match asker.engine.ask(&asker.model.correction(prompt, violating, max_tokens)).await? {
+                    Asked::Answered(answer) if answer.finish == "length" => {
+                        return Ok(Correction::NotAccepted(format!("the reply is longer than {max_tokens} tokens")));
+                    }
+                    Asked::Answered(answer) => match written(&answer) {
+                        Ok(text) => text,
+                        Err(reason) => return Ok(Correction::NotAccepted(reason)),
+                    },
+                    Asked::Dead(reason) => return Ok(Correction::NotAccepted(reason)),
+                }
+            }
+        };
+        Ok(match self.decide(prompt, &text).await? {
+            Decision::Compliant => Correction::Accepted(text),
+            Decision::Violates => Correction::NotAccepted("the judge finds that it violates the policy".into()),
+            Decision::Uncertain(answer) => Correction::NotAccepted(format!("the judge answered {answer:?}")),
+            Decision::Dead(reason) => Correction::NotAccepted(format!("the judge gave no answer: {reason}")),
+            Decision::UnknownPrompt(problem) => Correction::UnknownPrompt(problem),
+        })
+    }
+}
+
+impl Asker {
+    async fn decide(&self, prompt: &str, response: &str) -> Result<Decision> {
+        let first = match self.engine.ask(&self.model.verdict(prompt, response)).await? {
+            Asked::Answered(answer) => answer,
+            Asked::Dead(reason) => return Ok(Decision::Dead(reason)),
+        };
+        let text = match written(&first) {
+            Ok(text) => text,
+            Err(reason) => return Ok(Decision::Dead(reason)),
+        };
+        if let Some(decision) = decided(&text) {
+            return Ok(decision);
+        }
+        Ok(match self.engine.ask(&self.model.verdict_again(prompt, response, &text)).await? {
+            Asked::Answered(second) => match written(&second) {
+                Ok(again) => decided(&again).unwrap_or(Decision::Uncertain(text)),
+                Err(_) => Decision::Uncertain(text),
+            },
+            Asked::Dead(_) => Decision::Uncertain(text),
+        })
+    }
+}
+
+fn decided(answer: &str) -> Option<Decision> {
+    match read(answer) {
+        Reading::Compliant => Some(Decision::Compliant),
+        Reading::Violates => Some(Decision::Violates),
+        Reading::Unclear => None,
+    }
+}
+
+/// Returns an answer's text, or why there is none.
+fn written(answer: &Answer) -> std::result::Result<String, String> {
+    match (&answer.text, &answer.refusal) {
+        (Some(text), _) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
+        (_, Some(refusal)) => Err(format!("the model refused: {refusal}")),
+        _ => Err(format!("the model sent no text (finish_reason {:?})", answer.finish)),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Returns the arguments of a judge by rules.
+    pub(crate) fn rules(file: PathBuf) -> OracleArgs {
+        OracleArgs {
+            rules: Some(file),
+            policy: None,
+            oracle_model: "none".into(),
+            base_url: None,
+            state: PathBuf::from("none"),
+            concurrency: 1,
+            prices: None,
+            max_completion_tokens: false,
+        }
+    }
+
+    #[test]
+    fn an_address_needs_a_scheme() {
+        check_url("http://127.0.0.1:7402/v1").unwrap();
+        check_url("https://api.openai.com/v1").unwrap();
+        for url in ["127.0.0.1:7402", "ftp://x", "http://", ""] {
+            assert!(check_url(url).unwrap_err().to_string().contains("--base-url"), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_policy_must_hold_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("policy.md");
+        std::fs::write(&file, " \n").unwrap();
+        assert!(read_policy(&file).unwrap_err().to_string().contains("policy.md: is empty"));
+        std::fs::write(&file, " Be kind.\n").unwrap();
+        assert_eq!(read_policy(&file).unwrap(), "Be kind.");
+    }
+}

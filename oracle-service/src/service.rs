@@ -1,0 +1,229 @@
+//! The service: jobs over gRPC, all on one ledger.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use proto::oracle::job::Work;
+use proto::oracle::job_event::Event;
+use proto::oracle::oracle_server::OracleServer;
+use proto::oracle::{Bill, Ended, Job, JobEvent, StatusReply, StatusRequest};
+use shared::net::{RequireToken, Token};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status};
+
+use crate::api::engine::{BillNow, Engine, Home};
+use crate::api::ledger::Ledger;
+use crate::api::prices::Prices;
+use crate::api::request::Model;
+use crate::error::{Error, Result};
+use crate::oracle::{self, Asker, Oracle};
+use crate::progress::Progress;
+use crate::{Outcome, correct, judge, triage};
+
+/// Serves jobs of triage, corrections and judging over gRPC
+///
+/// One ledger serves all jobs; the API's key is this process's own OPENAI_API_KEY. The address is printed once it listens.
+/// Off loopback a token is required.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Address to listen at; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7401")]
+    listen: SocketAddr,
+    /// Folder of the ledger, which keeps every paid answer
+    #[arg(long, value_name = "DIR", default_value = "oracle-state")]
+    state: PathBuf,
+    /// Price table (TOML) instead of the program's own, for jobs that name none
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
+    /// File with the cluster's token, instead of TRACE_TOKEN
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// End when standard input ends
+    #[arg(long)]
+    with_parent: bool,
+}
+
+/// Events of a job that wait for a slow reader at most; progress beyond is left out.
+const EVENTS: usize = 64;
+
+struct Service {
+    home: Home,
+    key: String,
+    state: PathBuf,
+    prices: Option<PathBuf>,
+    jobs: Arc<AtomicU32>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome> {
+    let token = Token::load(std::env::var("TRACE_TOKEN").ok().as_deref(), args.token_file.as_deref())?;
+    shared::net::check_listen(&args.listen, token.as_ref())?;
+    Prices::load(args.prices.as_deref())?;
+    let service = Service {
+        key: oracle::key()?,
+        home: Home::new(Ledger::open(&args.state)?),
+        state: args.state.clone(),
+        prices: args.prices.clone(),
+        jobs: Arc::default(),
+    };
+    crate::block_on(serve(args, service, token))?;
+    Ok(Outcome::Complete)
+}
+
+/// Listens, and says where.
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    let cannot = |error: std::io::Error| Error::Serve(format!("{address}: {error}; choose another --listen address"));
+    let listener = TcpListener::bind(address).await.map_err(cannot)?;
+    println!("listening on http://{}", listener.local_addr().map_err(cannot)?);
+    Ok(listener)
+}
+
+async fn serve(args: &Args, service: Service, token: Option<Token>) -> Result<()> {
+    let stop = shared::shutdown::on_signals(args.with_parent).map_err(|error| Error::Serve(error.to_string()))?;
+    let listener = bind(args.listen).await?;
+    let service = OracleServer::new(service).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
+    let service = tonic::service::interceptor::InterceptedService::new(service, RequireToken(token));
+    let served = shared::net::server().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
+    // Jobs go on where they were when they are asked for again; nothing waits for them here.
+    tokio::select! {
+        served = served => served.map_err(|error| Error::Serve(error.to_string())),
+        () = stop.cancelled() => Ok(()),
+    }
+}
+
+#[tonic::async_trait]
+impl proto::oracle::oracle_server::Oracle for Service {
+    type RunStream = Pin<Box<dyn futures::Stream<Item = std::result::Result<JobEvent, Status>> + Send>>;
+
+    async fn run(&self, request: Request<Job>) -> std::result::Result<Response<Self::RunStream>, Status> {
+        let job = request.into_inner();
+        let work = job.work.clone().ok_or_else(|| Status::invalid_argument("the job names no work"))?;
+        let oracle = self.oracle(&job)?;
+        tracing::info!(run = job.run, stage = job.stage, model = job.model, "job begins");
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let jobs = self.jobs.clone();
+        jobs.fetch_add(1, Ordering::Relaxed);
+        let runtime = tokio::runtime::Handle::current();
+        // Jobs read and write files, so each has a thread of its own.
+        tokio::task::spawn_blocking(move || {
+            runtime.block_on(async move {
+                let gone = events.clone();
+                let outcome = tokio::select! {
+                    outcome = carry_out(work, &oracle, &events) => Some(outcome),
+                    () = gone.closed() => None,
+                };
+                jobs.fetch_sub(1, Ordering::Relaxed);
+                let bill = oracle.bill().unwrap_or_default();
+                let (run, stage) = (&job.run, &job.stage);
+                match outcome {
+                    Some(Ok(ended)) => {
+                        tracing::info!(run, stage, calls = bill.calls, reused = bill.reused, "job ended");
+                        let _ = events.send(Ok(JobEvent { event: Some(Event::Ended(ended)) })).await;
+                    }
+                    Some(Err(error)) => {
+                        tracing::warn!(run, stage, %error, "job stopped");
+                        let _ = events.send(Err(error.into())).await;
+                    }
+                    None => tracing::info!(run, stage, calls = bill.calls, "job dropped by who asked for it"),
+                }
+            })
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> std::result::Result<Response<StatusReply>, Status> {
+        let answers = self.home.ledger.count() as u64;
+        Ok(Response::new(StatusReply {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state_dir: self.state.display().to_string(),
+            answers,
+            jobs: self.jobs.load(Ordering::Relaxed),
+        }))
+    }
+}
+
+impl Service {
+    fn oracle(&self, job: &Job) -> Result<Oracle> {
+        let own = |problem: &str| Error::from(shared::Error::Config(problem.to_owned()));
+        if job.model.is_empty() {
+            return Err(own("the job names no model"));
+        }
+        if job.policy.trim().is_empty() {
+            return Err(own("the job's policy is empty; it must hold the policy's text"));
+        }
+        oracle::check_url(&job.base_url)?;
+        let prices = if job.prices.is_empty() { self.prices.as_deref() } else { Some(Path::new(&job.prices)) };
+        let concurrency = job.concurrency.clamp(1, 4096) as usize;
+        let engine = Engine::new(&self.home, &job.base_url, &self.key, concurrency, Prices::load(prices)?)?;
+        let model =
+            Model { name: job.model.clone(), policy: job.policy.trim().to_owned(), completion_tokens_key: false };
+        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency })))
+    }
+}
+
+type Events = mpsc::Sender<std::result::Result<JobEvent, Status>>;
+
+async fn carry_out(work: Work, oracle: &Oracle, events: &Events) -> Result<Ended> {
+    let sink = |progress: Progress| {
+        let progress = proto::oracle::Progress {
+            done: progress.done,
+            total: progress.total,
+            bill: progress.bill.as_ref().map(wire),
+            note: progress.waiting.unwrap_or_default(),
+        };
+        // A reader that is slower than the work misses some; the end is sent for sure.
+        let _ = events.try_send(Ok(JobEvent { event: Some(Event::Progress(progress)) }));
+    };
+    let (uncertain, dead_letter, summary) = match work {
+        Work::Triage(work) => {
+            let checkpoints = (!work.ckpt_dir.is_empty() && work.ckpt_every > 0)
+                .then(|| (PathBuf::from(&work.ckpt_dir), work.ckpt_every as usize));
+            let job = triage::Job {
+                input: work.input.into(),
+                output: work.output.into(),
+                checkpoints,
+                both: work.both,
+                num_samples: None,
+                seed: 0,
+            };
+            let counts = triage::work(&job, oracle, &sink).await?;
+            (counts.uncertain, counts.dead_letter, json(&counts))
+        }
+        Work::Correct(work) => {
+            let job = correct::Job {
+                input: work.input.into(),
+                output: work.output.into(),
+                max_tokens: if work.max_tokens == 0 { 512 } else { work.max_tokens },
+            };
+            let counts = correct::work(&job, oracle, &sink).await?;
+            (0, counts.not_accepted, json(&counts))
+        }
+        Work::Judge(work) => {
+            let world = (!work.world.is_empty()).then(|| PathBuf::from(&work.world));
+            let job = judge::Job { responses: work.responses.into(), output: work.output.into(), world };
+            let done = judge::work(&job, oracle, &sink).await?;
+            (done.undecided, 0, json(&done.summary))
+        }
+    };
+    let bill = oracle.bill().as_ref().map(wire);
+    Ok(Ended { uncertain: uncertain as u64, dead_letter: dead_letter as u64, bill, summary_json: summary })
+}
+
+fn json(summary: &impl serde::Serialize) -> String {
+    serde_json::to_string(summary).unwrap_or_default()
+}
+
+fn wire(bill: &BillNow) -> Bill {
+    Bill {
+        calls: bill.calls,
+        reused: bill.reused,
+        prompt_tokens: bill.prompt_tokens,
+        completion_tokens: bill.completion_tokens,
+        cost_usd: bill.cost_usd,
+        prices: bill.prices.clone(),
+    }
+}

@@ -1,0 +1,162 @@
+//! The service over gRPC: jobs, what they cost, who may ask, and its death in the middle.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use proto::oracle::job::Work;
+use proto::oracle::job_event::Event;
+use proto::oracle::oracle_client::OracleClient;
+use proto::oracle::{Ended, Job, StatusRequest, Triage};
+use shared::net::{SendToken, Token, channel};
+use support::{Server, succeed, world};
+use tonic::{Code, Status};
+
+type Client = OracleClient<tonic::service::interceptor::InterceptedService<tonic::transport::Channel, SendToken>>;
+
+fn client(server: &Server, token: Option<&str>) -> Client {
+    let token = Token::load(token, None).unwrap();
+    OracleClient::with_interceptor(channel(&server.url).unwrap(), SendToken(token))
+}
+
+fn service(folder: &std::path::Path) -> Server {
+    Server::start(folder, &["serve", "--listen", "127.0.0.1:0", "--state", "state"])
+}
+
+fn job(folder: &std::path::Path, api: &str, output: &str) -> Job {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let triage =
+        Triage { input: path("pairs.json"), output: path(output), ckpt_dir: String::new(), ckpt_every: 0, both: true };
+    Job {
+        run: "r".into(),
+        stage: "triage".into(),
+        work: Some(Work::Triage(triage)),
+        model: "mock-oracle".into(),
+        base_url: api.into(),
+        policy: "Answer as the world's new policy says.".into(),
+        concurrency: 4,
+        prices: String::new(),
+    }
+}
+
+/// Runs a job to its end; counts the progress that was told.
+async fn finish(client: &mut Client, job: Job) -> Result<(Ended, usize), Status> {
+    let mut events = client.run(job).await?.into_inner();
+    let mut told = 0;
+    while let Some(event) = events.message().await? {
+        match event.event.unwrap() {
+            Event::Progress(progress) => {
+                assert!(progress.done <= progress.total && progress.bill.is_some());
+                told += 1;
+            }
+            Event::Ended(ended) => return Ok((ended, told)),
+        }
+    }
+    panic!("the stream ended without an end");
+}
+
+#[tokio::test]
+async fn jobs_run_once_and_cost_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    world(folder, 50);
+    let (mock, service) = (Server::mock(folder, &[]), service(folder));
+    let mut client = client(&service, None);
+    let (ended, told) = finish(&mut client, job(folder, &mock.api(), "gold.json")).await.unwrap();
+    assert!(told > 0);
+    let bill = ended.bill.unwrap();
+    assert_eq!(mock.bill()["calls"], bill.calls);
+    assert!(bill.cost_usd > 0.0 && bill.prices.contains("as of"), "{bill:?}");
+    succeed(
+        folder,
+        &["triage", "--input-json", "pairs.json", "--output-json", "rules.json", "--rules", "rules_new.toml"],
+    );
+    assert!(std::fs::read(folder.join("gold.json")).unwrap() == std::fs::read(folder.join("rules.json")).unwrap());
+
+    let (ended, _) = finish(&mut client, job(folder, &mock.api(), "again.json")).await.unwrap();
+    let again = ended.bill.unwrap();
+    assert_eq!((again.calls, again.cost_usd), (0, 0.0));
+    let status = client.status(StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.answers, status.jobs), (bill.calls, 0));
+}
+
+#[tokio::test]
+async fn a_service_killed_in_the_middle_asks_again_for_what_was_in_flight_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    world(folder, 80);
+    let mock = Server::mock(folder, &["--latency-ms", "20"]);
+    let mut first = service(folder);
+    let mut events = client(&first, None).run(job(folder, &mock.api(), "gold.json")).await.unwrap().into_inner();
+    while events
+        .message()
+        .await
+        .unwrap()
+        .is_some_and(|event| matches!(event.event, Some(Event::Progress(progress)) if progress.done < 15))
+    {}
+    first.child.kill().unwrap();
+    assert!(events.message().await.is_err() || events.message().await.is_err());
+    drop(first);
+    assert!(!folder.join("gold.json").exists());
+
+    let second = service(folder);
+    finish(&mut client(&second, None), job(folder, &mock.api(), "gold.json")).await.unwrap();
+    let bill = mock.bill();
+    let again: u64 = bill["requests"].as_object().unwrap().values().map(|r| r["times"].as_u64().unwrap() - 1).sum();
+    assert!(again <= 4, "{again} requests were sent again, 4 were in flight");
+}
+
+#[tokio::test]
+async fn a_job_whose_stream_is_dropped_stops_and_keeps_what_was_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    world(folder, 80);
+    let (mock, service) = (Server::mock(folder, &["--latency-ms", "20"]), service(folder));
+    let mut client = client(&service, None);
+    let mut events = client.run(job(folder, &mock.api(), "gold.json")).await.unwrap().into_inner();
+    while events
+        .message()
+        .await
+        .unwrap()
+        .is_some_and(|event| matches!(event.event, Some(Event::Progress(progress)) if progress.done < 10))
+    {}
+    drop(events);
+    let begun = std::time::Instant::now();
+    while client.status(StatusRequest {}).await.unwrap().into_inner().jobs > 0 {
+        assert!(begun.elapsed().as_secs() < 20, "the job goes on");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    finish(&mut client, job(folder, &mock.api(), "gold.json")).await.unwrap();
+    let bill = mock.bill();
+    let most = bill["requests"].as_object().unwrap().values().map(|r| r["times"].as_u64().unwrap()).max();
+    assert_eq!(most, Some(1), "an answer on its way is stored though nobody waits for it");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_job_or_its_caller_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    world(folder, 4);
+    let (mock, service) = (Server::mock(folder, &[]), service(folder));
+    let mut client_ = client(&service, None);
+    let good = job(folder, &mock.api(), "gold.json");
+    for (wrong, code, words) in [
+        (Job { model: String::new(), ..good.clone() }, Code::InvalidArgument, "names no model"),
+        (Job { policy: " ".into(), ..good.clone() }, Code::InvalidArgument, "policy is empty"),
+        (Job { base_url: "nowhere".into(), ..good.clone() }, Code::InvalidArgument, "nowhere"),
+        (Job { work: None, ..good.clone() }, Code::InvalidArgument, "names no work"),
+        (Job { model: "gpt-9".into(), ..good.clone() }, Code::FailedPrecondition, "gpt-9"),
+        (Job { prices: "/none.toml".into(), ..good.clone() }, Code::ResourceExhausted, "/none.toml"),
+    ] {
+        let status = finish(&mut client_, wrong).await.unwrap_err();
+        assert!(status.code() == code && status.message().contains(words), "{status}");
+    }
+    drop(service);
+    std::fs::write(folder.join("token"), "right").unwrap();
+    let args = ["serve", "--listen", "127.0.0.1:0", "--state", "state", "--token-file", "token"];
+    let service = Server::start(folder, &args);
+    for token in [None, Some("wrong")] {
+        let status = finish(&mut client(&service, token), good.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+    }
+    finish(&mut client(&service, Some("right")), good).await.unwrap();
+}
