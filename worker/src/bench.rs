@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use shared::record::{Category, Record};
 use tch::{Device, Kind, Tensor};
 
+use crate::collective::Alone;
+use crate::control::Control;
 use crate::dataset::{self, DataSet};
 use crate::error::{Error, Result};
 use crate::generate::{cache, sample::Sampling};
@@ -75,7 +77,7 @@ pub struct BenchCommand {
 ///
 /// # Errors
 /// Model or pairs are unusable.
-pub fn run(args: &BenchCommand) -> Result<Value> {
+pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
     if args.n == 0 || args.batch_size == 0 {
         return Err(Error::Config("--n and --batch-size are at least 1".into()));
     }
@@ -103,8 +105,8 @@ pub fn run(args: &BenchCommand) -> Result<Value> {
     let adapter = Lora::fresh(lora, &decoder.config, 42, decoder.device);
 
     let mut figures = match args.what {
-        What::Score => score(args, &decoder, &adapter, &mut items)?,
-        What::Train => train(args, &decoder, &adapter, &mut items)?,
+        What::Score => score(args, &decoder, &adapter, &mut items, control)?,
+        What::Train => train(args, &decoder, &adapter, &mut items, control)?,
         What::Generate => {
             let prompts = set
                 .records
@@ -132,9 +134,16 @@ pub fn run(args: &BenchCommand) -> Result<Value> {
 const SETTINGS: Settings =
     Settings { beta: 0.3, epsilon: 0.0, alpha_kl: 0.0, loss: PreferenceLoss::Dpo, nll_weight: 0.0 };
 
-fn score(args: &BenchCommand, decoder: &Decoder, adapter: &Lora, items: &mut [Item]) -> Result<Value> {
+fn score(
+    args: &BenchCommand,
+    decoder: &Decoder,
+    adapter: &Lora,
+    items: &mut [Item],
+    control: &Control,
+) -> Result<Value> {
     let gold_pairs = items.len().min(args.batch_size);
-    reference::fill(decoder, &mut items[..gold_pairs].iter_mut().collect::<Vec<_>>(), args.pack_tokens);
+    let mut gold: Vec<&mut Item> = items[..gold_pairs].iter_mut().collect();
+    reference::fill(decoder, &mut gold, args.pack_tokens, control, &mut Alone)?;
     let begun = Instant::now();
     let direction = direction::gold_gradient(decoder, adapter, &items[..gold_pairs], &SETTINGS, 2)?;
     let gold_seconds = begun.elapsed().as_secs_f64();
@@ -145,8 +154,15 @@ fn score(args: &BenchCommand, decoder: &Decoder, adapter: &Lora, items: &mut [It
     Ok(json!({ "seconds": begun.elapsed().as_secs_f64(), "gold_seconds": gold_seconds, "gold_pairs": gold_pairs }))
 }
 
-fn train(args: &BenchCommand, decoder: &Decoder, adapter: &Lora, items: &mut [Item]) -> Result<Value> {
-    reference::fill(decoder, &mut items.iter_mut().collect::<Vec<_>>(), args.pack_tokens);
+fn train(
+    args: &BenchCommand,
+    decoder: &Decoder,
+    adapter: &Lora,
+    items: &mut [Item],
+    control: &Control,
+) -> Result<Value> {
+    let mut all: Vec<&mut Item> = items.iter_mut().collect();
+    reference::fill(decoder, &mut all, args.pack_tokens, control, &mut Alone)?;
     let adam = AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
     let mut optimizer = AdamW::new(adam, adapter.named_parameters(), false);
     let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false };

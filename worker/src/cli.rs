@@ -1,11 +1,15 @@
 //! The worker's command line: which command runs, and what it prints.
 
-use clap::{Parser, Subcommand};
-use serde_json::Value;
+use std::sync::Arc;
 
-use crate::error::Result;
+use clap::{Parser, Subcommand};
+use serde_json::{Value, json};
+
+use crate::collective::Collective;
+use crate::control::Control;
+use crate::error::{Error, Result};
 use crate::fault::Fault;
-use crate::{bench, generate, logprobs, merge, score, train};
+use crate::{bench, generate, logprobs, merge, score, serve, train};
 
 /// Computes with language models: log-probs, impact scores, re-alignment, generation.
 #[derive(Debug, Parser)]
@@ -18,9 +22,11 @@ pub struct Cli {
     fault: Option<Fault>,
 }
 
+/// What a worker can do.
 #[derive(Debug, Subcommand)]
-#[allow(clippy::large_enum_variant)]
-enum Command {
+#[allow(clippy::large_enum_variant, missing_docs)]
+pub(crate) enum Command {
+    Serve(serve::ServeCommand),
     Logprobs(logprobs::LogProbsCommand),
     Score(score::command::ScoreCommand),
     Train(train::TrainArgs),
@@ -29,34 +35,83 @@ enum Command {
     Bench(bench::BenchCommand),
 }
 
+/// What a command came to.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) summary: Value,
+    /// Some records got no result; the outputs say which.
+    pub(crate) incomplete: bool,
+}
+
 /// Runs a command. Returns the exit code: 0, or 3 where some records got no result.
 ///
 /// # Errors
 /// What stopped the command; its message is for the user.
 pub fn run(cli: Cli) -> Result<u8> {
-    let fault = cli.fault.as_ref();
-    match &cli.command {
+    if let Command::Serve(args) = &cli.command {
+        serve::run(args, cli.fault)?;
+        return Ok(0);
+    }
+    let control = Control::alone(cli.fault.map(Arc::new));
+    let done = carry_out(&cli.command, &control, None)?;
+    let (json, lines) = match &cli.command {
+        Command::Score(args) => (args.json, true),
+        Command::Train(args) => (args.json, true),
+        Command::Generate(args) => (args.json, true),
+        Command::Bench(args) => (args.json, true),
+        Command::Logprobs(_) | Command::Merge(_) | Command::Serve(_) => (false, false),
+    };
+    match &done.summary {
+        Value::String(text) => println!("{text}"),
+        summary if lines => print(summary, json),
+        summary => println!("{summary}"),
+    }
+    Ok(if done.incomplete { 3 } else { 0 })
+}
+
+/// Runs a command that computes. `gang` is the one a coordinator formed; without it, training joins what its options name.
+///
+/// # Errors
+/// What stopped the command.
+pub(crate) fn carry_out(command: &Command, control: &Control, gang: Option<&mut dyn Collective>) -> Result<Done> {
+    let complete = |summary| Done { summary, incomplete: false };
+    Ok(match command {
         Command::Logprobs(args) => {
-            let (records, failed) = logprobs::run(args)?;
-            println!("{records} records written to {}", args.out.display());
+            let (records, failed) = logprobs::run(args, control)?;
             if failed > 0 {
                 tracing::warn!("{failed} of them have no numbers; \"error\" in their lines says why");
-                return Ok(3);
             }
+            let summary = json!(format!("{records} records written to {}", args.out.display()));
+            Done { summary, incomplete: failed > 0 }
         }
-        Command::Score(args) => print(&score::command::run(args, fault)?, args.json),
-        Command::Train(args) => print(&train::run(args, fault)?, args.json),
+        Command::Score(args) => complete(score::command::run(args, control)?),
+        Command::Train(args) => complete(match gang {
+            Some(gang) => train::run(args, control, gang)?,
+            None => train::run(args, control, &mut *args.gang.join()?)?,
+        }),
         Command::Generate(args) => {
-            let summary = generate::run(args, fault)?;
-            print(&summary, args.json);
-            if summary["set_aside"].as_u64() > Some(0) {
-                return Ok(3);
-            }
+            let summary = generate::run(args, control)?;
+            let incomplete = summary["set_aside"].as_u64() > Some(0);
+            Done { summary, incomplete }
         }
-        Command::Merge(args) => println!("merged model in {}", merge::run(args)?.display()),
-        Command::Bench(args) => print(&bench::run(args)?, args.json),
+        Command::Merge(args) => complete(json!(format!("merged model in {}", merge::run(args, control)?.display()))),
+        Command::Bench(args) => complete(bench::run(args, control)?),
+        Command::Serve(_) => return Err(Error::Config("a worker cannot be a task of a worker".into())),
+    })
+}
+
+/// Parses a task: the options after `worker KIND`, as on a command line. The thread count is the worker's own.
+///
+/// # Errors
+/// The options are wrong; the message says which.
+pub(crate) fn command_of(kind: &str, args: &[String], threads: u32) -> Result<Command> {
+    let mut words = vec!["worker".to_owned(), kind.to_owned()];
+    words.extend_from_slice(args);
+    if kind != "merge" {
+        words.extend(["--threads".to_owned(), threads.to_string()]);
     }
-    Ok(0)
+    let cli = Cli::try_parse_from(words);
+    cli.map(|cli| cli.command).map_err(|error| Error::Config(format!("the task's options: {error}")))
 }
 
 /// Prints a summary: one JSON object, or a line a field.

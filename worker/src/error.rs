@@ -35,6 +35,12 @@ pub enum Error {
     /// A number stopped being finite, or weights are all zero: training or scoring cannot go on.
     #[error("{0}")]
     Numeric(String),
+    /// Another member of the gang is gone or late: the attempt is over, through no fault of the task.
+    #[error("the gang is broken: {0}")]
+    Gang(String),
+    /// The command was told to stop, and did.
+    #[error("stopped as asked; the same command goes on where it was")]
+    Stopped,
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

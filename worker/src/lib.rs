@@ -2,6 +2,8 @@
 
 mod bench;
 mod cli;
+mod collective;
+mod control;
 mod dataset;
 mod error;
 mod fault;
@@ -16,9 +18,9 @@ mod model;
 mod model_folder;
 mod objective;
 mod options;
-mod progress;
 mod reference;
 mod score;
+mod serve;
 pub mod text;
 mod train;
 

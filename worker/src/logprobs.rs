@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use crate::control::Control;
 use crate::dataset;
 use crate::error::{Error, Result};
 use crate::model::adapter_file;
 use crate::model::pack::{Pack, Want};
 use crate::objective::step;
 use crate::options::{ModelArgs, TextArgs};
-use crate::progress;
 use crate::text::Sequence;
 use shared::record::Record;
 
@@ -52,7 +52,7 @@ pub struct LogProbsCommand {
 ///
 /// # Errors
 /// Model, adapter or records are unusable.
-pub fn run(args: &LogProbsCommand) -> Result<(usize, usize)> {
+pub fn run(args: &LogProbsCommand, control: &Control) -> Result<(usize, usize)> {
     shared::output::check_spared("--out", &args.out, &[("--records", Some(&args.records))])?;
     let decoder = args.model.load()?;
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
@@ -88,7 +88,7 @@ pub fn run(args: &LogProbsCommand) -> Result<(usize, usize)> {
     }
 
     let mut out = shared::output::LinesWriter::create(&args.out)?;
-    let bar = progress::bar("log-probs", records.len() as u64);
+    let bar = control.bar("log-probs", records.len() as u64);
     let (mut next, mut failed) = (0, 0);
     while next < encoded.len() {
         let (mut end, mut tokens) = (next, 0);

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use tch::{Device, Kind, Tensor};
 
+use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::model::adapter_file;
 use crate::model::config::ModelConfig;
 use crate::model::lora::Module;
 use crate::model::weights::{self, Checkpoint};
 use crate::model_folder;
-use crate::progress;
 
 /// Merges an adapter into its base model: W + (α/r)·B·A, computed in f32, stored in the base's own type.
 ///
@@ -33,7 +33,7 @@ pub struct MergeCommand {
 ///
 /// # Errors
 /// Base or adapter are unusable or do not belong together; the output is one of the inputs or cannot be written.
-pub fn run(args: &MergeCommand) -> Result<PathBuf> {
+pub fn run(args: &MergeCommand, control: &Control) -> Result<PathBuf> {
     let output = args.output_path.clone().unwrap_or_else(|| {
         let mut name = args.lora_path.components().as_path().as_os_str().to_owned();
         name.push("_merged");
@@ -50,9 +50,10 @@ pub fn run(args: &MergeCommand) -> Result<PathBuf> {
     let lora = adapter_file::load(&args.lora_path, &config, &checkpoint.fingerprint(), Device::Cpu)?;
 
     let expected = weights::expected(&config);
-    let bar = progress::bar("merge", expected.len() as u64);
+    let bar = control.bar("merge", expected.len() as u64);
     let mut merged: Vec<(String, Tensor)> = Vec::with_capacity(expected.len());
     for (name, _) in &expected {
+        control.go_on()?;
         let stored = checkpoint.stored(name)?;
         let tensor = match target(name).and_then(|(layer, module)| lora.get(layer, module)) {
             Some(factors) => {

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::lora::{LoraConfig, Module};
-use crate::score::weights::WeightNorm;
 use crate::text::{Date, Encoder, EncoderOptions, MaskMode, TextRule};
+use shared::weights::WeightNorm;
 
 /// Type of weights and activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
@@ -237,6 +237,10 @@ pub struct ScoreArgs {
     // Runs are told apart by its content, not by its name.
     #[serde(skip)]
     pub gold: Option<PathBuf>,
+    /// Where the gold batch's gradient is kept: read if it is there and of the same model, adapter and batch, else written.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub gold_gradient: Option<PathBuf>,
     /// Seed of the draw of the gold batch.
     #[arg(long, default_value_t = 42)]
     pub gold_seed: u64,
@@ -244,7 +248,7 @@ pub struct ScoreArgs {
     #[arg(long, default_value_t = 1.0)]
     pub lamda: f64,
     /// How weights are normalised: mean 1 over the conflict records, or sum 1 as the reference.
-    #[arg(long, value_enum, default_value = "mean1")]
+    #[arg(long, default_value = "mean1", value_name = "mean1|reference")]
     pub weight_norm: WeightNorm,
     /// Tokens computed together at most, padding not counted.
     #[arg(long, default_value_t = crate::dataset::PACK_TOKENS)]
@@ -266,6 +270,6 @@ impl ScoreArgs {
                 return Err(Error::Config(format!("{name} is 0; expected at least 1")));
             }
         }
-        crate::score::weights::check_gamma(self.lamda)
+        Ok(shared::weights::check_gamma(self.lamda)?)
     }
 }

@@ -16,13 +16,12 @@ use shared::python_random::PythonRandom;
 use shared::quarantine::Quarantine;
 use shared::record::Text;
 
+use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::fault::{self, Fault};
 use crate::journal::{self, Journal};
 use crate::model::adapter_file;
 use crate::model_folder;
 use crate::options::{ModelArgs, TextArgs};
-use crate::progress;
 
 /// Generates a response to every prompt.
 ///
@@ -64,6 +63,9 @@ pub struct GenerateCommand {
     /// Seed of sample and sampling.
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
+    /// Number of the first prompt in a larger file of which this is a part: sampling then draws as for the whole.
+    #[arg(long, default_value_t = 0)]
+    pub item_offset: u64,
     /// Prints the summary as JSON.
     #[arg(long)]
     pub json: bool,
@@ -76,7 +78,7 @@ pub struct GenerateCommand {
 ///
 /// # Errors
 /// Options, model or prompts are unusable, or the output cannot be written.
-pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
+pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
     let started = Instant::now();
     for (name, value) in [("--max-new-tokens", args.max_new_tokens), ("--batch-size", args.batch_size)] {
         if value == 0 {
@@ -104,7 +106,7 @@ pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
         "model": decoder.fingerprint, "folder": model_folder::content_hash(&args.model.model_name_or_path)?, "dtype": format!("{:?}", decoder.dtype), "text": args.text,
         "adapter": args.adapter.as_deref().map(adapter_file::content_hash).transpose()?,
         "max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "temperature": args.temperature,
-        "top_p": args.top_p, "seed": args.seed, "items": &items,
+        "top_p": args.top_p, "seed": args.seed, "item_offset": args.item_offset, "items": &items,
     });
     if let Some(dir) = out.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         std::fs::create_dir_all(dir).map_err(|e| Error::model(dir, e.to_string()))?;
@@ -124,12 +126,14 @@ pub fn run(args: &GenerateCommand, fault: Option<&Fault>) -> Result<Value> {
 
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_by_key(|&i| (encoded[i].len(), i));
-    let bar = progress::bar("generate", items.len() as u64);
+    let bar = control.bar("generate", items.len() as u64);
     let mut generated = 0;
     for batch in order.chunks(args.batch_size) {
         if batch.iter().any(|&i| finished[i].is_none()) {
-            fault::pass(fault, "generate.batch");
-            let prompts: Vec<(u64, &[i64])> = batch.iter().map(|&i| (i as u64, encoded[i].as_slice())).collect();
+            control.pass("generate.batch");
+            control.go_on()?;
+            let prompts: Vec<(u64, &[i64])> =
+                batch.iter().map(|&i| (args.item_offset + i as u64, encoded[i].as_slice())).collect();
             let responses = cache::generate(
                 &decoder,
                 adapter.as_ref(),

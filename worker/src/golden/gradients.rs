@@ -1,6 +1,8 @@
 //! Losses and gradients: PEFT's adapter gradient, the naive objective's, finite differences, and packing.
 
 use super::*;
+use crate::collective::Alone;
+use crate::control::Control;
 use crate::model::head;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Part, Term};
@@ -43,7 +45,7 @@ fn all_terms() -> Vec<Item> {
 }
 
 fn with_references(decoder: &Decoder, mut items: Vec<Item>) -> Vec<Item> {
-    reference::fill(decoder, &mut items.iter_mut().collect::<Vec<_>>(), 400);
+    reference::fill(decoder, &mut items.iter_mut().collect::<Vec<_>>(), 400, &Control::default(), &mut Alone).unwrap();
     items
 }
 

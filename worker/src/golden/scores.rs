@@ -1,13 +1,15 @@
 //! Impact scores: against explicit per-sample gradients of PEFT and of our own, and the invariances of spec 5.6.
 
 use super::*;
+use crate::collective::Alone;
+use crate::control::Control;
 use crate::dataset::{self, gold_items, packs};
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::Method;
 use crate::objective::step::{self, Item, Policy, Settings};
 use crate::reference;
 use crate::score::direction::{gold_gradient, pack_scores};
-use crate::score::weights::{WeightNorm, weights};
+use shared::weights::{WeightNorm, weights};
 
 fn settings(beta: f64) -> Settings {
     Settings { beta, epsilon: 0.0, alpha_kl: 0.0, loss: PreferenceLoss::Dpo, nll_weight: 0.0 }
@@ -19,7 +21,14 @@ fn items(method: Method, records: Vec<Record>) -> Vec<Item> {
 
 fn gold_direction(decoder: &Decoder, adapter: &Lora, beta: f64, rows: usize) -> Lora {
     let mut gold = gold_items(&encoder(MaskMode::Exact), &gold(), 256).unwrap();
-    reference::fill(decoder, &mut gold.iter_mut().collect::<Vec<_>>(), dataset::PACK_TOKENS);
+    reference::fill(
+        decoder,
+        &mut gold.iter_mut().collect::<Vec<_>>(),
+        dataset::PACK_TOKENS,
+        &Control::default(),
+        &mut Alone,
+    )
+    .unwrap();
     gold_gradient(decoder, adapter, &gold, &settings(beta), rows).unwrap()
 }
 
@@ -85,7 +94,14 @@ fn scores_equal_explicit_gradients_for_every_weighted_method() {
         let mut items = items(method, corrected());
         assert_eq!(items.len(), records().len());
         let ours = raw(&decoder, &base, &direction, &items, 0.3, dataset::PACK_TOKENS);
-        reference::fill(&decoder, &mut items.iter_mut().collect::<Vec<_>>(), dataset::PACK_TOKENS);
+        reference::fill(
+            &decoder,
+            &mut items.iter_mut().collect::<Vec<_>>(),
+            dataset::PACK_TOKENS,
+            &Control::default(),
+            &mut Alone,
+        )
+        .unwrap();
         let parameters = trained(base.named_parameters());
         let policy = Policy { decoder: &decoder, adapter: Some(&base), reference: &decoder, train_head: false };
         let explicit: Vec<f64> = items

@@ -137,6 +137,13 @@ impl Lora {
         Lora { config, factors }
     }
 
+    /// Returns an adapter of the same shape that is zero everywhere.
+    pub fn zeros_like(&self) -> Self {
+        let zeros = |f: &Factors| Factors { a: f.a.detach().zeros_like(), b: f.b.detach().zeros_like() };
+        let factors = self.factors.iter().map(|modules| modules.each_ref().map(|f| f.as_ref().map(zeros))).collect();
+        Lora { config: self.config.clone(), factors }
+    }
+
     /// Returns the factors of one layer's module, if it carries an adapter.
     pub fn get(&self, layer: usize, module: Module) -> Option<&Factors> {
         self.factors.get(layer)?[module as usize].as_ref()

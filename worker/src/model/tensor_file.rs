@@ -124,7 +124,8 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
         })
         .collect::<Result<Vec<_>>>()?;
     let fields = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let beside = path.with_extension("safetensors.tmp");
+    // Two workers may make the same file at the same time.
+    let beside = path.with_extension(format!("safetensors.{}.tmp", std::process::id()));
     safetensors::serialize_to_file(stored.iter().map(|(name, s)| (name, s)), Some(fields), &beside)
         .map_err(|e| Error::model(path, format!("could not be written: {e}; the previous file, if any, is untouched")))
         .and_then(|()| sync_and_rename(&beside, path))

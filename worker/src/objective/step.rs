@@ -114,6 +114,28 @@ impl LossParts {
         self.invert + self.punish + self.kl + self.nll
     }
 
+    /// Returns the sums as numbers, to be added over ranks.
+    pub fn numbers(&self) -> [f64; 8] {
+        let counts = [self.accurate as f64, self.preferences as f64, self.tokens as f64];
+        [self.invert, self.punish, self.kl, self.nll, self.margin, counts[0], counts[1], counts[2]]
+    }
+
+    /// Makes sums of their numbers.
+    pub fn from_numbers(numbers: [f64; 8]) -> Self {
+        let [invert, punish, kl, nll, margin, accurate, preferences, tokens] = numbers;
+        let count = |number: f64| number as usize;
+        LossParts {
+            invert,
+            punish,
+            kl,
+            nll,
+            margin,
+            accurate: count(accurate),
+            preferences: count(preferences),
+            tokens: count(tokens),
+        }
+    }
+
     /// Adds another pack's sums.
     pub fn add(&mut self, other: &LossParts) {
         self.invert += other.invert;

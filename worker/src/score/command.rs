@@ -7,9 +7,9 @@ use clap::Args;
 use serde_json::json;
 
 use super::ScoreSettings;
+use crate::control::Control;
 use crate::dataset::DataSet;
 use crate::error::{Error, Result};
-use crate::fault::Fault;
 use crate::journal;
 use crate::measure;
 use crate::model::adapter_file;
@@ -28,11 +28,11 @@ pub struct ScoreCommand {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Triaged records: JSON array or JSON lines, .gz and .xz too.
-    #[arg(long, alias = "records", value_name = "FILE")]
-    pub dataset_json_path: PathBuf,
+    #[arg(long, alias = "records", value_name = "FILE", required_unless_present = "gold_only")]
+    pub dataset_json_path: Option<PathBuf>,
     /// Where the scored records go.
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "gold_only")]
+    pub out: Option<PathBuf>,
     /// Where the gold batch goes [default: gold.json beside --out].
     #[arg(long, value_name = "FILE")]
     pub gold_out: Option<PathBuf>,
@@ -51,6 +51,13 @@ pub struct ScoreCommand {
     /// Seed of the fresh adapter: the score is a projection along its random A (spec 5.6).
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
+    /// Scores a part of a file along a gold batch that is given: writes the records with raw_score alone and normalises
+    /// nothing, since weights need all parts.
+    #[arg(long, requires = "gold")]
+    pub raw_only: bool,
+    /// Computes the gradient of a gold batch that is given, keeps it in --gold-gradient, and scores nothing.
+    #[arg(long, requires = "gold", requires = "gold_gradient", conflicts_with_all = ["raw_only", "dataset_json_path", "out"])]
+    pub gold_only: bool,
     /// Prints the summary as JSON.
     #[arg(long)]
     pub json: bool,
@@ -69,37 +76,24 @@ pub struct ScoreCommand {
 ///
 /// # Errors
 /// Options, model, records or numbers are unusable.
-pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Value> {
+pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> {
     let started = Instant::now();
     args.score.validate()?;
     if !args.beta.is_finite() || args.beta <= 0.0 {
         return Err(Error::Config(format!("--beta is {}; expected a positive number", args.beta)));
     }
+    let files = match (&args.dataset_json_path, &args.out) {
+        (Some(records), Some(out)) => Some(Files::checked(args, records, out)?),
+        _ => None,
+    };
     if !args.method.is_weighted() {
         return Err(Error::Config(format!(
             "method {} has no impact weights; score with trace, oracle-punish, no-kl or no-triage",
             args.method.name()
         )));
     }
-    let out_dir = match args.out.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    let gold_out = args.gold_out.clone().unwrap_or_else(|| out_dir.join("gold.json"));
-    let inputs =
-        [("--dataset-json-path", Some(args.dataset_json_path.as_path())), ("--gold", args.score.gold.as_deref())];
-    shared::output::check_spared("--out", &args.out, &inputs)?;
-    if args.score.gold.is_none() {
-        shared::output::check_spared("--gold-out", &gold_out, &inputs)?;
-        shared::output::check_spared("--gold-out", &gold_out, &[("--out", Some(&args.out))])?;
-    }
-    std::fs::create_dir_all(&out_dir).map_err(|e| Error::model(&out_dir, e.to_string()))?;
-    if args.score.gold.is_none() {
-        spare_records(&gold_out)?;
-    }
     let decoder = args.model.load()?;
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
-    let set = DataSet::read(&args.dataset_json_path, args.method)?;
     let adapter = match &args.init_adapter {
         Some(dir) => {
             let mut adapter = adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?;
@@ -120,30 +114,72 @@ pub fn run(args: &ScoreCommand, fault: Option<&Fault>) -> Result<serde_json::Val
         gamma: args.score.lamda,
         norm: args.score.weight_norm,
         gold: args.score.gold.clone(),
+        gold_gradient: args.score.gold_gradient.clone(),
+        raw_only: args.raw_only,
         gold_batch_size: args.score.gold_batch_size,
         gold_seed: args.score.gold_seed,
         gold_rows: args.score.pa_batch_size,
         max_length: args.text.score_length(args.max_length),
         pack_tokens: args.score.pack_tokens,
     };
-    let journal = journal::beside(&args.out);
-    let scores = super::score(&decoder, &adapter, is_fresh, &encoder, &set, &settings, &journal, &key, fault)?;
+    let Some(Files { set, out, gold_out }) = &files else {
+        let gold = shared::gold::read(args.score.gold.as_deref().unwrap_or(Path::new("")))?;
+        super::direction_along(&decoder, &adapter, &encoder, &gold, &settings, &key, control)?;
+        let kept = args.score.gold_gradient.as_deref().map(|file| file.display().to_string());
+        return Ok(json!({
+            "gold_gradient": kept, "gold_pairs": gold.len(), "seconds": started.elapsed().as_secs_f64(),
+            "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
+        }));
+    };
+    let journal = journal::beside(out);
+    let scores = super::score(&decoder, &adapter, is_fresh, &encoder, set, &settings, &journal, &key, control)?;
     // A gold batch that was given stays as it is.
     if args.score.gold.is_none() {
-        shared::output::write_json(&gold_out, &scores.gold)?;
+        shared::output::write_json(gold_out, &scores.gold)?;
     }
-    set.set_aside(&args.out)?;
-    super::write_weighted(&args.out, &set, args.method, &scores)?;
+    set.set_aside(out)?;
+    match args.raw_only {
+        true => super::write_raw(out, set, &scores)?,
+        false => super::write_weighted(out, set, args.method, &scores)?,
+    }
     scores.journal.remove()?;
 
     let scored: Vec<f64> = scores.raw.iter().flatten().copied().collect();
     let clamped = scored.iter().filter(|raw| **raw <= 0.0).count();
     let seconds = started.elapsed().as_secs_f64();
     Ok(json!({
-        "out": args.out.display().to_string(), "gold": gold_out.display().to_string(), "records": set.records.len(), "scored": scored.len(), "clamped": clamped,
-        "clamped_share": 100.0 * clamped as f64 / scored.len() as f64, "seconds": seconds,
+        "out": out.display().to_string(), "gold": gold_out.display().to_string(), "records": set.records.len(), "scored": scored.len(), "clamped": clamped,
+        "clamped_share": 100.0 * clamped as f64 / scored.len().max(1) as f64, "seconds": seconds,
         "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
     }))
+}
+
+/// The files of a scoring, checked before anything is computed.
+struct Files<'a> {
+    set: DataSet,
+    out: &'a Path,
+    gold_out: PathBuf,
+}
+
+impl<'a> Files<'a> {
+    fn checked(args: &ScoreCommand, records: &Path, out: &'a Path) -> Result<Files<'a>> {
+        let out_dir = match out.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let gold_out = args.gold_out.clone().unwrap_or_else(|| out_dir.join("gold.json"));
+        let inputs = [("--dataset-json-path", Some(records)), ("--gold", args.score.gold.as_deref())];
+        shared::output::check_spared("--out", out, &inputs)?;
+        if args.score.gold.is_none() {
+            shared::output::check_spared("--gold-out", &gold_out, &inputs)?;
+            shared::output::check_spared("--gold-out", &gold_out, &[("--out", Some(out))])?;
+        }
+        std::fs::create_dir_all(&out_dir).map_err(|e| Error::model(&out_dir, e.to_string()))?;
+        if args.score.gold.is_none() {
+            spare_records(&gold_out)?;
+        }
+        Ok(Files { set: DataSet::read(records, args.method)?, out, gold_out })
+    }
 }
 
 /// Refuses to put the gold batch over a file of records: triage output is often called gold.json too.

@@ -4,6 +4,8 @@
 //! derivative of its loss when the adapter moves along g_J: every sequence of a pack gets a step length ε of its own,
 //! zero, and one backward pass to the ε's gives all of them exactly. No gradient per record is ever formed.
 
+use std::path::Path;
+
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -11,6 +13,7 @@ use crate::model::decoder::{Decoder, Extras, Probe};
 use crate::model::head;
 use crate::model::lora::{Factors, Lora};
 use crate::model::pack::{Pack, Want, group_sums};
+use crate::model::tensor_file::{self, TensorFile};
 use crate::objective::step::{self, Item, Policy, Settings, term_loss, to_f64};
 
 /// Returns g_J: the gradient, at the adapter given, of the summed preference loss over the gold items, with the
@@ -97,4 +100,44 @@ pub fn pack_scores(
             l.slopes.iter().zip(&pulls[range]).map(|(slope, pull)| slope * pull).sum()
         })
         .collect()
+}
+
+/// The key of what a kept gradient was computed from.
+const KEY: &str = "trace_key";
+
+/// Keeps g_J in a file, for other parts of the same scoring.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(file: &Path, key: &str, direction: &Lora) -> Result<()> {
+    let key_bytes: Vec<i64> = key.bytes().map(i64::from).collect();
+    let mut tensors = direction.named_parameters();
+    tensors.push((KEY.to_owned(), Tensor::from_slice(&key_bytes)));
+    tensor_file::write(file, &tensors)
+}
+
+/// Reads a kept g_J, with the shape of `adapter`; none where there is no such file, or one of another computation, which
+/// is replaced.
+///
+/// # Errors
+/// The file is there and damaged.
+pub fn read(file: &Path, key: &str, adapter: &Lora) -> Result<Option<Lora>> {
+    if !file.exists() {
+        return Ok(None);
+    }
+    let tensors = TensorFile::open(file)?;
+    let stored: Vec<i64> = Vec::try_from(tensors.tensor(KEY)?)?;
+    if !stored.iter().copied().eq(key.bytes().map(i64::from)) {
+        tracing::warn!("{}: is of another model, adapter or gold batch; it is made anew", file.display());
+        return Ok(None);
+    }
+    let direction = adapter.zeros_like();
+    for (name, mut own) in direction.named_parameters() {
+        let stored = tensors.tensor(&name)?;
+        if stored.size() != own.size() {
+            return Err(Error::model(file, format!("{name} has shape {:?}, not {:?}", stored.size(), own.size())));
+        }
+        tch::no_grad(|| own.copy_(&stored));
+    }
+    Ok(Some(direction))
 }

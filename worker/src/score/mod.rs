@@ -2,25 +2,24 @@
 
 pub mod command;
 pub mod direction;
-pub mod weights;
 
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use shared::gold::{ChosenFrom, GoldOptions, GoldPair};
 
+use crate::collective::Alone;
+use crate::control::Control;
 use crate::dataset::{self, DataSet};
 use crate::error::{Error, Result};
-use crate::fault::{self, Fault};
 use crate::journal::Journal;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::Method;
 use crate::objective::step::{Item, Settings};
-use crate::progress;
 use crate::text::Encoder;
-use weights::WeightNorm;
+use shared::weights::{self, WeightNorm};
 
 /// What shapes a score besides model and records.
 #[derive(Debug, Clone)]
@@ -35,6 +34,10 @@ pub struct ScoreSettings {
     pub norm: WeightNorm,
     /// A gold batch to read instead of drawing one.
     pub gold: Option<PathBuf>,
+    /// Where g_J is kept: read if it is there, else written.
+    pub gold_gradient: Option<PathBuf>,
+    /// Only raw scores are wanted, of a part of a file: nothing is normalised, and a part may hold nothing to score.
+    pub raw_only: bool,
     /// B, pairs of a drawn gold batch.
     pub gold_batch_size: usize,
     /// Seed of the draw.
@@ -45,6 +48,13 @@ pub struct ScoreSettings {
     pub max_length: usize,
     /// Token budget of a pack.
     pub pack_tokens: usize,
+}
+
+impl ScoreSettings {
+    /// Returns the loss that scores are derivatives of: DPO's, whatever is trained.
+    fn objective(&self) -> Settings {
+        Settings { beta: self.beta, epsilon: 0.0, alpha_kl: 0.0, loss: PreferenceLoss::Dpo, nll_weight: 0.0 }
+    }
 }
 
 /// The result: one entry a record of the set.
@@ -77,15 +87,14 @@ pub fn score(
     settings: &ScoreSettings,
     journal: &Path,
     key: &serde_json::Value,
-    fault: Option<&Fault>,
+    control: &Control,
 ) -> Result<Scores> {
     weights::check_gamma(settings.gamma)?;
-    let objective =
-        Settings { beta: settings.beta, epsilon: 0.0, alpha_kl: 0.0, loss: PreferenceLoss::Dpo, nll_weight: 0.0 };
+    let objective = settings.objective();
     // The anchor has no score, so no item is made for it: α_KL = 0.
     let items = set.items(encoder, settings.method, 0.0, settings.max_length)?;
     let scored: Vec<&Item> = items.iter().flatten().filter(|item| item.term.uses_ratios()).collect();
-    if scored.is_empty() {
+    if scored.is_empty() && !settings.raw_only {
         return Err(Error::Numeric(format!(
             "{}: none of the {} records is scored by method {}; is everything RETAIN?",
             set.file.display(),
@@ -94,32 +103,31 @@ pub fn score(
         )));
     }
     let gold = gold_batch(set, settings)?;
-    let mut gold_items = dataset::gold_items(encoder, &gold, settings.max_length)?;
 
     let full_key = json!({
         "context": key, "method": settings.method, "beta": settings.beta, "max_length": settings.max_length,
         "pack_tokens": settings.pack_tokens, "gold_rows": settings.gold_rows, "gold": &gold, "records": content_hash(&set.records),
     });
     let (mut journal, finished) = Journal::open::<Vec<f64>>(journal, &shared_hash(&full_key))?;
-    crate::reference::fill(decoder, &mut gold_items.iter_mut().collect::<Vec<_>>(), settings.pack_tokens);
-    let direction = direction::gold_gradient(decoder, adapter, &gold_items, &objective, settings.gold_rows).map_err(
-        |error| match (error, &settings.gold) {
-            (Error::Numeric(problem), Some(file)) => Error::Numeric(format!("{}: {problem}", file.display())),
-            (Error::Numeric(problem), None) => {
-                Error::Numeric(format!("gold batch drawn from {}: {problem}", set.file.display()))
+    let direction =
+        direction_along(decoder, adapter, encoder, &gold, settings, key, control).map_err(|error| {
+            match (error, &settings.gold) {
+                (Error::Numeric(problem), None) => {
+                    Error::Numeric(format!("gold batch drawn from {}: {problem}", set.file.display()))
+                }
+                (other, _) => other,
             }
-            (other, _) => other,
-        },
-    )?;
+        })?;
 
     let packs = dataset::packs(scored.iter().copied(), settings.pack_tokens);
-    let bar = progress::bar("score", scored.len() as u64);
+    let bar = control.bar("score", scored.len() as u64);
     let mut raw_scored = Vec::with_capacity(scored.len());
     for (i, pack) in packs.iter().enumerate() {
         let scores = match finished.get(i) {
             Some(scores) => scores.clone(),
             None => {
-                fault::pass(fault, "score.pack");
+                control.pass("score.pack");
+                control.go_on()?;
                 let scores = direction::pack_scores(decoder, adapter, &direction, pack, &objective, adapter_is_fresh);
                 if let Some(bad) = scores.iter().position(|score| !score.is_finite()) {
                     let problem = format!(
@@ -138,7 +146,10 @@ pub fn score(
     bar.finish_and_clear();
 
     let name = |i: usize| format!("{}: record {}", set.file.display(), scored[i].record);
-    let weights_scored = weights::weights(&raw_scored, settings.gamma, settings.norm, name)?;
+    let weights_scored = match settings.raw_only {
+        true => vec![0.0; raw_scored.len()],
+        false => weights::weights(&raw_scored, settings.gamma, settings.norm, name)?,
+    };
     let (mut raw, mut weights) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
     let mut next = raw_scored.iter().zip(&weights_scored);
     for item in &items {
@@ -150,6 +161,42 @@ pub fn score(
         weights.push(pair.map_or(0.0, |(_, weight)| *weight));
     }
     Ok(Scores { raw, weights, gold, journal })
+}
+
+/// Returns g_J of a gold batch, from the file that keeps it or computed and kept there.
+///
+/// # Errors
+/// The batch cannot be tokenised, or its gradient means nothing.
+pub fn direction_along(
+    decoder: &Decoder,
+    adapter: &Lora,
+    encoder: &Encoder,
+    gold: &[GoldPair],
+    settings: &ScoreSettings,
+    key: &serde_json::Value,
+    control: &Control,
+) -> Result<Lora> {
+    let key = shared_hash(&json!({
+        "context": key, "beta": settings.beta, "max_length": settings.max_length, "gold_rows": settings.gold_rows,
+        "gold": gold,
+    }));
+    if let Some(file) = &settings.gold_gradient
+        && let Some(kept) = direction::read(file, &key, adapter)?
+    {
+        return Ok(kept);
+    }
+    let mut items = dataset::gold_items(encoder, gold, settings.max_length)?;
+    let mut all: Vec<&mut Item> = items.iter_mut().collect();
+    crate::reference::fill(decoder, &mut all, settings.pack_tokens, control, &mut Alone)?;
+    let made = direction::gold_gradient(decoder, adapter, &items, &settings.objective(), settings.gold_rows);
+    let made = made.map_err(|error| match (error, &settings.gold) {
+        (Error::Numeric(problem), Some(file)) => Error::Numeric(format!("{}: {problem}", file.display())),
+        (other, _) => other,
+    })?;
+    if let Some(file) = &settings.gold_gradient {
+        direction::write(file, &key, &made)?;
+    }
+    Ok(made)
 }
 
 fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPair>> {
@@ -199,9 +246,6 @@ pub fn shared_hash(value: &serde_json::Value) -> String {
     blake3::hash(value.to_string().as_bytes()).to_hex()[..32].to_owned()
 }
 
-/// The field that says whose loss terms a record's weight was made for.
-pub const METHOD_FIELD: &str = "score_method";
-
 /// Writes the records with `raw_score` and `impact_score` (spec 1.6), and whose terms were scored.
 ///
 /// # Errors
@@ -210,9 +254,22 @@ pub fn write_weighted(path: &Path, set: &DataSet, method: Method, scores: &Score
     let mut out = shared::output::ArrayWriter::create(path)?;
     for ((record, raw), weight) in set.records.iter().zip(&scores.raw).zip(&scores.weights) {
         let mut record = record.clone();
-        record.raw_score = Some(raw.unwrap_or(0.0));
-        record.impact_score = Some(*weight);
-        record.extra.insert(METHOD_FIELD.to_owned(), json!(method.scored_as().name()));
+        shared::weights::keep(&mut record, raw.unwrap_or(0.0), *weight, &method.scored_as().name());
+        out.push(&record)?;
+    }
+    out.finish()?;
+    Ok(())
+}
+
+/// Writes the records of a part with their raw scores alone; a record that the method does not score gets none.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_raw(path: &Path, set: &DataSet, scores: &Scores) -> Result<()> {
+    let mut out = shared::output::ArrayWriter::create(path)?;
+    for (record, raw) in set.records.iter().zip(&scores.raw) {
+        let mut record = record.clone();
+        (record.raw_score, record.impact_score) = (*raw, None);
         out.push(&record)?;
     }
     out.finish()?;

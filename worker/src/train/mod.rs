@@ -16,9 +16,10 @@ use std::time::Instant;
 use serde_json::json;
 use tch::{Device, Kind};
 
+use crate::collective::{self, Collective};
+use crate::control::{Control, Stop};
 use crate::dataset::{self, DataSet};
 use crate::error::{Error, Result};
-use crate::fault::{self, Fault};
 use crate::measure;
 use crate::model::adapter_file;
 use crate::model::decoder::Decoder;
@@ -26,7 +27,6 @@ use crate::model::lora::Lora;
 use crate::model_folder;
 use crate::objective::method::Method;
 use crate::objective::step::{self, DropoutKey, Item, LossParts, Policy};
-use crate::progress;
 use crate::reference;
 use crate::score;
 use crate::text::Encoder;
@@ -36,11 +36,13 @@ pub use options::TrainArgs;
 use run_folder::RunFolder;
 use schedule::Plan;
 
-/// Runs the whole training. Returns the run's summary as written to `train_summary.json`.
+/// Runs the whole training, as one member of a gang or alone. Returns the run's summary as written to
+/// `train_summary.json`. Every member computes; the first rank alone writes.
 ///
 /// # Errors
-/// Options, model, records or numbers are unusable; the message says which. Checkpoints written so far stay.
-pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value> {
+/// Options, model, records or numbers are unusable; the message says which. A member of the gang is gone. The command was
+/// told to stop. Checkpoints written so far stay.
+pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Result<serde_json::Value> {
     args.validate()?;
     let started = Instant::now();
     let dtype = args.model.prepare()?;
@@ -51,7 +53,7 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
     };
     let decoder = load()?;
     let encoder = args.text.encoder(model_dir, &decoder)?;
-    let mut run = RunFolder::open(args)?;
+    let mut run = RunFolder::open(args, gang.rank() == 0)?;
     let run_path = run.path.clone();
     let beside = |file: &Path, part: &str| run_path.join(format!("{}{part}.json", shared::output::stem(file)));
     let set = DataSet::read(&args.dataset_json_path, args.method)?;
@@ -74,6 +76,7 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
     };
     let key = json!({
         "options": args.key(),
+        "world_size": gang.world_size(),
         "model": decoder.fingerprint,
         "folder": model_folder::content_hash(model_dir)?,
         "dtype": format!("{dtype:?}"),
@@ -82,18 +85,28 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
         "init_adapter": args.init_adapter.as_deref().map(adapter_file::content_hash).transpose()?,
         "gold": args.score.gold.as_deref().map(shared::gold::read).transpose()?.map(|g| score::shared_hash(&json!(g))),
     });
-    if let Some(summary) = run.begin(&key)? {
+    let complete = run.begin(&key)?.is_some();
+    if gang.first_of(f64::from(u8::from(complete)))? != 0.0 {
         tracing::info!("{} is complete already", run.path.display());
-        return Ok(summary);
+        return run.summary();
     }
-    set.set_aside(&beside(&args.dataset_json_path, ""))?;
-    if let (Some(set), Some(file)) = (&replay_set, &args.replay_json_path) {
-        set.set_aside(&beside(file, "_replay"))?;
+    if run.is_owned() {
+        set.set_aside(&beside(&args.dataset_json_path, ""))?;
+        if let (Some(set), Some(file)) = (&replay_set, &args.replay_json_path) {
+            set.set_aside(&beside(file, "_replay"))?;
+        }
     }
 
     let weights = match stored_weights {
         Some(weights) => weights,
-        None => made_weights(args, &run, &decoder, adapter.as_ref(), &encoder, &set, fault)?,
+        None => {
+            if run.is_owned() {
+                made_weights(args, &run, &decoder, adapter.as_ref(), &encoder, &set, control)?;
+            }
+            // The other ranks wait here until the file is whole.
+            gang.first_of(0.0)?;
+            own_weights(&run)?
+        }
     };
     for (item, weight) in items.iter_mut().zip(weights) {
         if let Some(found) = item {
@@ -113,7 +126,8 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
     } else {
         &decoder
     };
-    reference::fill(reference_decoder, &mut items.iter_mut().flatten().collect::<Vec<_>>(), args.score.pack_tokens);
+    let mut needing: Vec<&mut Item> = items.iter_mut().flatten().collect();
+    reference::fill(reference_decoder, &mut needing, args.score.pack_tokens, control, gang)?;
 
     let trained = match &adapter {
         Some(adapter) => adapter.named_parameters(),
@@ -127,33 +141,42 @@ pub fn run(args: &TrainArgs, fault: Option<&Fault>) -> Result<serde_json::Value>
         reference: reference_decoder,
         train_head: adapter.is_none(),
     };
-    let tokens = train(args, &mut run, policy, &items, &replay, &mut optimizer, fault)?;
+    let tokens = train(args, &run, policy, &items, &replay, &mut optimizer, control, gang)?;
 
-    match &adapter {
-        Some(adapter) => {
-            let name = model_dir.to_string_lossy();
-            adapter_file::save(adapter, &run.path, &name, &decoder.fingerprint)?;
-            model_folder::copy_text_files(model_dir, &run.path)?;
-        }
-        None => model_folder::save(model_dir, &run.path, &decoder.named_parameters(), dtype)?,
-    }
     let seconds = started.elapsed().as_secs_f64();
-    run.finish(json!({
+    let summary = json!({
         "run": run.path.display().to_string(), "method": args.method, "steps": optimizer.step, "records": set.records.len(),
-        "seconds": seconds, "tokens": tokens, "tokens_per_s": tokens as f64 / seconds,
-        "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
-    }))
+        "world_size": gang.world_size(), "seconds": seconds, "tokens": tokens,
+        "tokens_per_s": tokens as f64 / seconds, "peak_rss_gib": measure::peak_rss_gib(),
+        "threads": tch::get_num_threads(),
+    });
+    if run.is_owned() {
+        match &adapter {
+            Some(adapter) => {
+                let name = model_dir.to_string_lossy();
+                adapter_file::save(adapter, &run.path, &name, &decoder.fingerprint)?;
+                model_folder::copy_text_files(model_dir, &run.path)?;
+            }
+            None => model_folder::save(model_dir, &run.path, &decoder.named_parameters(), dtype)?,
+        }
+        run.finish(summary.clone())?;
+    }
+    // Nobody is done before the outputs are written.
+    gang.first_of(0.0)?;
+    Ok(summary)
 }
 
-/// The loop. Returns the tokens computed in this process.
+/// The loop. Returns the tokens computed in this process and its gang.
+#[allow(clippy::too_many_arguments)]
 fn train(
     args: &TrainArgs,
-    run: &mut RunFolder,
+    run: &RunFolder,
     policy: Policy<'_>,
     items: &[Option<Item>],
     replay: &[Item],
     optimizer: &mut AdamW,
-    fault: Option<&Fault>,
+    control: &Control,
+    gang: &mut dyn Collective,
 ) -> Result<usize> {
     let plan = Plan {
         records: items.len(),
@@ -164,18 +187,21 @@ fn train(
     };
     let total = plan.total_steps();
     let warmup = args.warmup(total)?;
-    let settings = args.objective();
     let dropout_probability = match policy.adapter {
         Some(adapter) => adapter.config.dropout,
         None => 0.0,
     };
     let start = checkpoint::resume(&run.path, optimizer, &run.key)?.unwrap_or(0);
+    let starts = gang.all_gather_f64(start as f64)?;
+    if starts.iter().any(|other| *other != start as f64) {
+        return Err(Error::Gang(format!("the ranks found checkpoints of different steps: {starts:?}")));
+    }
     if start > 0 {
         tracing::info!("continuing {} from step {start} of {total}", run.path.display());
     }
-    let mut metrics_file = MetricsFile::open(&run.path, start)?;
-    let bar = progress::bar("train", total).with_position(start);
-    bar.reset_eta();
+    let mut metrics_file = if run.is_owned() { Some(MetricsFile::open(&run.path, start)?) } else { None };
+    let bar = control.bar("train", total);
+    bar.start_at(start);
     let (mut order, mut order_epoch) = (Vec::new(), u64::MAX);
     let mut tokens = 0;
 
@@ -193,18 +219,12 @@ fn train(
         });
 
         optimizer.zero_grad();
-        let mut parts = LossParts::default();
-        let scale = 1.0 / batch.len() as f64;
-        for micro in batch.chunks(args.batch_size) {
-            let present = micro.iter().filter_map(|&i| items[i].as_ref());
-            for pack in dataset::packs(present, args.score.pack_tokens) {
-                parts.add(&in_file(
-                    &args.dataset_json_path,
-                    step::accumulate(policy, &pack, &settings, scale, dropout),
-                )?);
-            }
+        let mut sums = StepSums { parts: own_pass(args, policy, items, batch, dropout, gang)?, ..StepSums::default() };
+        if !replay.is_empty() {
+            sums.replayed = replay_pass(args, policy, replay, step, gang)?;
         }
-        let replayed = if replay.is_empty() { None } else { Some(replay_pass(args, policy, replay, step)?) };
+        sums.stop = control.stop();
+        exchange(&mut sums, optimizer, gang)?;
 
         let norm = optimizer.gradient_norm();
         if !norm.is_finite() {
@@ -220,20 +240,86 @@ fn train(
         let rate = schedule::learning_rate(args.learning_rate, warmup, total, step);
         optimizer.update(rate, clip);
 
-        tokens += parts.tokens;
-        let mut metrics = StepMetrics::new(step + 1, epoch, &parts, batch.len(), norm, rate);
-        metrics.loss_replay = replayed;
-        metrics_file.append(&metrics)?;
-        bar.set_message(format!("loss {:.4}", metrics.loss));
-        bar.inc(1);
-        fault::pass(fault, "train.step");
-        if (step + 1) % args.save_steps == 0 && step + 1 < total {
-            metrics_file.sync()?;
+        tokens += sums.parts.tokens;
+        let mut metrics = StepMetrics::new(step + 1, epoch, &sums.parts, batch.len(), norm, rate);
+        metrics.loss_replay = (!replay.is_empty()).then_some(sums.replayed);
+        if let Some(file) = &mut metrics_file {
+            file.append(&metrics)?;
+        }
+        bar.advance(1, format!("loss {:.4}", metrics.loss));
+        control.pass("train.step");
+        let is_due = (step + 1) % args.save_steps == 0 || sums.stop == Some(Stop::Paused);
+        if is_due
+            && step + 1 < total
+            && let Some(file) = &mut metrics_file
+        {
+            file.sync()?;
             checkpoint::save(&run.path, optimizer, &run.key, args.save_total_limit)?;
+        }
+        if sums.stop.is_some() && step + 1 < total {
+            // Whoever goes on from here finds the checkpoint whole.
+            gang.first_of(0.0)?;
+            return Err(Error::Stopped);
         }
     }
     bar.finish_and_clear();
     Ok(tokens)
+}
+
+/// A step's sums, this rank's own at first, the gang's after [`exchange`].
+#[derive(Debug, Default)]
+struct StepSums {
+    parts: LossParts,
+    /// Mean-token NLL of the replay batch.
+    replayed: f64,
+    /// What any rank was told; all obey at the same step.
+    stop: Option<Stop>,
+}
+
+/// Adds sums and gradients over the ranks.
+fn exchange(sums: &mut StepSums, optimizer: &mut AdamW, gang: &mut dyn Collective) -> Result<()> {
+    if gang.world_size() == 1 {
+        return Ok(());
+    }
+    let told = |stop| f64::from(u8::from(sums.stop == Some(stop)));
+    let mut numbers = sums.parts.numbers().to_vec();
+    numbers.extend([sums.replayed, told(Stop::Cancelled), told(Stop::Paused)]);
+    gang.all_reduce_f64(&mut numbers)?;
+    let mut gradients = optimizer.flat_gradients();
+    gang.all_reduce(&mut gradients)?;
+    optimizer.set_flat_gradients(&gradients);
+    sums.parts = LossParts::from_numbers(numbers[..8].try_into().expect("8 numbers"));
+    sums.replayed = numbers[8];
+    sums.stop = match (numbers[9] > 0.0, numbers[10] > 0.0) {
+        (true, _) => Some(Stop::Cancelled),
+        (false, true) => Some(Stop::Paused),
+        (false, false) => None,
+    };
+    Ok(())
+}
+
+/// This rank's part of a step: forward, loss and backward over the records dealt to it.
+fn own_pass(
+    args: &TrainArgs,
+    policy: Policy<'_>,
+    items: &[Option<Item>],
+    batch: &[usize],
+    dropout: Option<DropoutKey>,
+    gang: &dyn Collective,
+) -> Result<LossParts> {
+    let settings = args.objective();
+    let scale = 1.0 / batch.len() as f64;
+    let costs: Vec<usize> = batch.iter().map(|&i| items[i].as_ref().map_or(0, Item::tokens)).collect();
+    let own = &collective::deal(&costs, gang.world_size())[gang.rank()];
+    let mut parts = LossParts::default();
+    for micro in own.chunks(args.batch_size) {
+        let present = micro.iter().filter_map(|&position| items[batch[position]].as_ref());
+        for pack in dataset::packs(present, args.score.pack_tokens) {
+            let sums = step::accumulate(policy, &pack, &settings, scale, dropout);
+            parts.add(&in_file(&args.dataset_json_path, sums)?);
+        }
+    }
+    Ok(parts)
 }
 
 /// Puts the file's name before an error that names a record.
@@ -244,19 +330,21 @@ fn in_file<T>(file: &Path, result: Result<T>) -> Result<T> {
     })
 }
 
-/// One pass over a step's replay batch; returns its mean-token NLL.
-fn replay_pass(args: &TrainArgs, policy: Policy<'_>, replay: &[Item], step: u64) -> Result<f64> {
+/// This rank's part of a step's replay batch; returns its part of the mean-token NLL.
+fn replay_pass(args: &TrainArgs, policy: Policy<'_>, replay: &[Item], step: u64, gang: &dyn Collective) -> Result<f64> {
     let picked = schedule::replay_batch(args.seed, step, replay.len(), args.replay_batch_size);
     let scale = args.replay_weight / picked.len() as f64;
+    let costs: Vec<usize> = picked.iter().map(|&i| replay[i].tokens()).collect();
+    let own = &collective::deal(&costs, gang.world_size())[gang.rank()];
     let mut nll = 0.0;
-    for pack in dataset::packs(picked.iter().map(|&i| &replay[i]), args.score.pack_tokens) {
+    for pack in dataset::packs(own.iter().map(|&position| &replay[picked[position]]), args.score.pack_tokens) {
         let file = args.replay_json_path.as_deref().unwrap_or(&args.dataset_json_path);
         nll += in_file(file, step::accumulate(policy, &pack, &args.objective(), scale, None))?.nll;
     }
     Ok(nll / picked.len() as f64)
 }
 
-/// Returns the weight of every record, made now or by this run before it was interrupted.
+/// Makes this run's own weights, unless it made them before it was interrupted.
 fn made_weights(
     args: &TrainArgs,
     run: &RunFolder,
@@ -264,13 +352,12 @@ fn made_weights(
     adapter: Option<&Lora>,
     encoder: &Encoder,
     set: &DataSet,
-    fault: Option<&Fault>,
-) -> Result<Vec<f64>> {
-    let weighted = run.path.join("weighted_dataset.json");
+    control: &Control,
+) -> Result<()> {
+    let weighted = weighted_file(run);
     if weighted.exists() {
-        // This run's own scores, written whole before training began.
-        let records: Vec<shared::record::Record> = shared::input::read_all(&weighted)?;
-        return Ok(records.iter().map(|record| record.impact_score.unwrap_or(0.0)).collect());
+        // Written whole before training began.
+        return Ok(());
     }
     let fresh;
     let (adapter, is_fresh) = match adapter {
@@ -282,14 +369,24 @@ fn made_weights(
     };
     let journal = run.path.join("score.journal");
     let settings = args.score_settings();
-    let scores = score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &json!(run.key), fault)?;
+    let key = json!(run.key);
+    let scores = score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &key, control)?;
     let gold_out = run.path.join("gold.json");
     if !args.score.gold.as_deref().is_some_and(|given| shared::output::same_file(given, &gold_out)) {
         shared::output::write_json(&gold_out, &scores.gold)?;
     }
     score::write_weighted(&weighted, set, args.method, &scores)?;
-    scores.journal.remove()?;
-    Ok(scores.weights)
+    scores.journal.remove()
+}
+
+/// Returns the weight of every record as this run made it.
+fn own_weights(run: &RunFolder) -> Result<Vec<f64>> {
+    let records: Vec<shared::record::Record> = shared::input::read_all(&weighted_file(run))?;
+    Ok(records.iter().map(|record| record.impact_score.unwrap_or(0.0)).collect())
+}
+
+fn weighted_file(run: &RunFolder) -> std::path::PathBuf {
+    run.path.join("weighted_dataset.json")
 }
 
 /// Returns the weights that are known without scoring: 1 where the method has none, or those that the records bring.
@@ -305,7 +402,7 @@ fn stored_weights(args: &TrainArgs, set: &DataSet) -> Result<Option<Vec<f64>>> {
     for (record, &index) in set.records.iter().zip(&set.index) {
         let named = |problem: String| Error::record(&set.file, index, problem);
         let needs = args.method.term(record, 0.0).map_err(named)?.is_some_and(|term| term.uses_ratios());
-        let scored_as = record.extra.get(score::METHOD_FIELD).and_then(serde_json::Value::as_str);
+        let scored_as = record.extra.get(shared::weights::METHOD_FIELD).and_then(serde_json::Value::as_str);
         if let Some(name) = scored_as.filter(|name| needs && *name != args.method.scored_as().name()) {
             return Err(named(format!(
                 "its weight was made for method {name}, not for {}; score the records again (--rescore)",

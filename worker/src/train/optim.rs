@@ -65,6 +65,40 @@ impl AdamW {
         }
     }
 
+    /// Returns all gradients end to end, in the parameters' order; 0 where no loss has reached a parameter.
+    pub fn flat_gradients(&self) -> Vec<f32> {
+        let mut flat = Vec::new();
+        for slot in &self.slots {
+            let gradient = slot.parameter.grad();
+            let numbers = slot.parameter.numel();
+            if gradient.defined() {
+                let gradient = gradient.to_kind(Kind::Float).to_device(tch::Device::Cpu).contiguous();
+                let from = flat.len();
+                flat.resize(from + numbers, 0.0);
+                gradient.copy_data(&mut flat[from..], numbers);
+            } else {
+                flat.resize(flat.len() + numbers, 0.0);
+            }
+        }
+        flat
+    }
+
+    /// Replaces all gradients by numbers as [`AdamW::flat_gradients`] returns them.
+    pub fn set_flat_gradients(&mut self, flat: &[f32]) {
+        let mut from = 0;
+        for slot in &mut self.slots {
+            let numbers = slot.parameter.numel();
+            let own = Tensor::from_slice(&flat[from..from + numbers]).view_(slot.parameter.size());
+            from += numbers;
+            if !slot.parameter.grad().defined() {
+                // A parameter gets room for a gradient by a backward pass that says 0.
+                (slot.parameter.to_kind(Kind::Float) * 0.0).sum(Kind::Float).backward();
+            }
+            let mut gradient = slot.parameter.grad();
+            tch::no_grad(|| gradient.copy_(&own));
+        }
+    }
+
     /// Returns the norm of all gradients together. One device synchronisation.
     pub fn gradient_norm(&self) -> f64 {
         let squares: Vec<Tensor> = self

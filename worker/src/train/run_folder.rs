@@ -19,29 +19,35 @@ pub struct RunFolder {
     pub path: PathBuf,
     /// Hash of all that shapes the run; known after [`RunFolder::begin`].
     pub key: String,
-    /// Held while this process works in the folder.
-    _lock: File,
+    /// Held while this process works in the folder; by the gang's first rank alone.
+    lock: Option<File>,
 }
 
 impl RunFolder {
-    /// Makes the folder the options name.
+    /// Makes the folder the options name. Only its owner, the first rank, writes in it.
     ///
     /// # Errors
-    /// It cannot be made, or a checkpoint to resume from is not in a run folder.
-    pub fn open(args: &TrainArgs) -> Result<Self> {
+    /// It cannot be made, a checkpoint to resume from is not in a run folder, or a gang would have no common name for it.
+    pub fn open(args: &TrainArgs, is_owner: bool) -> Result<Self> {
         let path = if let Some(checkpoint) = &args.resume_from_checkpoint {
             folder_of(checkpoint)?
         } else if let Some(name) = &args.run_name {
             args.runs_dir().join(name)
         } else {
+            if !is_owner {
+                return Err(Error::Config("a gang's run needs --run-name: its members share the folder".into()));
+            }
             let model = crate::model_folder::base_name(&args.model.model_name_or_path);
             let data = shared::output::stem(&args.dataset_json_path);
             args.runs_dir().join(format!("{model}__{data}__{}", time_stamp(SystemTime::now())))
         };
+        if !is_owner {
+            return Ok(RunFolder { path, key: String::new(), lock: None });
+        }
         std::fs::create_dir_all(&path).map_err(|e| Error::model(&path, e.to_string()))?;
         let lock = File::open(&path).map_err(|e| Error::model(&path, e.to_string()))?;
         shared::lock::take(&lock, &path, "choose another --run-name")?;
-        Ok(RunFolder { path, key: String::new(), _lock: lock })
+        Ok(RunFolder { path, key: String::new(), lock: Some(lock) })
     }
 
     /// Records what shapes the run, or compares it with what is recorded. Returns the summary of a complete run.
@@ -50,6 +56,9 @@ impl RunFolder {
     /// The folder belongs to a run with other settings: the message lists them.
     pub fn begin(&mut self, key: &Value) -> Result<Option<Value>> {
         self.key = crate::score::shared_hash(key);
+        if !self.is_owned() {
+            return Ok(None);
+        }
         let file = self.path.join("run.json");
         if !file.exists() {
             shared::output::write_json(&file, key)?;
@@ -66,6 +75,19 @@ impl RunFolder {
         }
         let summary = self.path.join("train_summary.json");
         Ok(if summary.exists() { Some(shared::input::read_json(&summary)?) } else { None })
+    }
+
+    /// Returns whether this process writes in the folder.
+    pub fn is_owned(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// Returns the summary of a complete run.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be read.
+    pub fn summary(&self) -> Result<Value> {
+        Ok(shared::input::read_json(&self.path.join("train_summary.json"))?)
     }
 
     /// Writes the summary that marks the run complete.

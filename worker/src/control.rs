@@ -1,0 +1,164 @@
+//! What a running command listens to and tells: stop orders, progress, planned deaths.
+//!
+//! The one-machine commands show a bar on standard error; a worker under a coordinator passes the same progress on and
+//! may be told to stop, which a command obeys at its next step, pack or batch.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::error::{Error, Result};
+use crate::fault::{self, Fault};
+
+/// Why a command is to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Its result is not wanted any more.
+    Cancelled = 1,
+    /// It will go on later where it was.
+    Paused = 2,
+}
+
+/// Tells a running command to stop; clones tell the same one.
+#[derive(Debug, Clone, Default)]
+pub struct StopFlag(Arc<AtomicU8>);
+
+impl StopFlag {
+    /// Tells it; a cancellation outweighs a pause.
+    pub fn set(&self, stop: Stop) {
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |now| {
+            (now != Stop::Cancelled as u8).then_some(stop as u8)
+        });
+    }
+
+    /// Returns what it was told.
+    pub fn get(&self) -> Option<Stop> {
+        match self.0.load(Ordering::SeqCst) {
+            0 => None,
+            1 => Some(Stop::Cancelled),
+            _ => Some(Stop::Paused),
+        }
+    }
+}
+
+/// Takes progress: done, total, a note for people.
+pub type Sink = Box<dyn Fn(u64, u64, &str) + Send + Sync>;
+
+/// A running command's line to whoever started it.
+#[derive(Default)]
+pub struct Control {
+    fault: Option<Arc<Fault>>,
+    stop: StopFlag,
+    sink: Option<Sink>,
+}
+
+impl Control {
+    /// For a command that a person started.
+    pub fn alone(fault: Option<Arc<Fault>>) -> Control {
+        Control { fault, ..Control::default() }
+    }
+
+    /// For a task of a coordinator.
+    pub fn of_task(fault: Option<Arc<Fault>>, stop: StopFlag, sink: Sink) -> Control {
+        Control { fault, stop, sink: Some(sink) }
+    }
+
+    /// Passes a named point: dies here if the plan says so.
+    pub fn pass(&self, point: &str) {
+        fault::pass(self.fault.as_deref(), point);
+    }
+
+    /// Returns whether the command was told to stop.
+    pub fn stop(&self) -> Option<Stop> {
+        self.stop.get()
+    }
+
+    /// Goes on, unless the command was told to stop.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub fn go_on(&self) -> Result<()> {
+        if self.stop().is_some() { Err(Error::Stopped) } else { Ok(()) }
+    }
+
+    /// Begins to show how far a piece of work is.
+    pub fn bar(&self, name: &'static str, length: u64) -> Bar<'_> {
+        let style = ProgressStyle::with_template("{prefix:>20} [{bar:32}] {pos}/{len} {per_sec} eta {eta} {msg}")
+            .expect("the template is a constant")
+            .progress_chars("=> ");
+        let target = if self.sink.is_some() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let shown = ProgressBar::with_draw_target(Some(length), target).with_style(style).with_prefix(name);
+        let bar = Bar { shown, sink: self.sink.as_ref(), name };
+        bar.tell("");
+        bar
+    }
+}
+
+/// How far a piece of work is.
+pub struct Bar<'a> {
+    shown: ProgressBar,
+    sink: Option<&'a Sink>,
+    name: &'static str,
+}
+
+impl Bar<'_> {
+    /// Starts from a later position: what lies before was done earlier.
+    pub fn start_at(&self, position: u64) {
+        self.shown.set_position(position);
+        self.shown.reset_eta();
+    }
+
+    /// So much more is done.
+    pub fn inc(&self, n: u64) {
+        self.advance(n, String::new());
+    }
+
+    /// So much more is done; `note` is for people.
+    pub fn advance(&self, n: u64, note: String) {
+        self.shown.inc(n);
+        self.tell(&note);
+        self.shown.set_message(note);
+    }
+
+    /// All is done.
+    pub fn finish_and_clear(&self) {
+        self.shown.finish_and_clear();
+    }
+
+    fn tell(&self, note: &str) {
+        if let Some(sink) = self.sink {
+            let note = if note.is_empty() { self.name.to_owned() } else { format!("{}: {note}", self.name) };
+            sink(self.shown.position(), self.shown.length().unwrap_or(0), &note);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cancellation_outweighs_a_pause() {
+        let flag = StopFlag::default();
+        assert_eq!(flag.get(), None);
+        flag.clone().set(Stop::Paused);
+        assert_eq!(flag.get(), Some(Stop::Paused));
+        flag.set(Stop::Cancelled);
+        flag.set(Stop::Paused);
+        assert_eq!(flag.get(), Some(Stop::Cancelled));
+    }
+
+    #[test]
+    fn progress_goes_to_whoever_started_the_task() {
+        let (sender, told) = std::sync::mpsc::channel();
+        let sink: Sink = Box::new(move |done, total, note| sender.send((done, total, note.to_owned())).unwrap());
+        let control = Control::of_task(None, StopFlag::default(), sink);
+        let bar = control.bar("train", 9);
+        bar.start_at(4);
+        bar.advance(1, "loss 0.5".into());
+        bar.inc(2);
+        let told: Vec<_> = told.try_iter().collect();
+        assert_eq!(told, [(0, 9, "train".into()), (5, 9, "train: loss 0.5".into()), (7, 9, "train".into())]);
+    }
+}

@@ -1,0 +1,192 @@
+//! The thread that owns the device: typed work in, progress and ends out.
+//!
+//! A task is the one-machine command of its kind, parsed by the same options and run by the same code. Whatever goes wrong
+//! in it, a panic included, ends the task and not the worker.
+
+use std::net::TcpListener;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use proto::coordinator::task_ended::How;
+use proto::coordinator::{Failed, Finished, RunTask, Stopped, TaskEnded, TaskKind, TaskProgress, TaskRef};
+use tokio::sync::{mpsc as tokio_mpsc, watch};
+
+use crate::cli::{self, Done};
+use crate::collective::ring::{self, Aborter, Membership, Ring};
+use crate::collective::{Alone, Collective};
+use crate::control::{Control, Sink, Stop, StopFlag};
+use crate::error::{Error, Result};
+use crate::fault::Fault;
+
+/// How long the members of a gang have to find each other.
+const FORM_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A task for the device thread.
+pub struct Work {
+    pub run: RunTask,
+    pub handle: Handle,
+    /// For a gang: where this member listens, and the addresses of all once they are known.
+    pub gang: Option<(TcpListener, mpsc::Receiver<Vec<String>>)>,
+}
+
+/// Reaches into a running task; clones reach the same one.
+#[derive(Clone, Default)]
+pub struct Handle {
+    stop: StopFlag,
+    broken: Arc<AtomicBool>,
+    aborter: Arc<Mutex<Option<Aborter>>>,
+}
+
+impl Handle {
+    /// Tells the task to stop at its next step.
+    pub fn stop(&self, stop: Stop) {
+        self.stop.set(stop);
+    }
+
+    /// Ends the gang's calls at once: a member is gone.
+    pub fn break_gang(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+        if let Some(aborter) = &*self.aborter.lock().unwrap_or_else(PoisonError::into_inner) {
+            aborter.abort();
+        }
+    }
+}
+
+/// The device thread, seen from the async side.
+pub struct Device {
+    work: mpsc::Sender<Work>,
+    /// The latest progress of what runs.
+    pub progress: watch::Receiver<Option<TaskProgress>>,
+    /// Ends of tasks.
+    pub ended: tokio_mpsc::Receiver<TaskEnded>,
+}
+
+impl Device {
+    /// Hands a task over.
+    pub fn begin(&self, work: Work) {
+        self.work.send(work).expect("the device thread lives as long as the worker");
+    }
+}
+
+/// Starts the thread.
+///
+/// # Errors
+/// The system has no thread left.
+pub fn start(threads: u32, fault: Option<Fault>) -> Result<Device> {
+    let (work, queue) = mpsc::channel::<Work>();
+    let (progress_in, progress) = watch::channel(None);
+    // One task at a time: there is never a second end before the first was taken.
+    let (ended_in, ended) = tokio_mpsc::channel(4);
+    let fault = fault.map(Arc::new);
+    let thread = std::thread::Builder::new().name("device".into()).spawn(move || {
+        for work in queue {
+            let task = work.run.task.clone().unwrap_or_default();
+            let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                carry_out(work, threads, fault.clone(), progress_in.clone())
+            }));
+            let how = end(outcome.unwrap_or_else(|panic| Err(Error::Config(format!("a panic: {}", words(&panic))))));
+            if ended_in.blocking_send(TaskEnded { task: Some(task), how: Some(how) }).is_err() {
+                return;
+            }
+        }
+    });
+    thread.map_err(|error| Error::Config(format!("the device thread: {error}")))?;
+    Ok(Device { work, progress, ended })
+}
+
+fn end(outcome: Result<Done>) -> How {
+    match outcome {
+        Ok(done) => How::Finished(Finished { summary_json: done.summary.to_string(), incomplete: done.incomplete }),
+        Err(Error::Stopped) => How::Stopped(Stopped {}),
+        Err(error) => {
+            How::Failed(Failed { problem: error.to_string(), infrastructure: matches!(error, Error::Gang(_)) })
+        }
+    }
+}
+
+fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
+
+fn carry_out(
+    work: Work,
+    threads: u32,
+    fault: Option<Arc<Fault>>,
+    progress: watch::Sender<Option<TaskProgress>>,
+) -> Result<Done> {
+    let Work { run, handle, gang } = work;
+    let task = run.task.clone().unwrap_or_default();
+    let command = cli::command_of(kind(&run)?, &run.args, threads)?;
+    let mut members: Box<dyn Collective> = match gang {
+        Some((listener, peers)) => {
+            let ring = join(&run, &task, &listener, &peers, &handle)?;
+            *handle.aborter.lock().unwrap_or_else(PoisonError::into_inner) = Some(ring.aborter()?);
+            if handle.broken.load(Ordering::SeqCst) {
+                return Err(Error::Gang("a member is gone".into()));
+            }
+            Box::new(ring)
+        }
+        None => Box::new(Alone),
+    };
+    let sink: Sink = Box::new(move |done, total, note| {
+        progress.send_replace(Some(TaskProgress { task: Some(task.clone()), done, total, note: note.to_owned() }));
+    });
+    let control = Control::of_task(fault, handle.stop.clone(), sink);
+    let outcome = cli::carry_out(&command, &control, Some(&mut *members));
+    *handle.aborter.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    outcome
+}
+
+fn kind(run: &RunTask) -> Result<&'static str> {
+    match run.kind() {
+        TaskKind::Score => Ok("score"),
+        TaskKind::Train => Ok("train"),
+        TaskKind::Generate => Ok("generate"),
+        TaskKind::Merge => Ok("merge"),
+        TaskKind::Unspecified => Err(Error::Config(format!("task kind {} is not known to this worker", run.kind))),
+    }
+}
+
+/// Waits for the other members' addresses and forms the ring.
+fn join(
+    run: &RunTask,
+    task: &TaskRef,
+    listener: &TcpListener,
+    peers: &mpsc::Receiver<Vec<String>>,
+    handle: &Handle,
+) -> Result<Ring> {
+    let begun = std::time::Instant::now();
+    let peers = loop {
+        match peers.recv_timeout(Duration::from_millis(50)) {
+            Ok(peers) => break peers,
+            Err(mpsc::RecvTimeoutError::Timeout) if handle.broken.load(Ordering::SeqCst) => {
+                return Err(Error::Gang("a member is gone".into()));
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) if handle.stop.get().is_some() => return Err(Error::Stopped),
+            Err(mpsc::RecvTimeoutError::Timeout) if begun.elapsed() < FORM_DEADLINE => {}
+            Err(_) => return Err(Error::Gang("the other members' addresses did not come in time".into())),
+        }
+    };
+    let secret: [u8; 32] =
+        run.gang_secret.as_slice().try_into().map_err(|_| {
+            Error::Config(format!("the gang's secret has {} bytes, 32 are needed", run.gang_secret.len()))
+        })?;
+    if peers.len() != run.world_size as usize {
+        return Err(Error::Gang(format!("{} addresses came for {} members", peers.len(), run.world_size)));
+    }
+    let TaskRef { run: name, stage, task, attempt } = task;
+    Ring::form(
+        listener,
+        &Membership {
+            rank: run.rank as usize,
+            peers,
+            secret,
+            label: format!("{name}/{stage}/{task}/{attempt}"),
+            form_deadline: FORM_DEADLINE,
+            call_deadline: ring::CALL_DEADLINE,
+        },
+    )
+}
