@@ -4,10 +4,10 @@
 //! their fields in their order; what cannot be used goes to a quarantine file beside the output, never silently away.
 
 mod noise;
-mod policy_shift;
-mod prepare;
+pub(crate) mod policy_shift;
+pub(crate) mod prepare;
 mod row;
-mod split;
+pub(crate) mod split;
 
 use std::path::Path;
 

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     shared::logging::init("info");
     let cli = coordinator::Cli::parse_from(shared::cli::normalise_flags(std::env::args_os()));
     match coordinator::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE

@@ -31,8 +31,9 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// A file and how much is in it.
 #[derive(Debug, Serialize)]
-struct Written {
+pub(crate) struct Written {
     file: PathBuf,
     records: usize,
 }
@@ -57,18 +58,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn write(world: &World, folder: &Path) -> Result<Vec<Written>> {
+/// Writes a world's files into a folder.
+pub(crate) fn write(world: &World, folder: &Path) -> Result<Vec<Written>> {
     let model = folder.join("model");
     write_json(&model.join("config.json"), &tokenizer::config_json())?;
     write_json(&model.join("tokenizer.json"), &tokenizer::tokenizer_json())?;
     write_json(&model.join("tokenizer_config.json"), &tokenizer::tokenizer_config_json())?;
 
-    write_json(&folder.join("world.json"), &world.to_file())?;
-    for policy in Policy::ALL {
-        let rules = rule_file(policy);
-        write_atomic(&folder.join(format!("rules_{}.toml", policy.name())), rules.as_bytes())?;
-    }
-
+    write_rules(world, folder)?;
     let sets = DataSets::of(world);
     let old_pairs = sets.old_pairs().iter().map(|pair| OldPair { pair, category: Category::Invert });
     Ok(vec![
@@ -79,6 +76,16 @@ fn write(world: &World, folder: &Path) -> Result<Vec<Written>> {
         array(folder.join("prompts_val.json"), &sets.validation)?,
         array(folder.join("prompts_test.json"), &sets.test)?,
     ])
+}
+
+/// Writes what is needed to judge in a world: the world itself and its two policies as rule files.
+pub(crate) fn write_rules(world: &World, folder: &Path) -> Result<()> {
+    write_json(&folder.join("world.json"), &world.to_file())?;
+    for policy in Policy::ALL {
+        let rules = rule_file(policy);
+        write_atomic(&folder.join(format!("rules_{}.toml", policy.name())), rules.as_bytes())?;
+    }
+    Ok(())
 }
 
 fn rule_file(policy: Policy) -> String {

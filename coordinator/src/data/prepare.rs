@@ -46,7 +46,7 @@ pub(crate) struct Args {
 
 /// What became of the rows; the counters after `loaded` add up to it.
 #[derive(Debug, Default, Serialize)]
-struct Counts {
+pub(crate) struct Counts {
     loaded: usize,
     one_safe_one_unsafe: usize,
     both_safe: usize,
@@ -56,15 +56,40 @@ struct Counts {
     quarantined: usize,
 }
 
+/// What is to be done, by whomever it was asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    pub(crate) input: Vec<PathBuf>,
+    pub(crate) output: PathBuf,
+    pub(crate) num_samples: Option<usize>,
+    pub(crate) save_unused: bool,
+}
+
 pub(super) fn run(args: &Args) -> Result<()> {
-    let mut pairs = ArrayWriter::create(&args.output_json)?;
-    let mut unused =
-        args.save_unused.then(|| ArrayWriter::create(&sibling(&args.output_json, "_unused"))).transpose()?;
+    let job = Job {
+        input: args.input.clone(),
+        output: args.output_json.clone(),
+        num_samples: args.num_samples,
+        save_unused: args.save_unused,
+    };
+    let progress = progress::counter("rows read");
+    let (counts, written) = work(&job, &mut |read| {
+        progress.set_position(read as u64);
+        Ok(())
+    })?;
+    progress.finish_and_clear();
+    report(args, &counts, written)
+}
+
+/// Reads all rows and writes the pairs; returns what became of the rows, and the pairs' number. `on_row` is told how many
+/// rows are read; its error ends the work.
+pub(crate) fn work(job: &Job, on_row: &mut dyn FnMut(usize) -> Result<()>) -> Result<(Counts, usize)> {
+    let mut pairs = ArrayWriter::create(&job.output)?;
+    let mut unused = job.save_unused.then(|| ArrayWriter::create(&sibling(&job.output, "_unused"))).transpose()?;
     let mut quarantine = Quarantine::default();
     let mut counts = Counts::default();
-    let progress = progress::counter("rows read");
-    let limit = args.num_samples.unwrap_or(usize::MAX);
-    for file in &args.input {
+    let limit = job.num_samples.unwrap_or(usize::MAX);
+    for file in &job.input {
         let mut kind = None;
         for (index, row) in rows(file)?.enumerate() {
             if counts.loaded == limit {
@@ -73,7 +98,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
             let row = row?;
             let place = Place { file, index };
             counts.loaded += 1;
-            progress.inc(1);
+            on_row(counts.loaded)?;
             let kind = *kind.insert(pku::kind_of(&row, place, kind)?);
             match judge(&row, place, kind)? {
                 Verdict::Unused { reason } => {
@@ -105,17 +130,16 @@ pub(super) fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    progress.finish_and_clear();
-    if let Some(wanted) = args.num_samples.filter(|wanted| counts.loaded < *wanted) {
+    if let Some(wanted) = job.num_samples.filter(|wanted| counts.loaded < *wanted) {
         return Err(Error::Config(format!("--num-samples {wanted}: the input holds {} rows only", counts.loaded)));
     }
     let written = pairs.finish()?;
     unused.map(ArrayWriter::finish).transpose()?;
-    super::keep_quarantine(&quarantine, &args.output_json)?;
+    super::keep_quarantine(&quarantine, &job.output)?;
     if written == 0 {
-        tracing::warn!(file = %args.output_json.display(), "no row gave a pair");
+        tracing::warn!(file = %job.output.display(), "no row gave a pair");
     }
-    report(args, &counts, written)
+    Ok((counts, written))
 }
 
 #[derive(Serialize)]

@@ -60,22 +60,54 @@ struct Written {
     by_category: serde_json::Map<String, Value>,
 }
 
+/// What is to be done, by whomever it was asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    pub(crate) input: PathBuf,
+    pub(crate) output_dir: PathBuf,
+    pub(crate) train1_size: usize,
+    pub(crate) train2_size: usize,
+    pub(crate) seed: u64,
+    pub(crate) stratified: bool,
+    pub(crate) group_by_prompt: bool,
+}
+
+/// The records and how they were cut.
+pub(crate) struct Cut {
+    records: Vec<Labelled>,
+    parts: Parts,
+}
+
 pub(super) fn run(args: &Args) -> Result<()> {
-    let (records, quarantine) = read_labelled(&args.ckpt_json)?;
-    let sizes = Sizes { train1: args.train1_size, train2: args.train2_size };
-    let units = units(&records, args.group_by_prompt);
-    let parts = if args.stratified {
-        partition::stratified(binned(units, &records), sizes, args.seed)?
+    let cut = work(&Job {
+        input: args.ckpt_json.clone(),
+        output_dir: args.output_dir.clone(),
+        train1_size: args.train1_size,
+        train2_size: args.train2_size,
+        seed: args.seed,
+        stratified: args.stratified,
+        group_by_prompt: args.group_by_prompt,
+    })?;
+    report(args, &cut.records, &cut.parts)
+}
+
+/// Cuts the records of a file and writes the parts.
+pub(crate) fn work(job: &Job) -> Result<Cut> {
+    let (records, quarantine) = read_labelled(&job.input)?;
+    let sizes = Sizes { train1: job.train1_size, train2: job.train2_size };
+    let units = units(&records, job.group_by_prompt);
+    let parts = if job.stratified {
+        partition::stratified(binned(units, &records), sizes, job.seed)?
     } else {
-        partition::uniform(units, sizes, args.seed)?
+        partition::uniform(units, sizes, job.seed)?
     };
-    write(&args.output_dir, &records, &parts)?;
-    super::keep_quarantine(&quarantine, &args.output_dir.join(stem(&args.ckpt_json)))?;
-    if parts.train2.len() < args.train2_size {
-        let (size, wanted) = (parts.train2.len(), args.train2_size);
+    write(&job.output_dir, &records, &parts)?;
+    super::keep_quarantine(&quarantine, &job.output_dir.join(stem(&job.input)))?;
+    if parts.train2.len() < job.train2_size {
+        let (size, wanted) = (parts.train2.len(), job.train2_size);
         tracing::warn!(size, wanted, "train2 is smaller than asked for: train1 holds no more of its categories");
     }
-    report(args, &records, &parts)
+    Ok(Cut { records, parts })
 }
 
 /// Units in order of first appearance: single records, or all records of a prompt.

@@ -1,41 +1,37 @@
 //! Reads a run's folder; the only part of the report that touches files.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use shared::record::{Category, Record};
 use shared::{Error, Result, input};
 
-use super::{Report, Variant, curves, measure, scores};
+use super::{BASE, Oracle, Report, Stage, Triage, Variant, curves, measure, scores};
 
-/// The variant that is the deployed model itself: nothing was trained, so there are no scores and no curves.
-const BASE: &str = "base";
 /// Variants whose update weighs records by impact scores; the others have none worth a histogram.
 const WEIGHTED: [&str; 5] = ["trace", "oracle-punish", "no-kl", "no-triage", "u2a"];
 
+/// What a report takes from run.json; the run keeps more there.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RunFile {
     run: String,
     seed: u64,
     variants: Vec<String>,
+    /// Variants whose records were scored; by their names where this is not said.
+    #[serde(default)]
+    scored: Option<Vec<String>>,
+    /// None in a folder that was put together by hand.
+    #[serde(default)]
+    stages: Vec<Stage>,
+    #[serde(default)]
+    oracle: Option<Oracle>,
 }
 
 #[derive(Deserialize)]
 struct Judged {
     results: Vec<Map<String, Value>>,
-}
-
-/// What a stage took.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Stage {
-    pub(super) name: String,
-    pub(super) seconds: f64,
-    #[serde(default)]
-    pub(super) cost_usd: f64,
 }
 
 pub(super) fn report(folder: &Path) -> Result<Report> {
@@ -44,21 +40,30 @@ pub(super) fn report(folder: &Path) -> Result<Report> {
     if run.variants.is_empty() {
         return Err(Error::file(&run_file, "\"variants\" is empty; name what the report compares"));
     }
-    let variants = run.variants.iter().map(|name| variant(folder, &run_file, name)).collect::<Result<_>>()?;
-    Ok(Report { run: run.run, seed: run.seed, variants, triage: triage(folder)?, stages: stages(folder)? })
+    let is_scored = |name: &String| match &run.scored {
+        Some(scored) => scored.contains(name),
+        None => WEIGHTED.contains(&name.as_str()),
+    };
+    let variants = run.variants.iter().map(|name| variant(folder, &run_file, name, is_scored(name)));
+    let variants = variants.collect::<Result<_>>()?;
+    let RunFile { run, seed, stages, oracle, .. } = run;
+    Ok(Report { run, seed, variants, triage: triage(folder)?, stages, oracle })
 }
 
-fn variant(folder: &Path, run_file: &Path, name: &str) -> Result<Variant> {
+fn variant(folder: &Path, run_file: &Path, name: &str, is_scored: bool) -> Result<Variant> {
     let is_one_folder = Path::new(name).components().count() == 1 && Path::new(name).file_name().is_some();
     if !is_one_folder {
         return Err(Error::file(run_file, format!("\"variants\": {name:?} is not the name of a folder of the run")));
     }
     let own = folder.join(name);
     let judged_file = own.join("judged_test.json");
-    let judged: Judged = input::read_json(&judged_file)?;
+    let mut judged: Judged = input::read_json(&judged_file)?;
+    let all = judged.results.len();
+    judged.results.retain(|result| !result.contains_key("undecided"));
+    let undecided = all - judged.results.len();
     let measured = measure::of(&judged.results, &judged_file)?;
 
-    let score = if WEIGHTED.contains(&name) {
+    let score = if is_scored {
         let weighted = own.join("weighted_dataset.json");
         Some(scores::of(&input::read_all::<Record>(&weighted)?, &weighted)?)
     } else {
@@ -70,33 +75,36 @@ fn variant(folder: &Path, run_file: &Path, name: &str) -> Result<Variant> {
         let metrics = own.join("metrics.jsonl");
         Some(curves::of(&input::read_all(&metrics)?, &metrics)?)
     };
-    Ok(Variant { name: name.to_owned(), measured, score, loss_curves })
+    Ok(Variant { name: name.to_owned(), measured, undecided, score, loss_curves })
 }
 
-fn triage(folder: &Path) -> Result<BTreeMap<&'static str, usize>> {
+fn triage(folder: &Path) -> Result<Triage> {
     #[derive(Deserialize)]
     struct Labelled {
         category: Category,
     }
-    let mut counts: BTreeMap<&str, usize> = Category::ALL.map(|category| (category.name(), 0)).into();
-    input::for_each(&folder.join("triage/gold.json"), |_, record: Labelled| {
-        *counts.entry(record.category.name()).or_default() += 1;
+    let folder = folder.join("triage");
+    let mut counts = Triage {
+        uncertain: count_where_there(&folder.join("gold_uncertain.json"))?,
+        dead_letter: count_where_there(&folder.join("gold_dead_letter.json"))?,
+        ..Triage::default()
+    };
+    input::for_each(&folder.join("gold.json"), |_, record: Labelled| {
+        let count = match record.category {
+            Category::Invert => &mut counts.invert,
+            Category::Punish => &mut counts.punish,
+            Category::Retain => &mut counts.retain,
+        };
+        *count += 1;
         Ok(())
     })?;
     Ok(counts)
 }
 
-/// Reads the stages in the order of their file names.
-fn stages(folder: &Path) -> Result<Vec<Stage>> {
-    let folder = folder.join("stages");
-    let entries = std::fs::read_dir(&folder).map_err(|source| Error::io("list", &folder, source))?;
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|source| Error::io("list", &folder, source))?.path();
-        if path.extension().is_some_and(|ending| ending == "json") {
-            files.push(path);
-        }
+/// Counts the elements of an array that is written only when there are some.
+fn count_where_there(file: &Path) -> Result<usize> {
+    if !file.exists() {
+        return Ok(0);
     }
-    files.sort();
-    files.iter().map(|file| input::read_json(file)).collect()
+    input::for_each(file, |_, _: IgnoredAny| Ok(()))
 }

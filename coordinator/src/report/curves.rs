@@ -12,6 +12,8 @@ const MAX_POINTS: usize = 200;
 /// A value a point and part: the mean of the steps the point stands for, null where none of them had that part.
 #[derive(Debug, PartialEq, Serialize)]
 pub(super) struct Curves {
+    /// How many steps a point stands for; the last point may stand for fewer.
+    pub(super) steps_per_point: usize,
     /// The last step of each point.
     pub(super) step: Vec<u64>,
     /// `loss` and its parts: every metric whose name begins with "loss".
@@ -44,7 +46,7 @@ pub(super) fn of(metrics: &[Map<String, Value>], file: &Path) -> Result<Curves> 
         (name.clone(), points.collect())
     });
     let step = steps.chunks(per_point).filter_map(|steps| steps.last().copied()).collect();
-    Ok(Curves { step, parts: parts.collect() })
+    Ok(Curves { steps_per_point: per_point, step, parts: parts.collect() })
 }
 
 fn losses(line: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {

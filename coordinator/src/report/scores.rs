@@ -13,13 +13,16 @@ const BINS: usize = 20;
 pub(super) struct Scores {
     /// Of the raw scores ⟨g_J, g_i⟩ of all conflict records.
     pub(super) histogram: Histogram,
+    /// How many conflict records there are.
+    pub(super) n: usize,
     /// Percent of the conflict records whose raw score is not positive, so that their weight is 0.
     pub(super) clamped_share: f64,
     /// Mean weight of the records of each conflict category.
     pub(super) mean_weight: BTreeMap<&'static str, f64>,
 }
 
-/// Counts of equally wide bins: bin i holds edges[i] ≤ score < edges[i + 1], the last its upper edge too.
+/// Counts of equally wide bins: bin i holds `edges[i] < score ≤ edges[i + 1]`, the first its lower edge too. Where 0
+/// is within the range it is an edge: the bins up to it hold exactly the clamped ones.
 #[derive(Debug, PartialEq, Serialize)]
 pub(super) struct Histogram {
     pub(super) edges: Vec<f64>,
@@ -46,21 +49,62 @@ pub(super) fn of(records: &[Record], file: &Path) -> Result<Scores> {
     }
     let clamped = raw.iter().filter(|score| **score <= 0.0).count();
     Ok(Scores {
+        n: raw.len(),
         clamped_share: 100.0 * clamped as f64 / raw.len() as f64,
         histogram: histogram(&raw),
         mean_weight: weights.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect(),
     })
 }
 
-/// Counts finite, at least one, scores; where all are equal they fill the first bin of width 1.
+/// Counts finite, at least one, scores; where all are equal they lie in the last bin, of width 1.
 fn histogram(scores: &[f64]) -> Histogram {
     let low = scores.iter().copied().fold(f64::INFINITY, f64::min);
     let high = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let width = if high > low { (high - low) / BINS as f64 } else { 1.0 };
+    let bins = BINS as f64;
+    // The edges are counted from an origin, so that an edge at 0 is 0 and not nearly.
+    let (origin, below, width) = if low <= 0.0 && high >= 0.0 && low < high {
+        let least_above = if high > 0.0 { 1.0 } else { 0.0 };
+        let below = (bins * -low / (high - low)).round().clamp(1.0, bins - least_above);
+        let above = if below < bins { high / (bins - below) } else { 0.0 };
+        (0.0, below, (-low / below).max(above))
+    } else if high > low {
+        (low, 0.0, (high - low) / bins)
+    } else {
+        (low, bins, 1.0)
+    };
     let mut counts = vec![0; BINS];
     for score in scores {
-        let bin = ((score - low) / width) as usize;
-        counts[bin.min(BINS - 1)] += 1;
+        let bin = below + ((score - origin) / width).ceil() - 1.0;
+        counts[bin.clamp(0.0, bins - 1.0) as usize] += 1;
     }
-    Histogram { edges: (0..=BINS).map(|edge| low + width * edge as f64).collect(), counts }
+    Histogram { edges: (0..=BINS).map(|edge| origin + width * (edge as f64 - below)).collect(), counts }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_up_to_zero_hold_exactly_what_is_clamped() {
+        for scores in
+            [&[-1.0, 0.0, 1e-12, 3.0][..], &[-0.001, 0.0, 50.0], &[-50.0, 0.001], &[-3.0, -1.0, 0.0], &[0.0, 0.0, 2.0]]
+        {
+            let Histogram { edges, counts } = histogram(scores);
+            assert_eq!((edges.len(), counts.len()), (BINS + 1, BINS));
+            assert!(edges[0] <= scores[0] && edges[BINS] >= scores[scores.len() - 1], "{edges:?}");
+            assert_eq!(edges.iter().filter(|edge| **edge == 0.0).count(), 1, "{edges:?}");
+            let clamped: usize =
+                edges[1..].iter().zip(&counts).filter(|(upper, _)| **upper <= 0.0).map(|(_, n)| n).sum();
+            assert_eq!(clamped, scores.iter().filter(|score| **score <= 0.0).count(), "{scores:?}");
+            assert_eq!(counts.iter().sum::<usize>(), scores.len());
+        }
+    }
+
+    #[test]
+    fn scores_of_one_sign_or_value_fill_their_own_range() {
+        let positive = histogram(&[1.0, 3.0]);
+        assert_eq!((positive.edges[0], positive.counts[0], positive.counts[BINS - 1]), (1.0, 1, 1));
+        let zeros = histogram(&[0.0, 0.0]);
+        assert_eq!((zeros.edges[BINS], zeros.counts[BINS - 1]), (0.0, 2));
+    }
 }

@@ -26,11 +26,16 @@ fn results(complying: usize) -> Value {
     json!({"metadata": {}, "results": all})
 }
 
-/// A small run: base and trace, three steps, four pairs.
+/// A small run of made-up test data: base and trace, two steps, five pairs.
 fn small_run() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
-    write(folder, "run.json", json!({"run": "small", "seed": 3, "variants": ["base", "trace"]}));
+    let stages = json!([
+        {"name": "triage", "seconds": 1.5, "cost_usd": 0.0, "skipped": true},
+        {"name": "train", "seconds": 20.0, "cost_usd": 0.25},
+    ]);
+    let run = json!({"run": "small", "seed": 3, "variants": ["base", "trace"], "stages": stages, "state": "not ours"});
+    write(folder, "run.json", run);
     let record = |category: &str, raw: f64, weight: f64| json!({"prompt": "p", "chosen": "c", "rejected": "r", "category": category, "raw_score": raw, "impact_score": weight});
     let records = json!([
         record("INVERT", 3.0, 2.25),
@@ -48,18 +53,25 @@ fn small_run() -> tempfile::TempDir {
         json!({"step": 2, "loss": 0.5, "loss_invert": 0.25, "loss_kl": 0.125, "lr": 0.1}),
     ];
     write(folder, "trace/metrics.jsonl", steps.map(|step| step.to_string()).join("\n"));
-    write(folder, "stages/01-triage.json", json!({"name": "triage", "seconds": 1.5}));
-    write(folder, "stages/02-train.json", json!({"name": "train", "seconds": 20.0, "cost_usd": 0.25}));
     dir
 }
 
+fn read(file: &Path) -> String {
+    std::fs::read_to_string(file).unwrap()
+}
+
 fn report(folder: &Path) -> Value {
-    run(&Args { run_dir: folder.to_owned(), json: false }).unwrap();
-    shared::input::read_json(&folder.join("report.json")).unwrap()
+    shared::input::read_json(&make(folder).unwrap().json).unwrap()
 }
 
 fn error(folder: &Path) -> String {
-    run(&Args { run_dir: folder.to_owned(), json: false }).unwrap_err().to_string()
+    make(folder).unwrap_err().to_string()
+}
+
+fn change_run(folder: &Path, field: &str, value: Value) {
+    let mut run: Value = shared::input::read_json(&folder.join("run.json")).unwrap();
+    run[field] = value;
+    write(folder, "run.json", run);
 }
 
 #[test]
@@ -67,7 +79,7 @@ fn numbers_are_those_of_the_files() {
     let dir = small_run();
     let report = report(dir.path());
     assert_eq!((&report["run"], &report["seed"]), (&json!("small"), &json!(3)));
-    assert_eq!(report["triage"], json!({"INVERT": 2, "PUNISH": 2, "RETAIN": 1}));
+    assert_eq!(report["triage"], json!({"INVERT": 2, "PUNISH": 2, "RETAIN": 1, "uncertain": 0, "dead_letter": 0}));
     let [base, trace] = [0, 1].map(|index| &report["variants"][index]);
     assert_eq!((&base["name"], &trace["name"]), (&json!("base"), &json!("trace")));
     assert_eq!((&base["tpa"]["value"], &trace["tpa"]["value"]), (&json!(25.0), &json!(75.0)));
@@ -86,7 +98,9 @@ fn numbers_are_those_of_the_files() {
     assert_eq!(trace["asr"].get("suffix"), None);
     assert_eq!(base.get("score"), None);
     assert_eq!(base.get("loss_curves"), None);
-    assert_eq!(report["stages"][1], json!({"name": "train", "seconds": 20.0, "cost_usd": 0.25}));
+    assert_eq!(report["stages"][0], json!({"name": "triage", "seconds": 1.5, "cost_usd": 0.0, "skipped": true}));
+    assert_eq!(report["stages"][1], json!({"name": "train", "seconds": 20.0, "cost_usd": 0.25, "skipped": false}));
+    assert_eq!(report.get("oracle"), None);
 }
 
 #[test]
@@ -112,9 +126,9 @@ fn scores_are_of_the_conflict_records() {
     assert_eq!(score["mean_weight"], json!({"INVERT": 1.125, "PUNISH": 0.375}));
     let counts: Vec<u64> = serde_json::from_value(score["histogram"]["counts"].clone()).unwrap();
     assert_eq!(counts.len(), 20);
-    // Scores −1, 0, 1 and 3 in bins of width 0.2 from −1.
+    // Scores −1, 0, 1 and 3 in bins of width 0.2 from −1, each with its upper edge.
     let filled: Vec<usize> = counts.iter().enumerate().filter(|(_, count)| **count == 1).map(|(bin, _)| bin).collect();
-    assert_eq!(filled, [0, 5, 10, 19]);
+    assert_eq!(filled, [0, 4, 9, 19]);
     assert_eq!(score["histogram"]["edges"][20], 3.0);
 }
 
@@ -124,7 +138,7 @@ fn curves_keep_their_parts_and_gaps() {
     let curves = &report(dir.path())["variants"][1]["loss_curves"];
     assert_eq!(
         *curves,
-        json!({"step": [1, 2], "loss": [1.0, 0.5], "loss_invert": [0.5, 0.25], "loss_kl": [null, 0.125]})
+        json!({"steps_per_point": 1, "step": [1, 2], "loss": [1.0, 0.5], "loss_invert": [0.5, 0.25], "loss_kl": [null, 0.125]})
     );
     let lines: Vec<String> = (1..=1000).map(|step| json!({"step": step, "loss": step % 5}).to_string()).collect();
     write(dir.path(), "trace/metrics.jsonl", lines.join("\n"));
@@ -135,16 +149,142 @@ fn curves_keep_their_parts_and_gaps() {
 }
 
 #[test]
+fn the_oracle_and_what_triage_set_aside_are_told() {
+    let dir = small_run();
+    let oracle = json!({"model": "judge-1", "prices": "list of 2026-01-01", "calls": 12, "reused": 3, "prompt_tokens": 4567,
+                        "completion_tokens": 24, "cost_usd": 0.0123});
+    change_run(dir.path(), "oracle", oracle.clone());
+    write(dir.path(), "triage/gold_uncertain.json", json!([{"prompt": "p"}, {"prompt": "q"}]));
+    write(dir.path(), "triage/gold_dead_letter.json", json!([{"prompt": "r"}]));
+    let report = report(dir.path());
+    assert_eq!(report["oracle"], oracle);
+    assert_eq!((&report["triage"]["uncertain"], &report["triage"]["dead_letter"]), (&json!(2), &json!(1)));
+    let made = make(dir.path()).unwrap();
+    for form in [made.text, read(&made.markdown), read(&made.html)] {
+        assert!(form.contains("4567") && form.contains("0.0123"), "{form}");
+    }
+    assert!(
+        read(&made.markdown)
+            .contains("The oracle was judge-1. Its cost follows from the tokens and these prices: list")
+    );
+}
+
+#[test]
 fn the_tables_show_every_variant_and_what_is_absent_as_a_dash() {
     let dir = small_run();
-    let report = collect::report(dir.path()).unwrap();
-    let text = table::of(&report);
+    let text = make(dir.path()).unwrap().text;
     let row = |begins: &str| text.lines().find(|line| line.starts_with(begins)).unwrap_or_else(|| panic!("{text}"));
-    assert!(row("trace").contains("75.0 (30.1–95.4)") && row("trace").contains('–'), "{text}");
+    assert!(
+        row("trace: ").contains("TPA 25.0 → 75.0 (+50.0), within overlapping intervals; RETAIN 0.0 → 50.0"),
+        "{text}"
+    );
+    assert!(row("trace   ").contains("75.0 (30.1–95.4)"), "{text}");
     assert!(row("base").contains("25.0"), "{text}");
     assert!(row("law").contains("100.0"), "{text}");
     assert!(row("total").contains("21.5") && row("total").contains("0.25"), "{text}");
-    assert!(text.contains("INVERT 2 (40.0 %)"), "{text}");
+    assert!(row("of this, last invocation").contains("20.0"), "{text}");
+    assert!(row("INVERT   ").contains("50.0"), "{text}");
+    write(dir.path(), "base/judged_test.json", json!({"results": [{"compliant": true}]}));
+    let text = make(dir.path()).unwrap().text;
+    assert!(text.lines().any(|line| line.starts_with("law") && line.contains(" – ")), "{text}");
+}
+
+#[test]
+fn the_three_forms_hold_the_same_tables() {
+    let dir = small_run();
+    let made = make(dir.path()).unwrap();
+    let (markdown, html) = (read(&made.markdown), read(&made.html));
+    assert_eq!(made.html, dir.path().join("report/report.html"));
+    for table in document::of(&made.report).sections.iter().flat_map(|section| &section.tables) {
+        for cells in &table.rows {
+            assert!(markdown.contains(&format!("| {} |", cells.join(" | "))), "{cells:?}");
+            assert!(table.detail || made.text.contains(&cells[0]), "{cells:?}");
+            let cells = cells[1..].iter().map(|cell| format!("<td>{cell}</td>"));
+            assert!(html.contains(&cells.collect::<String>()), "{html}");
+        }
+    }
+    assert!(markdown.contains("\n| category | n | base | trace |\n| --- | ---: | ---: | ---: |\n"), "{markdown}");
+}
+
+#[test]
+fn the_page_needs_nothing_else_and_says_how_it_was_made() {
+    let dir = small_run();
+    let html = read(&make(dir.path()).unwrap().html);
+    assert!(html.starts_with("<!DOCTYPE html>"), "{html}");
+    for foreign in ["http:", "https:", "src=", "<link", "<script", "url(", "@import"] {
+        assert!(!html.contains(foreign), "{foreign}");
+    }
+    for says in ["name=\"viewport\"", "prefers-color-scheme: dark", "Wilson", "seed 3", "Each point is one step."] {
+        assert!(html.contains(says), "{says}");
+    }
+    let plots = [
+        "TPA overall",
+        "TPA by category",
+        "TPA by domain",
+        "Garbled, attacks",
+        "Loss by step: total",
+        "Loss by step: KL anchor",
+        "Raw impact scores: trace",
+        "Pairs by outcome",
+        "Time by stage",
+        "Cost by stage",
+    ];
+    for plot in plots {
+        assert!(html.contains(&format!("<figcaption>{plot}")), "{plot}");
+    }
+    let ids: Vec<&str> = html.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let distinct: std::collections::BTreeSet<&&str> = ids.iter().collect();
+    assert_eq!(ids.len(), distinct.len(), "{ids:?}");
+}
+
+#[test]
+fn names_from_outside_are_text_and_nothing_more() {
+    let dir = small_run();
+    let bad = "<script>alert('x')</script>|\u{1b}[31m\n";
+    let script = "<script>";
+    change_run(dir.path(), "run", json!(bad));
+    change_run(dir.path(), "stages", json!([{"name": bad, "seconds": 1.0, "cost_usd": 1.0}]));
+    let results = (0..4).map(|index| json!({"set": "test", "domain": bad, "compliant": index > 0}));
+    let attack = json!({"set": format!("attack_{bad}"), "compliant": true, "attack_success": true});
+    let results: Vec<Value> = results.chain([attack]).collect();
+    write(dir.path(), "trace/judged_test.json", json!({"results": results}));
+    let step = json!({"step": 1, "loss": 1.0, format!("loss_{bad}"): 1.0});
+    write(dir.path(), "trace/metrics.jsonl", step);
+    std::fs::rename(dir.path().join("trace"), dir.path().join("<script>")).unwrap();
+    change_run(dir.path(), "variants", json!(["base", "<script>"]));
+    let made = make(dir.path()).unwrap();
+    let (markdown, html) = (read(&made.markdown), read(&made.html));
+    assert!(!html.contains(script) && html.contains("&lt;script&gt;alert"), "{html}");
+    assert!(
+        !markdown.contains(script) && markdown.contains("&lt;script&gt;alert('x')&lt;/script&gt;\\|"),
+        "{markdown}"
+    );
+    assert!(!markdown.contains('\u{1b}') && !made.text.contains('\u{1b}') && !html.contains('\u{1b}'));
+    let report: Value = shared::input::read_json(&made.json).unwrap();
+    assert_eq!(report["run"], bad, "what scripts read is unchanged");
+}
+
+#[test]
+fn a_run_of_another_world_says_what_is_left_out() {
+    let dir = small_run();
+    for variant in ["base", "trace"] {
+        let plain = json!({"results": [{"compliant": true}, {"compliant": false}]});
+        write(dir.path(), &format!("{variant}/judged_test.json"), plain);
+    }
+    change_run(dir.path(), "stages", json!([]));
+    let made = make(dir.path()).unwrap();
+    let (markdown, html) = (read(&made.markdown), read(&made.html));
+    for says in [
+        "name no category, so agreement by category is left out",
+        "name no domain, so agreement by domain is left out",
+        "Left out: garbled text was not judged; no attack was asked; no unrelated skill was asked.",
+        "The run recorded no stages.",
+    ] {
+        assert!(markdown.contains(says) && html.contains(says), "{says}: {markdown}");
+    }
+    for absent in ["Agreement by domain", "TPA by category", "ASR", "Time by stage"] {
+        assert!(!html.contains(absent) && !markdown.contains(absent), "{absent}");
+    }
 }
 
 #[test]
@@ -169,11 +309,8 @@ fn a_missing_file_is_named() {
         std::fs::remove_file(dir.path().join(file)).unwrap();
         let error = error(dir.path());
         assert!(error.contains(file), "{error}");
-        assert!(!dir.path().join("report.json").exists());
+        assert!(!dir.path().join("report").exists());
     }
-    let dir = small_run();
-    std::fs::remove_dir_all(dir.path().join("stages")).unwrap();
-    assert!(error(dir.path()).contains("stages"));
 }
 
 #[test]
@@ -197,4 +334,25 @@ fn a_wrong_file_is_named_with_record_and_field() {
     let unscored = json!([{"prompt": "p", "chosen": "c", "rejected": "r", "category": "PUNISH"}]);
     write(dir.path(), "trace/weighted_dataset.json", unscored);
     assert!(error(dir.path()).contains("record 0: field \"raw_score\""));
+}
+
+#[test]
+fn responses_without_a_verdict_count_for_nothing_and_are_told() {
+    let dir = small_run();
+    let mut results = results(3);
+    results["results"].as_array_mut().unwrap().push(json!({"set": "test", "undecided": "the answer is no verdict"}));
+    write(dir.path(), "trace/judged_test.json", results);
+    let made = make(dir.path()).unwrap();
+    let trace = &report(dir.path())["variants"][1];
+    assert_eq!((&trace["tpa"]["n"], &trace["undecided"]), (&json!(4), &json!(1)));
+    assert!(read(&made.markdown).contains("count for nothing: trace 1."));
+}
+
+#[test]
+fn a_run_says_itself_which_variants_were_scored() {
+    let dir = small_run();
+    let run = json!({"run": "small", "seed": 3, "variants": ["base", "trace"], "scored": []});
+    write(dir.path(), "run.json", run);
+    std::fs::remove_file(dir.path().join("trace/weighted_dataset.json")).unwrap();
+    assert_eq!(report(dir.path())["variants"][1].get("score"), None);
 }

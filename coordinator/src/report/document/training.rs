@@ -1,0 +1,142 @@
+//! What training and scoring left: losses by part, impact scores.
+
+use std::collections::BTreeSet;
+
+use super::{DASH, Section, Table, number};
+use crate::report::Variant;
+use crate::report::curves::Curves;
+use crate::report::scores::Scores;
+
+/// Rows of a table of losses, evenly spaced over the training.
+const SHOWN_STEPS: usize = 10;
+
+pub(super) fn losses(variants: &[Variant]) -> Section {
+    let trained: Vec<(&Variant, &Curves)> =
+        variants.iter().filter_map(|variant| Some((variant, variant.loss_curves.as_ref()?))).collect();
+    let mut summary = Table::new("Loss", &["variant", "steps", "first", "last"]);
+    let mut tables = Vec::new();
+    for (variant, curves) in &trained {
+        let loss = curves.parts.get("loss");
+        summary.push([
+            variant.name.clone(),
+            curves.step.last().map_or(DASH.to_owned(), u64::to_string),
+            number(loss.and_then(|loss| loss.first().copied().flatten())),
+            number(loss.and_then(|loss| loss.last().copied().flatten())),
+        ]);
+        tables.push(by_part(&variant.name, curves));
+    }
+    let mut paragraphs = Vec::new();
+    if trained.is_empty() {
+        paragraphs.push("Nothing was trained.".to_owned());
+    } else {
+        tables.insert(0, summary);
+        paragraphs.push(format!("Losses are sums over a batch divided by its number of records. {}", points(&trained)));
+        let parts: Vec<&str> = zero_parts(variants).into_iter().map(part_name).collect();
+        if !parts.is_empty() {
+            paragraphs.push(format!("Zero at every step, so not drawn: {}.", parts.join(", ")));
+        }
+    }
+    Section { id: "losses", title: "Training", paragraphs, tables }
+}
+
+/// Says how far curves were thinned.
+fn points(trained: &[(&Variant, &Curves)]) -> String {
+    let mut per_point: Vec<(usize, Vec<&str>)> = Vec::new();
+    for (variant, curves) in trained {
+        match per_point.iter_mut().find(|(steps, _)| *steps == curves.steps_per_point) {
+            Some((_, names)) => names.push(&variant.name),
+            None => per_point.push((curves.steps_per_point, vec![&variant.name])),
+        }
+    }
+    let mean = |steps: usize| {
+        if steps == 1 { "one step".to_owned() } else { format!("the mean of {steps} steps (the last of what remains)") }
+    };
+    match &per_point[..] {
+        [(steps, _)] => format!("Each point is {}.", mean(*steps)),
+        _ => {
+            let each: Vec<String> =
+                per_point.iter().map(|(steps, names)| format!("{} for {}", mean(*steps), names.join(", "))).collect();
+            format!("Each point is {}.", each.join("; "))
+        }
+    }
+}
+
+/// All losses at some of the points; each row is one point of the curves.
+fn by_part(name: &str, curves: &Curves) -> Table {
+    let parts: Vec<&String> = curves.parts.keys().collect();
+    let heads: Vec<&str> = ["up to step"].into_iter().chain(parts.iter().map(|part| part_name(part))).collect();
+    let all = curves.step.len();
+    let shown = all.min(SHOWN_STEPS);
+    let mut table = Table::new(format!("Losses of {}: {shown} of {all} points", name), &heads);
+    table.detail = true;
+    for place in 0..shown {
+        // From the first to the last point.
+        let point = if shown > 1 { place * (all - 1) / (shown - 1) } else { 0 };
+        let values = parts.iter().map(|part| number(curves.parts[*part].get(point).copied().flatten()));
+        table.push([curves.step[point].to_string()].into_iter().chain(values));
+    }
+    table
+}
+
+/// Parts of the loss that some variant has and that are not zero throughout; the total first.
+pub(in crate::report) fn drawn_parts(variants: &[Variant]) -> Vec<&str> {
+    let zero = zero_parts(variants);
+    all_parts(variants).into_iter().filter(|part| !zero.contains(part)).collect()
+}
+
+fn zero_parts(variants: &[Variant]) -> Vec<&str> {
+    let is_zero = |part: &str| {
+        let mut curves = variants.iter().filter_map(|variant| variant.loss_curves.as_ref()?.parts.get(part));
+        part != "loss" && curves.all(|values| values.iter().flatten().all(|value| *value == 0.0))
+    };
+    all_parts(variants).into_iter().filter(|part| is_zero(part)).collect()
+}
+
+fn all_parts(variants: &[Variant]) -> BTreeSet<&str> {
+    let curves = variants.iter().filter_map(|variant| variant.loss_curves.as_ref());
+    curves.flat_map(|curves| curves.parts.keys().map(String::as_str)).collect()
+}
+
+/// Returns how a part is called on the page.
+pub(in crate::report) fn part_name(part: &str) -> &str {
+    match part {
+        "loss" => "total",
+        "loss_invert" => "INVERT",
+        "loss_punish" => "PUNISH",
+        "loss_kl" => "KL anchor",
+        "loss_nll" => "NLL",
+        other => other.strip_prefix("loss_").unwrap_or(other),
+    }
+}
+
+pub(super) fn scores(variants: &[Variant]) -> Section {
+    let scored: Vec<(&Variant, &Scores)> =
+        variants.iter().filter_map(|variant| Some((variant, variant.score.as_ref()?))).collect();
+    let heads = ["variant", "conflict records", "clamped %", "mean weight INVERT", "mean weight PUNISH"];
+    let mut summary = Table::new("Impact scores", &heads);
+    let mut histograms = Vec::new();
+    for (variant, scores) in &scored {
+        let weight = |category| number(scores.mean_weight.get(category).copied());
+        let name = variant.name.clone();
+        let clamped = format!("{:.1}", scores.clamped_share);
+        summary.push([name, scores.n.to_string(), clamped, weight("INVERT"), weight("PUNISH")]);
+        histograms.push(histogram(&variant.name, scores));
+    }
+    let sentence = if scored.is_empty() {
+        "No variant weighs its records, so there are no impact scores."
+    } else {
+        "The impact score of a conflict record says how far its gradient goes along that of the gold batch. Scores of 0 and \
+         less are clamped: such a record gets no weight."
+    };
+    let tables = if scored.is_empty() { Vec::new() } else { [summary].into_iter().chain(histograms).collect() };
+    Section { id: "scores", title: "Impact scores", paragraphs: vec![sentence.to_owned()], tables }
+}
+
+fn histogram(name: &str, scores: &Scores) -> Table {
+    let mut table = Table::new(format!("Raw scores of {}", name), &["above", "up to", "records"]);
+    table.detail = true;
+    for (edges, count) in scores.histogram.edges.windows(2).zip(&scores.histogram.counts) {
+        table.push([number(Some(edges[0])), number(Some(edges[1])), count.to_string()]);
+    }
+    table
+}

@@ -1,0 +1,136 @@
+//! Contradictions between keys, and paths that no stage makes.
+
+use std::path::Path;
+
+use super::document::Place;
+use super::keys::Options;
+use super::problems::{Problems, Table};
+use super::{Located, Method, RunFile, Source, Variant};
+
+/// A value with the place and the full name of its key.
+pub(super) struct Named<T> {
+    pub(super) place: Place,
+    pub(super) name: String,
+    pub(super) value: T,
+}
+
+/// The tables a key may come from, the one that counts first.
+pub(super) struct Layers<'n>(pub(super) Vec<Table<'n>>);
+
+impl Layers<'_> {
+    /// Returns where a key was written and its full name.
+    fn find(&self, key: &str) -> (Place, String) {
+        let table = self.0.iter().find(|table| table.get(key).is_some()).unwrap_or(&self.0[0]);
+        (table.place(key), table.name(key))
+    }
+}
+
+/// Checks a base step's settings against each other.
+pub(super) fn base_step(method: Method, options: &Options, layers: &Layers<'_>, problems: &mut Problems<'_>) {
+    let mut refuse = |key: &str, problem: &str| {
+        let (place, name) = layers.find(key);
+        problems.add(place, &name, problem);
+    };
+    if !options.is_on("full") {
+        refuse("full", "is false; base steps train all weights, since the next step starts from a whole model");
+    }
+    if options.has("init_adapter") {
+        refuse("init_adapter", "has no place in a base step, which trains all weights");
+    }
+    for key in LORA.into_iter().filter(|key| options.has(key)) {
+        refuse(key, "has no place in a base step, which trains all weights");
+    }
+    training(method, options, layers, problems);
+}
+
+const LORA: [&str; 4] = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"];
+
+/// Checks a variant's settings against each other.
+pub(super) fn variant(variant: &Variant, table: &Table<'_>, layers: &Layers<'_>, problems: &mut Problems<'_>) {
+    let Some(method) = variant.method else { return };
+    let options = &variant.train.options;
+    let mut refuse = |key: &str, problem: String| {
+        let (place, name) = layers.find(key);
+        problems.add(place, &name, problem);
+    };
+    if options.is_on("from_scratch") {
+        refuse("from_scratch", "has no place in a variant: it re-aligns the deployed model; see [[base.step]]".into());
+    }
+    if options.is_on("full") {
+        for key in LORA.into_iter().chain(["init_adapter"]).filter(|key| options.has(key)) {
+            refuse(
+                key,
+                format!("contradicts full = true in {}: all weights are trained, there is no adapter", table.path),
+            );
+        }
+    }
+    training(method, options, layers, problems);
+}
+
+fn training(method: Method, options: &Options, layers: &Layers<'_>, problems: &mut Problems<'_>) {
+    let mut refuse = |key: &str, problem: String| {
+        let (place, name) = layers.find(key);
+        problems.add(place, &name, problem);
+    };
+    let loss = options.text("loss").unwrap_or(method.own_loss());
+    let smoothing = options.number("label_smoothing").unwrap_or(0.0);
+    let smoothed = ["cdpo", "rdpo"].contains(&loss);
+    if smoothed && smoothing == 0.0 {
+        let key = if options.has("label_smoothing") { "label_smoothing" } else { "loss" };
+        refuse(key, format!("the loss {loss} with label_smoothing 0 is plain dpo; give the noise rate, e.g. 0.1"));
+    }
+    if !smoothed && smoothing != 0.0 {
+        refuse("label_smoothing", format!("has an effect with the losses cdpo and rdpo only; the loss is {loss}"));
+    }
+    if let (Some(warmup), Some(steps)) = (options.number("warmup_steps"), options.number("max_steps"))
+        && warmup >= steps
+    {
+        refuse("warmup_steps", format!("is {warmup}, the run has {steps} updates: it never reaches its learning rate"));
+    }
+    for key in ["replay_batch_size", "replay_weight"] {
+        if options.has(key) && !options.has("replay_json_path") {
+            refuse(key, "has no effect without replay_json_path".into());
+        }
+    }
+}
+
+/// Checks that paths in the run's folder are made by one of its stages.
+pub(super) fn paths(paths: &[Named<Located>], file: &RunFile, problems: &mut Problems<'_>) {
+    for Named { place, name, value } in paths {
+        let Located::Run(path) = value else { continue };
+        if let Err(problem) = made_by(path, file) {
+            problems.add(*place, name, format!("run:{}: {problem}", path.display()));
+        }
+    }
+}
+
+fn made_by(path: &Path, file: &RunFile) -> Result<(), String> {
+    let in_world = file.data.source == Source::PolicyShift;
+    let first = path.iter().next().map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
+    let needs = |is_there: bool, what: &str| if is_there { Ok(()) } else { Err(format!("is made only with {what}")) };
+    match first.as_str() {
+        "world" => needs(in_world, "data.world"),
+        "splits" => needs(file.data.split.is_some(), "data.split"),
+        "data" if path == Path::new("data/pairs.json") => needs(!in_world, "data.input"),
+        "triage" if path == Path::new("triage/gold.json") => Ok(()),
+        "triage" if path == Path::new("triage/corrected.json") => needs(file.corrects(), "oracle.corrections"),
+        _ => Err("no stage makes it; there are world/…, data/pairs.json, triage/gold.json, triage/corrected.json \
+                  and splits/…"
+            .into()),
+    }
+}
+
+/// Checks that the model's folder holds weights, unless the first base step draws them.
+pub(super) fn weights(paths: &[Named<Located>], file: &RunFile, problems: &mut Problems<'_>) {
+    let Located::Outside(folder) = &file.model.path else { return };
+    let is_drawn = file.base.first().is_some_and(|step| step.options.is_on("from_scratch"));
+    let has_weights =
+        ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).exists());
+    if is_drawn || has_weights || !folder.join("config.json").exists() {
+        return;
+    }
+    if let Some(Named { place, name, .. }) = paths.iter().find(|named| named.value == file.model.path) {
+        let problem = format!("{} holds no weights (model.safetensors or its index)", folder.display());
+        problems.add(*place, name, problem);
+    }
+}

@@ -1,0 +1,88 @@
+//! The training recipes, as far as a plan depends on them; what they compute is the worker's business.
+
+use serde::{Deserialize, Serialize};
+
+/// A recipe by its name everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub(crate) enum Method {
+    Trace,
+    OraclePunish,
+    NoKl,
+    NoImpact,
+    NoTriage,
+    Dpo,
+    DpoGold,
+    NaiveOracleDpo,
+    Rdpo,
+    Cdpo,
+    Ipo,
+    Npo,
+    Sft,
+}
+
+impl Method {
+    const NAMES: [(&'static str, Method); 13] = [
+        ("trace", Method::Trace),
+        ("oracle-punish", Method::OraclePunish),
+        ("no-kl", Method::NoKl),
+        ("no-impact", Method::NoImpact),
+        ("no-triage", Method::NoTriage),
+        ("dpo", Method::Dpo),
+        ("dpo-gold", Method::DpoGold),
+        ("naive-oracle-dpo", Method::NaiveOracleDpo),
+        ("rdpo", Method::Rdpo),
+        ("cdpo", Method::Cdpo),
+        ("ipo", Method::Ipo),
+        ("npo", Method::Npo),
+        ("sft", Method::Sft),
+    ];
+
+    pub(crate) fn names() -> Vec<&'static str> {
+        Method::NAMES.iter().map(|(name, _)| *name).collect()
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Method> {
+        Method::NAMES.iter().find(|(known, _)| *known == name).map(|(_, method)| *method)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        Method::NAMES.iter().find(|(_, method)| *method == self).map_or("", |(name, _)| name)
+    }
+
+    /// Returns whether conflict terms are multiplied by impact scores.
+    pub(crate) fn is_weighted(self) -> bool {
+        matches!(self, Method::Trace | Method::OraclePunish | Method::NoKl | Method::NoTriage)
+    }
+
+    /// Returns whether PUNISH records are trained towards their corrections.
+    pub(crate) fn needs_corrections(self) -> bool {
+        matches!(self, Method::OraclePunish | Method::DpoGold)
+    }
+
+    /// Returns whether a record's category does not matter: such a method trains on the plain pairs of a split.
+    pub(crate) fn takes_plain_pairs(self) -> bool {
+        matches!(self, Method::Dpo | Method::Rdpo | Method::Cdpo | Method::Ipo)
+    }
+
+    /// Returns whether records of all categories are scored, not only those of the conflict.
+    pub(crate) fn scores_all(self) -> bool {
+        self == Method::NoTriage
+    }
+
+    /// Returns the method whose scores this one uses.
+    pub(crate) fn scored_as(self) -> Method {
+        if self == Method::NoKl { Method::Trace } else { self }
+    }
+
+    /// Returns the loss of preference terms where none is chosen.
+    pub(crate) fn own_loss(self) -> &'static str {
+        match self {
+            Method::Rdpo => "rdpo",
+            Method::Cdpo => "cdpo",
+            Method::Ipo => "ipo",
+            _ => "dpo",
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! Reads the tables of a run file.
+
+use std::path::{Path, PathBuf};
+
+use shared::weights::WeightNorm;
+
+use super::check::{self, Layers};
+use super::document::{Node, Value};
+use super::keys::{Options, Section, Setting};
+use super::problems::{Problems, Table, expected_words, nearest};
+use super::values::{Expected, Reader};
+use super::{
+    BASE, BaseStep, Data, Eval, Located, Method, Mock, Model, Oracle, Part, Run, RunFile, Score, Source, Split, Train,
+    Variant,
+};
+
+/// Keys whose values are paths.
+pub(super) const PATH_KEYS: [&str; 10] =
+    ["path", "data", "input", "policy", "mock", "prices", "prompts", "gold", "init_adapter", "replay_json_path"];
+const TABLES: [&str; 9] = ["run", "model", "base", "data", "oracle", "score", "train", "eval", "variant"];
+const RUN: [&str; 3] = ["name", "seed", "world_size"];
+const DATA: [&str; 7] = ["world", "input", "num_samples", "split", "train1_size", "train2_size", "group_by_prompt"];
+const ORACLE: [&str; 11] = [
+    "model",
+    "base_url",
+    "policy",
+    "mock",
+    "concurrency",
+    "ckpt_every",
+    "both",
+    "corrections",
+    "max_tokens",
+    "max_unlabelled_pct",
+    "prices",
+];
+const SCORE: [&str; 6] = ["gold", "gold_batch_size", "gold_seed", "lamda", "weight_norm", "shard_records"];
+const TRAIN: [&str; 1] = ["part"];
+const EVAL: [&str; 4] = ["prompts", "merge", "sample_size", "shard_prompts"];
+const VARIANT: [&str; 5] = ["name", "method", "score", "train", "eval"];
+const STEP: [&str; 3] = ["name", "method", "data"];
+
+const WORLD: &str = "policy-shift";
+const DEFAULT_MODEL: &str = "gpt-4o";
+const DEFAULT_URL: &str = "https://api.openai.com/v1";
+const MOCK_MODEL: &str = "mock-oracle";
+/// Reads all tables; none where something needed is missing. What is wrong is added to `problems`.
+pub(super) fn read(root: &Table<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<RunFile> {
+    problems.unknown_keys(root, &TABLES);
+    let empty = Node { value: Value::Table(Vec::new()), place: root.node.place };
+    let mut reader = Reader { folder, problems, paths: Vec::new() };
+    let mut section = |name: &str| {
+        let table = reader.problems.table(root, name);
+        table.unwrap_or(Table { path: name.to_owned(), node: &empty })
+    };
+    let [run, model, base, data, oracle] = ["run", "model", "base", "data", "oracle"].map(&mut section);
+    let [score, train, eval] = ["score", "train", "eval"].map(section);
+
+    let run = reader.run(&run);
+    let data = reader.data(&data);
+    let in_world = data.as_ref().is_some_and(|data| data.source == Source::PolicyShift);
+    let model = reader.model(&model, in_world, data.is_some());
+    let base_steps = reader.base(&base, run.as_ref().map_or(42, |run| run.seed));
+    let oracle = reader.oracle(&oracle, in_world);
+    let globals = Globals { score, train, eval, data: data.as_ref(), seed: run.as_ref().map_or(42, |run| run.seed) };
+    let variants = reader.variants(root, &globals);
+    let paths = std::mem::take(&mut reader.paths);
+
+    let file =
+        RunFile { run: run?, model: model?, base: base_steps?, data: data?, oracle: oracle?, variants: variants? };
+    check::paths(&paths, &file, problems);
+    check::weights(&paths, &file, problems);
+    Some(file)
+}
+
+/// The tables that variants override, and what they depend on.
+struct Globals<'n, 'd> {
+    score: Table<'n>,
+    train: Table<'n>,
+    eval: Table<'n>,
+    data: Option<&'d Data>,
+    seed: u64,
+}
+
+impl Reader<'_, '_> {
+    fn run(&mut self, table: &Table<'_>) -> Option<Run> {
+        self.problems.unknown_keys(table, &RUN);
+        let seed = self.problems.count(table, "seed", 0).unwrap_or(42);
+        let world_size = self.problems.count(table, "world_size", 1).map(|size| size.min(u64::from(u32::MAX)) as u32);
+        let name = self.needed(table, "name", "the name of the run and of its folder")?;
+        let name = self.folder_name(table, "name", name)?;
+        Some(Run { name, seed, world_size })
+    }
+
+    fn model(&mut self, table: &Table<'_>, in_world: bool, has_data: bool) -> Option<Model> {
+        let options = self.options(table, Section::Model, &["path"]);
+        if table.get("path").is_none() {
+            if in_world {
+                return Some(Model { path: Located::Run("world/model".into()), options });
+            }
+            if has_data {
+                return self.missing(table, "path", "a model folder in Hugging Face layout");
+            }
+            return None;
+        }
+        let path = self.located(table, "path", Expected::Model)?;
+        Some(Model { path, options })
+    }
+
+    fn data(&mut self, table: &Table<'_>) -> Option<Data> {
+        self.problems.unknown_keys(table, &DATA);
+        let split = self.split(table);
+        let num_samples = self.problems.count(table, "num_samples", 1);
+        let world = table.get("world").is_some();
+        if world && table.get("input").is_some() {
+            return self.problems.wrong(table, "input", "contradicts data.world; keep one of the two");
+        }
+        if world {
+            if num_samples.is_some() {
+                self.problems.wrong::<()>(table, "num_samples", "has no effect on a world; it goes with data.input");
+            }
+            self.problems.choice(table, "world", &[WORLD])?;
+            return Some(Data { source: Source::PolicyShift, split: split? });
+        }
+        if table.get("input").is_none() {
+            let problem = format!("is missing; name files of pairs, or world = \"{WORLD}\" for the example world");
+            return self.problems.wrong(table, "input", problem);
+        }
+        let files: Vec<PathBuf> =
+            self.problems.strings(table, "input")?.iter().map(|file| self.folder.join(file)).collect();
+        for file in files.iter().filter(|file| !file.is_file()) {
+            self.problems.wrong::<()>(table, "input", format!("there is no file {}", file.display()));
+        }
+        Some(Data { source: Source::Input { files, num_samples }, split: split? })
+    }
+
+    /// Reads how to split; `Some(None)` for not at all.
+    fn split(&mut self, table: &Table<'_>) -> Option<Option<Split>> {
+        if table.get("split").is_none() {
+            for key in ["train1_size", "train2_size", "group_by_prompt"] {
+                if table.get(key).is_some() {
+                    let problem = "has no effect without data.split = \"stratified\" or \"uniform\"";
+                    self.problems.wrong::<()>(table, key, problem);
+                }
+            }
+            return Some(None);
+        }
+        let manner = self.problems.choice(table, "split", &["stratified", "uniform"]);
+        let train1_size = self.problems.count(table, "train1_size", 1).unwrap_or(10_000);
+        let train2_given = self.problems.count(table, "train2_size", 1);
+        let train2_size = train2_given.unwrap_or(5_000.min(train1_size));
+        if train2_size > train1_size {
+            let problem = format!("is {train2_size}, but train2 is drawn from train1, which has {train1_size} records");
+            self.problems.wrong::<()>(table, "train2_size", problem);
+        }
+        let group_by_prompt = self.problems.flag(table, "group_by_prompt").unwrap_or(false);
+        Some(Some(Split { stratified: manner? == "stratified", group_by_prompt, train1_size, train2_size }))
+    }
+
+    fn oracle(&mut self, table: &Table<'_>, in_world: bool) -> Option<Oracle> {
+        self.problems.unknown_keys(table, &ORACLE);
+        let mock = self.mock(table, in_world)?;
+        let policy = self.outside_file(table, "policy");
+        if policy.is_none() && mock.is_none() && table.get("policy").is_none() {
+            self.missing::<()>(table, "policy", "a file with the policy's text (or set mock)");
+        }
+        let base_url = self.problems.string(table, "base_url");
+        if let Some(url) = &base_url
+            && !url
+                .split_once("://")
+                .is_some_and(|(scheme, rest)| ["http", "https"].contains(&scheme) && !rest.is_empty())
+        {
+            let problem = format!("is {url:?}; expected http(s)://HOST[:PORT]/v1");
+            self.problems.wrong::<()>(table, "base_url", problem);
+        }
+        let default_url = mock.is_none().then(|| DEFAULT_URL.to_owned());
+        let default_model = if mock.is_some() { MOCK_MODEL } else { DEFAULT_MODEL };
+        let percent = |value: f64| (0.0..=100.0).contains(&value);
+        let concurrency = self.problems.count(table, "concurrency", 1).unwrap_or(8);
+        if concurrency > 4096 {
+            self.problems.wrong::<()>(table, "concurrency", format!("is {concurrency}; expected at most 4096"));
+        }
+        Some(Oracle {
+            model: self.problems.string(table, "model").unwrap_or_else(|| default_model.to_owned()),
+            base_url: base_url.or(default_url),
+            policy,
+            mock,
+            concurrency: concurrency.min(4096) as u32,
+            ckpt_every: self.problems.count(table, "ckpt_every", 0).unwrap_or(1000),
+            both: self.problems.flag(table, "both").unwrap_or(true),
+            corrections: self.problems.flag(table, "corrections").unwrap_or(false),
+            max_tokens: self.problems.count(table, "max_tokens", 1).unwrap_or(512).min(u64::from(u32::MAX)) as u32,
+            max_unlabelled_pct: self
+                .problems
+                .number(table, "max_unlabelled_pct", percent, "a share from 0 to 100")
+                .unwrap_or(5.0),
+            prices: self.outside_file(table, "prices"),
+        })
+    }
+
+    /// Reads what the mock answers by; `Some(None)` for no mock.
+    fn mock(&mut self, table: &Table<'_>, in_world: bool) -> Option<Option<Mock>> {
+        match table.get("mock").map(|node| &node.value) {
+            None | Some(Value::Boolean(false)) => Some(None),
+            Some(Value::Boolean(true)) if in_world => Some(Some(Mock::World)),
+            Some(Value::Boolean(true)) => {
+                self.problems.wrong(table, "mock", "is true without data.world; name a rule file to answer by")
+            }
+            Some(Value::String(_)) => self.outside_file(table, "mock").map(|file| Some(Mock::Rules(file))),
+            Some(other) => {
+                let problem = format!("expected true or a rule file, found {}", other.what());
+                self.problems.wrong(table, "mock", problem)
+            }
+        }
+    }
+
+    fn base(&mut self, table: &Table<'_>, seed: u64) -> Option<Vec<BaseStep>> {
+        let common = self.options(table, Section::Train, &["step"]);
+        let tables = self.problems.tables(table, "step");
+        if tables.is_empty() && table.node.entries().is_some_and(|entries| !entries.is_empty()) {
+            self.problems.wrong::<()>(table, "step", "is missing: settings of base steps without a [[base.step]]");
+        }
+        let mut steps: Vec<BaseStep> = Vec::new();
+        let mut whole = true;
+        for step in &tables {
+            let own = self.options(step, Section::Train, &STEP);
+            let name =
+                self.needed(step, "name", "a name for the step").and_then(|name| self.folder_name(step, "name", name));
+            let method = self.method(step);
+            let data = self.located_needed(step, "data", "the records to train on");
+            let (Some(name), Some(method), Some(data)) = (name, method, data) else {
+                whole = false;
+                continue;
+            };
+            if steps.iter().any(|other| other.name == name) {
+                self.problems.wrong::<()>(step, "name", format!("there is another step {name:?}"));
+            }
+            let mut options = common.overlaid(&own);
+            options.0.insert("full".to_owned(), Setting::Flag(!is_off(&options, "full")));
+            options.default_text("seed", seed);
+            let layers = Layers(vec![step.clone(), table.clone()]);
+            check::base_step(method, &options, &layers, self.problems);
+            steps.push(BaseStep { name, method, data, options });
+        }
+        whole.then_some(steps)
+    }
+
+    fn variants(&mut self, root: &Table<'_>, globals: &Globals<'_, '_>) -> Option<Vec<Variant>> {
+        // Read by themselves too, so that a wrong key is found once, whatever the variants override.
+        self.score(&globals.score, None);
+        self.options(&globals.train, Section::Train, &TRAIN);
+        let tables = self.problems.tables(root, "variant");
+        if tables.is_empty() && root.get("variant").is_none() {
+            let problem = "is missing; a run compares variants: name = \"base\", name = \"trace\", …";
+            self.problems.add(root.node.place, "[[variant]]", problem);
+        }
+        let mut variants: Vec<Variant> = Vec::new();
+        let mut whole = true;
+        for table in &tables {
+            match self.variant(table, globals) {
+                Some(variant) if variants.iter().any(|other| other.name == variant.name) => {
+                    let problem = format!("there is another variant {:?}", variant.name);
+                    self.problems.wrong::<()>(table, "name", problem);
+                }
+                Some(variant) => variants.push(variant),
+                None => whole = false,
+            }
+        }
+        whole.then_some(variants)
+    }
+
+    fn variant(&mut self, table: &Table<'_>, globals: &Globals<'_, '_>) -> Option<Variant> {
+        self.problems.unknown_keys(table, &VARIANT);
+        let empty = Node { value: Value::Table(Vec::new()), place: table.node.place };
+        let [own_score, own_train, own_eval] = ["score", "train", "eval"]
+            .map(|name| self.problems.table(table, name).unwrap_or(Table { path: table.name(name), node: &empty }));
+        let score = self.score(&globals.score, Some(&own_score));
+        let train = self.train(globals, &own_train);
+        let eval = self.eval(globals, &own_eval);
+        let name = self.needed(table, "name", "the variant's name, that of a method or base")?;
+        let name = self.folder_name(table, "name", name)?;
+        let method = self.variant_method(table, &name)?;
+        let variant = Variant { name, method, score: score?, train, eval: eval? };
+        let layers = Layers(vec![own_train, globals.train.clone()]);
+        check::variant(&variant, table, &layers, self.problems);
+        for key in ["score", "train"] {
+            if method.is_none() && table.get(key).is_some() {
+                self.problems.wrong::<()>(table, key, "has no effect on the base: nothing is trained there");
+            }
+        }
+        Some(variant)
+    }
+
+    /// Returns a variant's method, `Some(None)` for the base.
+    fn variant_method(&mut self, table: &Table<'_>, name: &str) -> Option<Option<Method>> {
+        if name == BASE {
+            return match table.get("method") {
+                None => Some(None),
+                Some(_) => {
+                    self.problems.wrong(table, "method", "the variant base is the deployed model; it has no method")
+                }
+            };
+        }
+        let named = Method::named(name);
+        if table.get("method").is_some() {
+            let method = self.method(table)?;
+            if named.is_some_and(|named| named != method) {
+                let problem = format!("is {:?}, but the variant has the name of another method", method.name());
+                return self.problems.wrong(table, "method", problem);
+            }
+            return Some(Some(method));
+        }
+        if name == "u2a" {
+            return self.problems.wrong(table, "name", U2A);
+        }
+        match named {
+            Some(method) => Some(Some(method)),
+            None => {
+                let names = [&[BASE][..], &Method::names()].concat();
+                let problem = match nearest(name, &names) {
+                    Some(near) => format!("{name:?} is no method; did you mean {near:?}? Else name one by method = …"),
+                    None => format!("{name:?} is no method; name one by method = …: {}", Method::names().join(", ")),
+                };
+                self.problems.wrong(table, "name", problem)
+            }
+        }
+    }
+
+    fn method(&mut self, table: &Table<'_>) -> Option<Method> {
+        let name = self.needed(table, "method", "a method of training")?;
+        if name == "u2a" {
+            return self.problems.wrong(table, "method", U2A);
+        }
+        let names = Method::names();
+        Method::named(&name)
+            .or_else(|| self.problems.wrong(table, "method", format!("is {name:?}; {}", expected_words(&name, &names))))
+    }
+
+    fn score(&mut self, global: &Table<'_>, own: Option<&Table<'_>>) -> Option<Score> {
+        let mut options = Options::default();
+        let tables: Vec<&Table<'_>> = std::iter::once(global).chain(own).collect();
+        for table in &tables {
+            options = options.overlaid(&self.options(table, Section::Score, &SCORE));
+        }
+        let mut score = Score {
+            gold: None,
+            gold_batch_size: 64,
+            gold_seed: 42,
+            lamda: 1.0,
+            weight_norm: WeightNorm::Mean1,
+            shard_records: 128,
+            options,
+        };
+        for table in tables {
+            for (key, value, least) in [
+                ("gold_batch_size", &mut score.gold_batch_size, 1),
+                ("gold_seed", &mut score.gold_seed, 0),
+                ("shard_records", &mut score.shard_records, 1),
+            ] {
+                *value = self.problems.count(table, key, least).unwrap_or(*value);
+            }
+            let lamda = self.problems.number(table, "lamda", |value| value > 0.0, "a number above 0");
+            score.lamda = lamda.unwrap_or(score.lamda);
+            let norm = self.problems.choice(table, "weight_norm", &["mean1", "reference"]);
+            score.weight_norm = norm.and_then(|name| name.parse().ok()).unwrap_or(score.weight_norm);
+            if table.get("gold").is_some() {
+                score.gold = Some(self.located(table, "gold", Expected::File)?);
+            }
+        }
+        Some(score)
+    }
+
+    fn train(&mut self, globals: &Globals<'_, '_>, own: &Table<'_>) -> Train {
+        let mut part = Part::Train1;
+        let mut options = Options::default();
+        for table in [&globals.train, own] {
+            options = options.overlaid(&self.options(table, Section::Train, &TRAIN));
+            match self.problems.choice(table, "part", &["train1", "train2"]).as_deref() {
+                Some("train2") => part = Part::Train2,
+                Some(_) => part = Part::Train1,
+                None => {}
+            }
+            if table.get("part").is_some() && globals.data.is_some_and(|data| data.split.is_none()) {
+                self.problems.wrong::<()>(table, "part", "has no effect without data.split");
+            }
+        }
+        options.default_text("seed", globals.seed);
+        Train { part, options }
+    }
+
+    fn eval(&mut self, globals: &Globals<'_, '_>, own: &Table<'_>) -> Option<Eval> {
+        let mut options = Options::default();
+        let (mut prompts, mut merge, mut sample_size, mut shard_prompts) = (None, false, None, 256);
+        for table in [&globals.eval, own] {
+            options = options.overlaid(&self.options(table, Section::Eval, &EVAL));
+            merge = self.problems.flag(table, "merge").unwrap_or(merge);
+            sample_size = self.problems.count(table, "sample_size", 1).or(sample_size);
+            shard_prompts = self.problems.count(table, "shard_prompts", 1).unwrap_or(shard_prompts);
+            if table.get("prompts").is_some() {
+                prompts = Some(self.located(table, "prompts", Expected::File)?);
+            }
+        }
+        options.default_text("seed", globals.seed);
+        let data = globals.data?;
+        let of_data = match (&data.source, &data.split) {
+            (Source::PolicyShift, _) => Some("world/prompts_test.json"),
+            (Source::Input { .. }, Some(_)) => Some("splits/trace/test.json"),
+            (Source::Input { .. }, None) => None,
+        };
+        let prompts = prompts.or_else(|| of_data.map(|path| Located::Run(path.into())));
+        let Some(prompts) = prompts else {
+            return self.missing(
+                &globals.eval,
+                "prompts",
+                "the prompts to evaluate on (with data.split: its test part)",
+            );
+        };
+        Some(Eval { prompts, merge, sample_size, shard_prompts, options })
+    }
+}
+
+const U2A: &str = "u2a (outer rounds of re-weighted unlearning) is not built yet; npo is its unweighted inner problem";
+
+fn is_off(options: &Options, name: &str) -> bool {
+    options.0.get(name) == Some(&Setting::Flag(false))
+}

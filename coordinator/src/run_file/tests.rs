@@ -1,0 +1,272 @@
+use super::*;
+
+const QUICKSTART: &str = include_str!("../../../deploy/examples/quickstart.toml");
+
+fn read(text: &str) -> Result<RunFile, Vec<String>> {
+    parse(text, "run.toml", Path::new("/nowhere"), &[])
+}
+
+fn problems(text: &str) -> Vec<String> {
+    read(text).unwrap_err()
+}
+
+/// A small file that is right, with lines put in after its tables' heads.
+fn small(run: &str, oracle: &str, train: &str, rest: &str) -> String {
+    format!(
+        "[run]\nname = \"small\"\n{run}\n[data]\nworld = \"policy-shift\"\n[oracle]\nmock = true\n{oracle}\n[train]\n\
+         {train}\n[[variant]]\nname = \"trace\"\n{rest}"
+    )
+}
+
+#[test]
+fn the_quickstart_is_read() {
+    let file = read(QUICKSTART).unwrap();
+    assert_eq!((file.run.name.as_str(), file.run.seed, file.world_size()), ("quickstart", 1, 2));
+    assert_eq!(file.base.len(), 3);
+    assert_eq!(file.deployed(), Located::Run("base".into()));
+    assert_eq!(file.oracle.model, "mock-oracle");
+    assert_eq!(file.oracle.base_url, None);
+    let trace = &file.variants[1];
+    assert_eq!(trace.method, Some(Method::Trace));
+    assert_eq!(trace.score.gold_batch_size, 192);
+    let args = trace.train.options.args(keys::TRAIN, Path::new("/run")).join(" ");
+    assert_eq!(
+        args,
+        "--seed 1 --loss ipo --batch-size 16 --gradient-accumulation-steps 1 --learning-rate 0.001 --num-train-epochs 3 \
+         --beta 0.125 --alpha-kl 30 --max-length 128 --lora-r 16 --lora-alpha 16 --lora-dropout 0 --lora-target-modules \
+         q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj --save-steps 50 --pack-tokens 8192"
+    );
+    let base = file.base[2].options.args(keys::TRAIN, Path::new("/run")).join(" ");
+    assert_eq!(
+        base,
+        "--seed 1 --nll-weight 1 --batch-size 32 --gradient-accumulation-steps 1 --learning-rate 0.0001 --beta 2 \
+         --max-length 128 --full --replay-json-path /run/world/skill_sft.json --replay-batch-size 16 --replay-weight 1 \
+         --weight-decay 0.01 --adam-beta2 0.98 --pack-tokens 8192"
+    );
+}
+
+#[test]
+fn all_problems_are_told_at_once_with_their_lines() {
+    let text = "\
+[run]
+nam = \"x\"
+seed = -1
+
+[data]
+world = \"policy-shift\"
+input = \"pairs.json\"
+
+[train]
+learning_rat = 1e-3
+beta = 0
+lora_r = 1.5
+loss = \"dpoo\"
+
+[[variant]]
+name = \"trac\"
+
+[[variant]]
+name = \"trace\"
+train.alpha_kl = \"much\"
+eval = 3
+";
+    assert_eq!(
+        problems(text),
+        [
+            "run.toml:1: run.name: is missing: the name of the run and of its folder",
+            "run.toml:1: oracle.policy: is missing: a file with the policy's text (or set mock)",
+            "run.toml:2: run.nam: unknown key; did you mean name?",
+            "run.toml:3: run.seed: is -1; expected a whole number from 0",
+            "run.toml:7: data.input: contradicts data.world; keep one of the two",
+            "run.toml:10: train.learning_rat: unknown key; did you mean learning_rate?",
+            "run.toml:11: train.beta: is 0; expected a number above 0",
+            "run.toml:12: train.lora_r: expected a whole number, found a number",
+            "run.toml:13: train.loss: is \"dpoo\"; did you mean \"dpo\"? known: dpo, ipo, cdpo, rdpo",
+            "run.toml:16: variant.trac.name: \"trac\" is no method; did you mean \"trace\"? Else name one by method = …",
+            "run.toml:20: variant.trace.train.alpha_kl: expected a number, found a string",
+            "run.toml:21: variant.trace.eval: expected a table, found a whole number",
+        ]
+    );
+}
+
+#[test]
+fn syntax_errors_have_lines_too() {
+    let found = problems("[run]\nname = \"x\nseed = 1\n[data\n");
+    assert!(found[0].starts_with("run.toml:2: ") && found.len() > 1, "{found:?}");
+}
+
+#[test]
+fn contradictions_name_the_key_that_was_written() {
+    let cases = [
+        (small("", "", "label_smoothing = 0.1", ""), "run.toml:10: train.label_smoothing: has an effect with"),
+        (small("", "", "", "train.loss = \"rdpo\""), "run.toml:13: variant.trace.train.loss: the loss rdpo with"),
+        (
+            small("", "", "full = true\nlora_r = 8", ""),
+            "run.toml:11: train.lora_r: contradicts full = true in variant.trace",
+        ),
+        (small("", "", "max_steps = 5\nwarmup_steps = 5", ""), "run.toml:11: train.warmup_steps: is 5, the run has 5"),
+        (small("", "", "replay_weight = 1", ""), "run.toml:10: train.replay_weight: has no effect without"),
+        (small("", "", "part = \"train2\"", ""), "run.toml:10: train.part: has no effect without data.split"),
+        (small("", "", "from_scratch = true", ""), "run.toml:10: train.from_scratch: has no place in a variant"),
+        (
+            small("", "", "", "[[variant]]\nname = \"trace\""),
+            "run.toml:14: variant.trace.name: there is another variant",
+        ),
+        (small("", "", "", "[[variant]]\nname = \"u2a\""), "run.toml:14: variant.u2a.name: u2a (outer rounds of"),
+        (small("", "", "", "method = \"u2a\""), "run.toml:13: variant.trace.method: u2a (outer rounds of"),
+        (
+            small("", "", "", "method = \"dpo\""),
+            "run.toml:13: variant.trace.method: is \"dpo\", but the variant has the name",
+        ),
+        (
+            small("", "", "", "[[variant]]\nname = \"base\"\ntrain.beta = 1"),
+            "run.toml:15: variant.base.train: has no effect",
+        ),
+        (
+            small("", "", "", "[[variant]]\nname = \"stages\"\nmethod = \"dpo\""),
+            "run.toml:14: variant.stages.name: \"stages\" is",
+        ),
+        (
+            small("", "", "", "eval.prompts = \"run:splits/trace/test.json\""),
+            "run.toml:13: variant.trace.eval.prompts: run:splits",
+        ),
+        (
+            small("", "max_unlabelled_pct = 101", "", ""),
+            "run.toml:8: oracle.max_unlabelled_pct: is 101; expected a share",
+        ),
+        (
+            small("", "base_url = \"api.openai.com\"", "", ""),
+            "run.toml:8: oracle.base_url: is \"api.openai.com\"; expected",
+        ),
+        (small("", "policy = \"p.txt\"", "", ""), "run.toml:8: oracle.policy: there is no file /nowhere/p.txt"),
+        (small("", "", "", "[base]\nbeta = 1"), "base.step: is missing: settings of base steps without"),
+        (
+            small(
+                "",
+                "",
+                "",
+                "[[base.step]]\nname = \"a\"\nmethod = \"sft\"\ndata = \"run:world/skill_sft.json\"\nlora_r = 4",
+            ),
+            "run.toml:17: base.step.a.lora_r: has no place in a base step",
+        ),
+    ];
+    for (text, says) in cases {
+        let found = problems(&text);
+        assert!(found.len() == 1 && found[0].contains(says), "{says}\n{found:#?}\n{text}");
+    }
+    let found = problems("[run]\nname = \"x\"\n[data]\ninput = \"a.json\"\ntrain1_size = 5\n[oracle]\nmock = true\n");
+    assert_eq!(
+        found,
+        [
+            "run.toml:1: model.path: is missing: a model folder in Hugging Face layout",
+            "run.toml:1: [[variant]]: is missing; a run compares variants: name = \"base\", name = \"trace\", …",
+            "run.toml:4: data.input: there is no file /nowhere/a.json",
+            "run.toml:5: data.train1_size: has no effect without data.split = \"stratified\" or \"uniform\"",
+            "run.toml:7: oracle.mock: is true without data.world; name a rule file to answer by",
+        ]
+    );
+}
+
+#[test]
+fn overrides_take_toml_values_and_plain_words() {
+    let set = |set: &[&str]| {
+        let set: Vec<String> = set.iter().map(|text| (*text).to_owned()).collect();
+        parse(QUICKSTART, "q.toml", Path::new("/nowhere"), &set)
+    };
+    let file = set(&[
+        "run.seed=7",
+        "train.beta = 0.5",
+        "variant.trace.train.beta=0.25",
+        "base.step.sft.max_steps=10",
+        "base.step.sft.warmup_steps=1",
+        "model.dtype=bf16",
+        "eval.merge=true",
+        "score.weight_norm='reference'",
+        "train.lora_target_modules=[\"q_proj\"]",
+    ])
+    .unwrap();
+    assert_eq!(file.run.seed, 7);
+    let beta = |index: usize| file.variants[index].train.options.number("beta");
+    assert_eq!((beta(1), beta(2)), (Some(0.25), Some(0.5)));
+    assert_eq!(file.base[1].options.text("max_steps"), Some("10"));
+    assert_eq!(file.model.options.text("dtype"), Some("bf16"));
+    assert_eq!(file.variants[1].score.weight_norm, WeightNorm::Reference);
+    assert_eq!(file.variants[2].train.options.text("lora_target_modules"), Some("q_proj"));
+    assert!(file.variants[1].is_merged() && !file.variants[0].is_merged());
+
+    let found = set(&[
+        "train.bet=1",
+        "train.beta=-1",
+        "train",
+        "run.seed.x=1",
+        "variant.tracy.train.beta=1",
+        "eval={batch_size=0}",
+        "score.pa_batch_size=[1",
+    ])
+    .unwrap_err();
+    assert_eq!(
+        found[..6],
+        [
+            "--set train.bet=1: unknown key; did you mean beta?",
+            "--set train.beta=-1: is -1; expected a number above 0",
+            "--set train: expected KEY=VALUE",
+            "--set run.seed.x=1: run.seed is a whole number, not a table",
+            "--set variant.tracy.train.beta=1: no [[variant]] is named \"tracy\"; there are: base, trace, oracle-punish",
+            "--set eval={batch_size=0}: eval.batch_size: is 0; expected a whole number from 1",
+        ]
+    );
+    assert!(found[6].starts_with("--set score.pa_batch_size=[1: the value is no TOML"), "{found:?}");
+}
+
+#[test]
+fn paths_on_the_command_line_start_where_it_is_given() {
+    let cases = [
+        ("model.path=m", "model.path=/here/m"),
+        ("model.path=\"m\"", "model.path=/here/m"),
+        ("data.input=/a/b.json", "data.input=/a/b.json"),
+        ("data.input=[\"b.json\", '/c.json']", "data.input=[\"/here/b.json\", \"/c.json\"]"),
+        ("run.name=x", "run.name=x"),
+        ("eval.prompts=run:world/p.json", "eval.prompts=run:world/p.json"),
+        ("oracle.mock=true", "oracle.mock=true"),
+        ("model.path=[1", "model.path=[1"),
+    ];
+    for (given, expected) in cases {
+        assert_eq!(set_from(Path::new("/here"), &[given.to_owned()]), [expected]);
+    }
+}
+
+#[test]
+fn files_of_the_user_are_looked_for_from_the_files_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("model")).unwrap();
+    for file in ["model/config.json", "model/model.safetensors", "pairs.jsonl", "rules.toml"] {
+        std::fs::write(dir.path().join(file), "{}").unwrap();
+    }
+    let text = "[run]\nname = \"own\"\n[model]\npath = \"model\"\n[data]\ninput = \"pairs.jsonl\"\nnum_samples = 3\n\
+                [oracle]\nmock = \"rules.toml\"\n[eval]\nprompts = \"run:data/pairs.json\"\n[[variant]]\nname = \"dpo\"\n";
+    let file = parse(text, "own.toml", dir.path(), &[]).unwrap();
+    assert_eq!(file.model.path, Located::Outside(dir.path().join("model")));
+    assert_eq!(file.oracle.mock, Some(Mock::Rules(dir.path().join("rules.toml"))));
+    let again: RunFile = serde_json::from_str(&serde_json::to_string(&file).unwrap()).unwrap();
+    assert_eq!(again, file);
+    std::fs::remove_file(dir.path().join("model/model.safetensors")).unwrap();
+    let found = parse(text, "own.toml", dir.path(), &[]).unwrap_err();
+    assert!(found[0].starts_with("own.toml:4: model.path: ") && found[0].contains("holds no weights"), "{found:?}");
+    std::fs::remove_file(dir.path().join("model/config.json")).unwrap();
+    let found = parse(text, "own.toml", dir.path(), &[]).unwrap_err();
+    assert!(
+        found[0].starts_with("own.toml:4: model.path: ") && found[0].contains("no folder with config.json"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn the_examples_lack_nothing_but_the_users_own_files() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    for (name, missing) in [("quickstart.toml", 0), ("real-model.toml", 2), ("production.toml", 2)] {
+        let text = std::fs::read_to_string(folder.join(name)).unwrap();
+        let found = parse(&text, name, &folder, &[]).err().unwrap_or_default();
+        assert_eq!(found.len(), missing, "{found:#?}");
+        assert!(found.iter().all(|problem| problem.contains("there is no file") || problem.contains("is no folder")));
+    }
+}

@@ -1,0 +1,420 @@
+//! The brain: which stage begins, who runs which task, what a loss means. No async, no I/O, no clock.
+//!
+//! [`Scheduler::apply`] takes what happened and returns what must be done. Facts of a run are saved before anyone is told
+//! (the driver's promise); workers are not saved, they say Hello again.
+
+pub(crate) mod event;
+mod place;
+pub(crate) mod run;
+mod tasks;
+pub(crate) mod worker;
+
+use std::collections::BTreeMap;
+
+use event::{Begun, Effect, Event, Refusal, Source, Ticket};
+use proto::coordinator::to_worker::Message;
+use proto::coordinator::{Drain, StopReason};
+#[cfg(test)]
+use run::TaskState;
+use run::{Run, RunState, Stage, StageState, Task};
+use worker::{Worker, WorkerState};
+
+use crate::plan::{Place, Plan};
+use crate::stage::Outcome;
+
+/// Times that decide what is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Timing {
+    /// Between two heartbeats of a worker.
+    pub(crate) heartbeat_ms: u64,
+    /// Without any message for so long a worker is lost: five heartbeats.
+    pub(crate) lost_after_ms: u64,
+    /// A gang's members must have found each other within so long.
+    pub(crate) form_within_ms: u64,
+}
+
+/// Failures of its own after which a task fails its stage.
+const FAILURES: u32 = 3;
+/// Lost attempts after which a stage is given up: something other than bad luck takes its workers.
+const LOSSES: u32 = 20;
+
+/// All runs and workers.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    timing: Timing,
+    runs: BTreeMap<String, Run>,
+    workers: BTreeMap<String, Worker>,
+    next_ticket: u64,
+    /// Gang secrets are derived from it.
+    seed: [u8; 32],
+    /// What the present event asks for.
+    effects: Vec<Effect>,
+}
+
+impl Scheduler {
+    /// Starts with the runs that were saved. `seed` must be secret and fresh; tickets start after those of earlier lives.
+    pub(crate) fn new(timing: Timing, seed: [u8; 32], runs: BTreeMap<String, Run>) -> Scheduler {
+        let tickets = runs.values().flat_map(|run| &run.stages).filter_map(Stage::ticket).map(|ticket| ticket.0);
+        let next_ticket = tickets.max().unwrap_or(0) + 1;
+        Scheduler { timing, runs, workers: BTreeMap::new(), next_ticket, seed, effects: Vec::new() }
+    }
+
+    /// Applies one event and returns what must now be done, in order.
+    pub(crate) fn apply(&mut self, now_ms: u64, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Started => self.started(now_ms),
+            Event::RunSubmitted { plan, source } => self.run_submitted(now_ms, plan, source),
+            Event::CancelAsked { run } => self.cancel_asked(now_ms, &run),
+            Event::PauseAsked { run } => self.pause_asked(&run),
+            Event::ResumeAsked { run } => self.resume_asked(&run),
+            Event::DrainAsked { worker } => self.drain_asked(&worker),
+            Event::StageBegun { ticket, begun } => self.stage_begun(now_ms, ticket, begun),
+            Event::StageCarriedOut { ticket, done } => self.stage_carried_out(now_ms, ticket, done),
+            Event::StageFinished { ticket, done } => self.stage_finished(now_ms, ticket, done),
+            Event::StageProgressed { ticket, progress } => {
+                if let Some((run, index)) = self.ticket_holder(ticket) {
+                    let stage = self.stage_mut(&run, index);
+                    (stage.done, stage.total, stage.cost_usd) = (progress.done, progress.total, progress.cost_usd);
+                    stage.note = progress.note;
+                }
+            }
+            Event::WorkerHello { hello } => self.worker_hello(now_ms, hello),
+            Event::WorkerFolderSeen { worker, instance, problem } => {
+                self.worker_folder_seen(now_ms, &worker, &instance, problem);
+            }
+            Event::WorkerHeard { worker, instance } => self.heard(now_ms, &worker, &instance),
+            Event::WorkerLeaving { worker, instance, reason } => {
+                self.heard(now_ms, &worker, &instance);
+                if let Some(worker) = self.workers.get_mut(&worker).filter(|worker| worker.hello.instance == instance) {
+                    worker.leaving = Some(reason);
+                }
+            }
+            Event::WorkerDisconnected { worker, instance } => self.worker_disconnected(now_ms, &worker, &instance),
+            Event::PeerReady { worker, task, address } => self.peer_ready(&worker, &task, address),
+            Event::TaskProgressed { worker, progress } => self.task_progressed(&worker, progress),
+            Event::TaskEnded { worker, ended } => self.task_ended(now_ms, &worker, ended),
+            Event::Tick => self.tick(now_ms),
+        }
+        self.advance(now_ms);
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Returns all runs by name.
+    pub(crate) fn runs(&self) -> &BTreeMap<String, Run> {
+        &self.runs
+    }
+
+    /// Returns all workers by name.
+    pub(crate) fn workers(&self) -> &BTreeMap<String, Worker> {
+        &self.workers
+    }
+
+    /// Work of this process died with its last life and is done again; tasks on workers may still run.
+    fn started(&mut self, now_ms: u64) {
+        // A paused run may have been finishing a stage.
+        let unfinished = self.runs.iter().filter(|(_, run)| !run.state.is_ended());
+        for (name, run) in unfinished.map(|(name, run)| (name.clone(), run.clone())).collect::<Vec<_>>() {
+            for (index, stage) in run.stages.iter().enumerate() {
+                let again = match stage.state {
+                    StageState::Beginning { .. } | StageState::CarryingOut { .. } => StageState::Waiting,
+                    StageState::Finishing { seconds, .. } => {
+                        self.finish_stage(&name, index, seconds);
+                        continue;
+                    }
+                    _ => continue,
+                };
+                self.stage_mut(&name, index).state = again;
+            }
+            self.log(&name, "the coordinator started again; the run goes on");
+        }
+        // Members of running tasks get the time of a lost worker to say Hello.
+        let members = self.runs.values().flat_map(|run| &run.stages).flat_map(Stage::tasks).flat_map(Task::members);
+        let expected: Vec<(String, String)> =
+            members.filter(|m| !m.ended).map(|m| (m.worker.clone(), m.instance.clone())).collect();
+        for (name, instance) in expected {
+            self.workers.insert(name.clone(), Worker::expected(&name, &instance, now_ms));
+        }
+    }
+
+    fn run_submitted(&mut self, now_ms: u64, plan: Plan, source: Source) {
+        let name = plan.run.clone();
+        match self.runs.get(&name) {
+            Some(run) if !run.state.is_ended() && run.source == source => {
+                return self.reply(Ok(()));
+            }
+            Some(run) if !run.state.is_ended() => {
+                let problem = format!(
+                    "run {name} is {} with another run file or other settings; cancel it first, or name this one \
+                     differently ([run] name)",
+                    run.state.name()
+                );
+                return self.reply(Err(Refusal::NotNow(problem)));
+            }
+            _ => {}
+        }
+        self.runs.insert(name.clone(), Run::new(plan, source, now_ms));
+        self.save(&name);
+        self.log(&name, "submitted");
+        self.reply(Ok(()));
+    }
+
+    fn cancel_asked(&mut self, now_ms: u64, name: &str) {
+        let Some(run) = self.open_run(name) else { return };
+        run.state = RunState::Cancelled;
+        run.reason = "cancelled by a user".into();
+        run.ended_ms = Some(now_ms);
+        self.stop_stages(name, StopReason::Cancelled);
+        self.save(name);
+        self.log(name, "cancelled");
+        self.reply(Ok(()));
+    }
+
+    fn pause_asked(&mut self, name: &str) {
+        let Some(run) = self.open_run(name) else { return };
+        run.state = RunState::Paused;
+        run.reason = "paused by a user".into();
+        self.stop_stages(name, StopReason::Paused);
+        self.save(name);
+        self.log(name, "paused");
+        self.reply(Ok(()));
+    }
+
+    fn resume_asked(&mut self, name: &str) {
+        let Some(run) = self.open_run(name) else { return };
+        run.state = RunState::Running;
+        run.reason = String::new();
+        self.save(name);
+        self.log(name, "resumed");
+        self.reply(Ok(()));
+    }
+
+    /// Returns a run that has not ended; otherwise answers why there is none.
+    fn open_run(&mut self, name: &str) -> Option<&mut Run> {
+        let refusal = match self.runs.get(name) {
+            None => Refusal::NotFound(format!("there is no run {name}")),
+            Some(run) if run.state.is_ended() => {
+                Refusal::NotNow(format!("run {name} has ended already: {}", run.state.name()))
+            }
+            Some(_) => return self.runs.get_mut(name),
+        };
+        self.reply(Err(refusal));
+        None
+    }
+
+    fn drain_asked(&mut self, name: &str) {
+        match self.workers.get_mut(name) {
+            Some(worker) if worker.state != WorkerState::Lost => {
+                worker.leaving.get_or_insert_with(|| "drained by a user".into());
+                self.send(name, Message::Drain(Drain {}));
+                self.reply(Ok(()));
+            }
+            _ => self.reply(Err(Refusal::NotFound(format!("there is no worker {name}")))),
+        }
+    }
+
+    /// Stops the work of all stages: they wait again in a paused run, and are over in a cancelled or failed one.
+    fn stop_stages(&mut self, name: &str, reason: StopReason) {
+        for index in 0..self.runs[name].stages.len() {
+            let stage = &self.runs[name].stages[index];
+            if let Some(ticket) = stage.ticket() {
+                // Finishing is short and leaves the stage done; a paused run may as well have it.
+                if reason == StopReason::Paused && matches!(stage.state, StageState::Finishing { .. }) {
+                    continue;
+                }
+                self.effects.push(Effect::StopStage { ticket });
+            }
+            self.stop_tasks(name, index, reason);
+            let stage = self.stage_mut(name, index);
+            match (&stage.state, reason) {
+                (StageState::Done { .. } | StageState::Failed | StageState::Cancelled, _) => {}
+                (StageState::Working { .. }, StopReason::Paused) => {}
+                (_, StopReason::Paused) => stage.state = StageState::Waiting,
+                // Its tasks end on their own; whatever they say is stale then.
+                _ => stage.state = StageState::Cancelled,
+            }
+        }
+    }
+
+    fn stage_begun(&mut self, now_ms: u64, ticket: Ticket, begun: Result<Begun, String>) {
+        let Some((name, index)) = self.ticket_holder(ticket) else { return };
+        match begun {
+            Ok(Begun::Done(outcome)) => self.stage_done(&name, index, outcome, true),
+            Ok(Begun::Todo(tasks)) => {
+                let place = self.runs[&name].plan.stages[index].place;
+                let stage = self.stage_mut(&name, index);
+                stage.since_ms = Some(now_ms);
+                if place == Place::Workers {
+                    stage.state = StageState::Working { tasks: tasks.into_iter().map(Task::new).collect() };
+                    self.save(&name);
+                    self.log_stage(&name, index, "begins");
+                } else {
+                    let ticket = self.ticket();
+                    self.stage_mut(&name, index).state = StageState::CarryingOut { ticket };
+                    self.save(&name);
+                    self.log_stage(&name, index, "begins");
+                    self.effects.push(Effect::CarryOutStage { run: name, stage: index, ticket });
+                }
+            }
+            Err(problem) => self.stage_failed(now_ms, &name, index, problem),
+        }
+    }
+
+    fn stage_carried_out(&mut self, now_ms: u64, ticket: Ticket, done: Result<(), String>) {
+        let Some((name, index)) = self.ticket_holder(ticket) else { return };
+        match done {
+            Ok(()) => {
+                let since_ms = self.runs[&name].stages[index].since_ms.unwrap_or(now_ms);
+                self.finish_stage(&name, index, now_ms.saturating_sub(since_ms) as f64 / 1000.0);
+            }
+            Err(problem) => self.stage_failed(now_ms, &name, index, problem),
+        }
+    }
+
+    fn finish_stage(&mut self, name: &str, index: usize, seconds: f64) {
+        let ticket = self.ticket();
+        self.stage_mut(name, index).state = StageState::Finishing { ticket, seconds };
+        self.save(name);
+        self.effects.push(Effect::FinishStage { run: name.to_owned(), stage: index, ticket, seconds });
+    }
+
+    fn stage_finished(&mut self, now_ms: u64, ticket: Ticket, done: Result<Outcome, String>) {
+        let Some((name, index)) = self.ticket_holder(ticket) else { return };
+        match done {
+            Ok(outcome) => self.stage_done(&name, index, outcome, false),
+            Err(problem) => self.stage_failed(now_ms, &name, index, problem),
+        }
+    }
+
+    fn stage_done(&mut self, name: &str, index: usize, outcome: Outcome, skipped: bool) {
+        let stage = self.stage_mut(name, index);
+        stage.state = StageState::Done { seconds: outcome.seconds, skipped };
+        stage.cost_usd = outcome.cost_usd;
+        stage.note = String::new();
+        self.save(name);
+        let how = if skipped { "is done already".to_owned() } else { format!("done in {:.1} s", outcome.seconds) };
+        self.log_stage(name, index, &how);
+    }
+
+    fn stage_failed(&mut self, now_ms: u64, name: &str, index: usize, problem: String) {
+        let stage_name = self.runs[name].plan.stages[index].name.clone();
+        let stage = self.stage_mut(name, index);
+        stage.state = StageState::Failed;
+        stage.note = problem.clone();
+        self.log_stage(name, index, &format!("failed: {problem}"));
+        let run = self.runs.get_mut(name).expect("the run of a stage is there");
+        run.state = RunState::Failed;
+        run.reason = format!("stage {stage_name}: {problem}");
+        run.ended_ms = Some(now_ms);
+        self.stop_stages(name, StopReason::Cancelled);
+        self.save(name);
+    }
+
+    /// Does what has become possible: stages begin, tasks are placed, runs end.
+    fn advance(&mut self, now_ms: u64) {
+        let running: Vec<String> =
+            self.runs.iter().filter(|(_, run)| run.state == RunState::Running).map(|(name, _)| name.clone()).collect();
+        for name in &running {
+            for index in self.runs[name].ready_stages() {
+                let ticket = self.ticket();
+                self.stage_mut(name, index).state = StageState::Beginning { ticket };
+                self.effects.push(Effect::BeginStage { run: name.clone(), stage: index, ticket });
+            }
+            let complete: Vec<usize> = (0..self.runs[name].stages.len())
+                .filter(|&index| {
+                    let stage = &self.runs[name].stages[index];
+                    matches!(stage.state, StageState::Working { .. }) && stage.tasks().iter().all(Task::is_done)
+                })
+                .collect();
+            for index in complete {
+                let since_ms = self.runs[name].stages[index].since_ms.unwrap_or(now_ms);
+                self.finish_stage(name, index, now_ms.saturating_sub(since_ms) as f64 / 1000.0);
+            }
+            let run = self.runs.get_mut(name).expect("it was just there");
+            if run.stages.iter().all(Stage::is_done) {
+                run.state = RunState::Done;
+                run.ended_ms = Some(now_ms);
+                self.save(name);
+                self.log(name, "done");
+            }
+        }
+        self.place_tasks(now_ms);
+    }
+
+    fn ticket_holder(&self, ticket: Ticket) -> Option<(String, usize)> {
+        self.runs.iter().find_map(|(name, run)| {
+            let index = run.stages.iter().position(|stage| stage.ticket() == Some(ticket))?;
+            Some((name.clone(), index))
+        })
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
+    fn stage_mut(&mut self, run: &str, index: usize) -> &mut Stage {
+        &mut self.runs.get_mut(run).expect("the run of a stage is there").stages[index]
+    }
+
+    fn task_mut(&mut self, run: &str, stage: usize, task: usize) -> &mut Task {
+        match &mut self.stage_mut(run, stage).state {
+            StageState::Working { tasks } => &mut tasks[task],
+            other => unreachable!("a stage with tasks is working, not {other:?}"),
+        }
+    }
+
+    fn save(&mut self, run: &str) {
+        let save = Effect::Save { run: run.to_owned() };
+        if !self.effects.contains(&save) {
+            // Before everything else of this event: nobody learns of what is not saved.
+            self.effects.insert(0, save);
+        }
+    }
+
+    fn send(&mut self, worker: &str, message: Message) {
+        self.effects.push(Effect::Send { worker: worker.to_owned(), message });
+    }
+
+    fn log(&mut self, run: &str, text: &str) {
+        self.effects.push(Effect::Log { run: run.to_owned(), text: text.to_owned() });
+    }
+
+    fn log_stage(&mut self, run: &str, index: usize, text: &str) {
+        let stage = self.runs[run].plan.stages[index].name.clone();
+        self.log(run, &format!("{stage}: {text}"));
+    }
+
+    fn reply(&mut self, answer: Result<(), Refusal>) {
+        self.effects.push(Effect::Reply(answer));
+    }
+
+    /// Checks what must hold after every event.
+    #[cfg(test)]
+    fn check_invariants(&self) {
+        let mut busy: BTreeMap<&str, String> = BTreeMap::new();
+        for (name, run) in &self.runs {
+            for (index, stage) in run.stages.iter().enumerate() {
+                for task in stage.tasks() {
+                    if let TaskState::Running { members, .. } = &task.state {
+                        assert_eq!(members.len(), task.plan.world_size.max(1) as usize, "a gang is whole");
+                        for member in members.iter().filter(|member| !member.ended) {
+                            let label = format!("{name}/{index}/{}", task.plan.name);
+                            let other = busy.insert(&member.worker, label);
+                            assert_eq!(other, None, "{} has two tasks", member.worker);
+                            let worker = self.workers.get(&member.worker).expect("a member is known");
+                            assert_eq!(worker.hello.instance, member.instance, "a member is the same process");
+                        }
+                    }
+                }
+                if !stage.tasks().is_empty() {
+                    let done = |&needed: &usize| run.stages[needed].is_done();
+                    assert!(run.plan.stages[index].after.iter().all(done), "a stage works after those it needs");
+                }
+            }
+            assert_eq!(run.state.is_ended(), run.ended_ms.is_some(), "an ended run has its time");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

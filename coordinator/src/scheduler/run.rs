@@ -1,0 +1,216 @@
+//! The state of runs, stages and tasks.
+//!
+//! ```text
+//! run     Running ⇄ Paused ─▶ Done | Failed | Cancelled ─(submitted again)─▶ Running
+//! stage   Waiting ─▶ Beginning ─▶ Working ─▶ Finishing ─▶ Done
+//!                        │      └▶ CarryingOut ─▲            ▲
+//!                        └── its manifest matches: skipped ──┘      any ─▶ Failed | Cancelled
+//! task    Waiting ⇄ Running ─▶ Done        (back to Waiting: a member lost, paused, or a failure with tries left)
+//! ```
+
+use proto::coordinator::TaskRef;
+use serde::{Deserialize, Serialize};
+
+use super::event::{Source, Ticket};
+use crate::plan::{self, Plan};
+
+/// A run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) plan: Plan,
+    pub(crate) source: Source,
+    pub(crate) state: RunState,
+    /// For people: why it is in this state.
+    pub(crate) reason: String,
+    pub(crate) submitted_ms: u64,
+    pub(crate) ended_ms: Option<u64>,
+    /// In the plan's order.
+    pub(crate) stages: Vec<Stage>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum RunState {
+    Running,
+    Paused,
+    Done,
+    Failed,
+    Cancelled,
+}
+
+impl RunState {
+    pub(crate) fn is_ended(self) -> bool {
+        matches!(self, RunState::Done | RunState::Failed | RunState::Cancelled)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            RunState::Running => "running",
+            RunState::Paused => "paused",
+            RunState::Done => "done",
+            RunState::Failed => "failed",
+            RunState::Cancelled => "cancelled",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Stage {
+    pub(crate) state: StageState,
+    /// When its work began, in this incarnation.
+    pub(crate) since_ms: Option<u64>,
+    /// For people.
+    pub(crate) note: String,
+    pub(crate) done: u64,
+    pub(crate) total: u64,
+    pub(crate) cost_usd: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum StageState {
+    Waiting,
+    Beginning {
+        ticket: Ticket,
+    },
+    /// On workers.
+    Working {
+        tasks: Vec<Task>,
+    },
+    /// In this process or the oracle service.
+    CarryingOut {
+        ticket: Ticket,
+    },
+    Finishing {
+        ticket: Ticket,
+        seconds: f64,
+    },
+    Done {
+        seconds: f64,
+        skipped: bool,
+    },
+    Failed,
+    Cancelled,
+}
+
+impl Stage {
+    pub(crate) fn new() -> Stage {
+        Stage { state: StageState::Waiting, since_ms: None, note: String::new(), done: 0, total: 0, cost_usd: 0.0 }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.state, StageState::Done { .. })
+    }
+
+    pub(crate) fn tasks(&self) -> &[Task] {
+        match &self.state {
+            StageState::Working { tasks } => tasks,
+            _ => &[],
+        }
+    }
+
+    pub(crate) fn ticket(&self) -> Option<Ticket> {
+        match self.state {
+            StageState::Beginning { ticket }
+            | StageState::CarryingOut { ticket }
+            | StageState::Finishing { ticket, .. } => Some(ticket),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Task {
+    pub(crate) plan: plan::Task,
+    pub(crate) state: TaskState,
+    /// Of the attempt that runs or ran last; 0 before the first.
+    pub(crate) attempt: u32,
+    /// Attempts that ended because a worker was lost; not the task's fault.
+    pub(crate) lost: u32,
+    /// Attempts that failed by themselves.
+    pub(crate) failed: u32,
+    pub(crate) note: String,
+    #[serde(default)]
+    pub(crate) done: u64,
+    #[serde(default)]
+    pub(crate) total: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum TaskState {
+    Waiting,
+    Running {
+        /// In rank order.
+        members: Vec<Member>,
+        since_ms: u64,
+        /// All members know each other's addresses.
+        met: bool,
+        /// Set once the attempt cannot succeed: it ends when every member has ended.
+        broken: Option<Broken>,
+    },
+    Done,
+}
+
+/// Why an attempt cannot succeed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Broken {
+    /// A worker is gone, or something else that is not the task's fault.
+    Lost(String),
+    Failed(String),
+    /// It was told to stop.
+    Stopped,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Member {
+    pub(crate) worker: String,
+    pub(crate) instance: String,
+    pub(crate) address: Option<String>,
+    pub(crate) ended: bool,
+}
+
+impl Task {
+    pub(crate) fn new(plan: plan::Task) -> Task {
+        Task { plan, state: TaskState::Waiting, attempt: 0, lost: 0, failed: 0, note: String::new(), done: 0, total: 0 }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.state == TaskState::Done
+    }
+
+    pub(crate) fn members(&self) -> &[Member] {
+        match &self.state {
+            TaskState::Running { members, .. } => members,
+            _ => &[],
+        }
+    }
+}
+
+impl Run {
+    pub(crate) fn new(plan: Plan, source: Source, now_ms: u64) -> Run {
+        let stages = plan.stages.iter().map(|_| Stage::new()).collect();
+        Run {
+            plan,
+            source,
+            state: RunState::Running,
+            reason: String::new(),
+            submitted_ms: now_ms,
+            ended_ms: None,
+            stages,
+        }
+    }
+
+    /// Returns stages that may begin: they wait, and all that they need is done.
+    pub(crate) fn ready_stages(&self) -> Vec<usize> {
+        let ready = |&index: &usize| {
+            self.stages[index].state == StageState::Waiting
+                && self.plan.stages[index].after.iter().all(|&needed| self.stages[needed].is_done())
+        };
+        (0..self.stages.len()).filter(ready).collect()
+    }
+
+    /// Finds a task by name.
+    pub(crate) fn find(&self, task: &TaskRef) -> Option<(usize, usize)> {
+        let stage = self.plan.stages.iter().position(|stage| stage.name == task.stage)?;
+        let index = self.stages[stage].tasks().iter().position(|own| own.plan.name == task.task)?;
+        Some((stage, index))
+    }
+}

@@ -1,0 +1,289 @@
+//! Tasks on workers: placed, met, ended, lost, stopped.
+
+use proto::coordinator::task_ended::How;
+use proto::coordinator::to_worker::Message;
+use proto::coordinator::{
+    EndedStored, Peers, RunTask, StopReason, StopTask, TaskEnded, TaskKind, TaskProgress, TaskRef,
+};
+
+use super::place::{Decision, Wanted, place};
+use super::run::{Broken, Member, RunState, StageState, TaskState};
+use super::worker::WorkerState;
+use super::{FAILURES, LOSSES, Scheduler};
+
+impl Scheduler {
+    /// Gives waiting tasks to free workers, runs and stages in their order.
+    pub(super) fn place_tasks(&mut self, now_ms: u64) {
+        let mut waiting = Vec::new();
+        // Older runs first.
+        let mut runs: Vec<_> = self.runs.iter().filter(|(_, run)| run.state == RunState::Running).collect();
+        runs.sort_by_key(|(name, run)| (run.submitted_ms, (*name).clone()));
+        for (name, run) in runs {
+            for (stage_index, stage) in run.stages.iter().enumerate() {
+                for (task_index, task) in stage.tasks().iter().enumerate() {
+                    if task.state == TaskState::Waiting {
+                        let wanted = Wanted { world_size: task.plan.world_size as usize };
+                        waiting.push((name.clone(), stage_index, task_index, wanted));
+                    }
+                }
+            }
+        }
+        if waiting.is_empty() {
+            return;
+        }
+        let (idle, usable) = self.free_workers();
+        let wanted: Vec<Wanted> = waiting.iter().map(|(.., wanted)| wanted.clone()).collect();
+        for ((run, stage, task, _), decision) in waiting.into_iter().zip(place(&wanted, idle, usable)) {
+            match decision {
+                Decision::Run(workers) => self.start_task(now_ms, &run, stage, task, workers),
+                Decision::Wait(reason) => self.task_mut(&run, stage, task).note = reason,
+            }
+        }
+    }
+
+    fn start_task(&mut self, now_ms: u64, run: &str, stage: usize, index: usize, workers: Vec<String>) {
+        let instance_of = |name: &String| self.workers[name].hello.instance.clone();
+        let members: Vec<Member> = workers
+            .iter()
+            .map(|worker| Member { worker: worker.clone(), instance: instance_of(worker), address: None, ended: false })
+            .collect();
+        let task = self.task_mut(run, stage, index);
+        task.attempt += 1;
+        task.note = String::new();
+        (task.done, task.total) = (0, 0);
+        task.state = TaskState::Running { met: members.len() == 1, members, since_ms: now_ms, broken: None };
+        let plan = task.plan.clone();
+        let reference = self.task_ref(run, stage, index);
+        let world_size = workers.len() as u32;
+        let gang_secret = if world_size > 1 { self.secret(&reference) } else { Vec::new() };
+        for (rank, worker) in workers.iter().enumerate() {
+            self.worker_mut(worker).state = WorkerState::Busy { task: reference.clone() };
+            let order = RunTask {
+                task: Some(reference.clone()),
+                kind: TaskKind::from(plan.kind).into(),
+                args: plan.args.clone(),
+                rank: rank as u32,
+                world_size,
+                gang_secret: gang_secret.clone(),
+            };
+            self.send(worker, Message::Run(order));
+        }
+        self.save(run);
+        let text = format!("{}/{} attempt {} on {}", reference.stage, plan.name, reference.attempt, workers.join(", "));
+        self.log(run, &text);
+    }
+
+    /// Secret of an attempt: nobody who lacks the seed can make it.
+    fn secret(&self, task: &TaskRef) -> Vec<u8> {
+        let label = format!("{}/{}/{}/{}", task.run, task.stage, task.task, task.attempt);
+        blake3::keyed_hash(&self.seed, label.as_bytes()).as_bytes().to_vec()
+    }
+
+    fn task_ref(&self, run: &str, stage: usize, index: usize) -> TaskRef {
+        let task = &self.runs[run].stages[stage].tasks()[index];
+        TaskRef {
+            run: run.to_owned(),
+            stage: self.runs[run].plan.stages[stage].name.clone(),
+            task: task.plan.name.clone(),
+            attempt: task.attempt,
+        }
+    }
+
+    pub(super) fn peer_ready(&mut self, worker: &str, task: &TaskRef, address: String) {
+        let Some((stage, index)) = self.member(worker, task) else { return };
+        let TaskState::Running { members, met, broken, .. } = &mut self.task_mut(&task.run, stage, index).state else {
+            return;
+        };
+        if let Some(member) = members.iter_mut().find(|member| member.worker == worker) {
+            member.address = Some(address);
+        }
+        let addresses: Option<Vec<String>> = members.iter().map(|member| member.address.clone()).collect();
+        let Some(addresses) = addresses.filter(|_| !*met && broken.is_none()) else { return };
+        *met = true;
+        let workers: Vec<String> = members.iter().map(|member| member.worker.clone()).collect();
+        for worker in workers {
+            let peers = Peers { task: Some(task.clone()), addresses: addresses.clone() };
+            self.send(&worker, Message::Peers(peers));
+        }
+        self.save(&task.run);
+    }
+
+    pub(super) fn task_progressed(&mut self, worker: &str, progress: TaskProgress) {
+        let Some(task) = progress.task else { return };
+        let Some((stage, index)) = self.member(worker, &task) else { return };
+        let own = self.task_mut(&task.run, stage, index);
+        // The first rank speaks for its gang.
+        if own.members().first().is_some_and(|first| first.worker == worker) {
+            (own.done, own.total, own.note) = (progress.done, progress.total, progress.note);
+        }
+    }
+
+    pub(super) fn task_ended(&mut self, now_ms: u64, worker: &str, ended: TaskEnded) {
+        let Some(task) = ended.task else { return };
+        if let Some(known) = self.workers.get_mut(worker)
+            && matches!(&known.state, WorkerState::Busy { task: own } if *own == task)
+        {
+            known.state = WorkerState::Idle;
+        }
+        if let Some((stage, index)) = self.member(worker, &task) {
+            let own = self.task_mut(&task.run, stage, index);
+            let attempt = own.attempt;
+            if let TaskState::Running { members, broken, .. } = &mut own.state {
+                for member in members.iter_mut().filter(|member| member.worker == worker) {
+                    member.ended = true;
+                }
+                let now_broken = match ended.how {
+                    Some(How::Finished(_)) => None,
+                    Some(How::Failed(failed)) if failed.infrastructure => Some(Broken::Lost(failed.problem)),
+                    Some(How::Failed(failed)) => Some(Broken::Failed(failed.problem)),
+                    Some(How::Stopped(_)) => Some(Broken::Stopped),
+                    None => Some(Broken::Lost("it ended without saying how".into())),
+                };
+                // What the task itself did wrong outweighs what followed from it in the gang.
+                let outweighs =
+                    matches!(now_broken, Some(Broken::Failed(_))) && !matches!(broken, Some(Broken::Failed(_)));
+                let first = broken.is_none();
+                if first || outweighs {
+                    *broken = now_broken.clone().or(broken.take());
+                }
+                if first && now_broken.is_some() {
+                    self.break_gang(&task.run, stage, index);
+                }
+            }
+            debug_assert_eq!(attempt, task.attempt);
+            self.settle(now_ms, &task.run, stage, index);
+            self.save(&task.run);
+        }
+        self.send(worker, Message::EndedStored(EndedStored { task: Some(task) }));
+    }
+
+    /// A member is gone: the attempt is broken, the others are told.
+    pub(super) fn member_lost(&mut self, now_ms: u64, run: &str, stage: usize, index: usize, worker: &str, why: &str) {
+        let task = self.task_mut(run, stage, index);
+        if let TaskState::Running { members, broken, .. } = &mut task.state {
+            for member in members.iter_mut().filter(|member| member.worker == worker) {
+                member.ended = true;
+            }
+            let first = broken.is_none();
+            broken.get_or_insert_with(|| Broken::Lost(format!("worker {worker} is lost: {why}")));
+            let name = task.plan.name.clone();
+            self.log_stage(run, stage, &format!("{name}: worker {worker} is lost: {why}"));
+            if first {
+                self.break_gang(run, stage, index);
+            }
+        }
+        self.settle(now_ms, run, stage, index);
+        self.save(run);
+    }
+
+    /// Tells the members that are left to leave the gang at once.
+    fn break_gang(&mut self, run: &str, stage: usize, index: usize) {
+        let reference = self.task_ref(run, stage, index);
+        let left: Vec<String> = self.runs[run].stages[stage].tasks()[index]
+            .members()
+            .iter()
+            .filter(|member| !member.ended)
+            .map(|member| member.worker.clone())
+            .collect();
+        for worker in left {
+            let stop = StopTask { task: Some(reference.clone()), reason: StopReason::GangBroken.into() };
+            self.send(&worker, Message::Stop(stop));
+        }
+    }
+
+    /// Says again to a member that was away what it may have missed.
+    pub(super) fn remind(&mut self, worker: &str, task: &TaskRef) {
+        let Some((stage, index)) = self.member(worker, task) else { return };
+        let run = &self.runs[&task.run];
+        let TaskState::Running { members, met, broken, .. } = &run.stages[stage].tasks()[index].state else { return };
+        let message = if broken.is_some() {
+            Message::Stop(StopTask { task: Some(task.clone()), reason: StopReason::GangBroken.into() })
+        } else if run.state == RunState::Paused {
+            Message::Stop(StopTask { task: Some(task.clone()), reason: StopReason::Paused.into() })
+        } else if *met && members.len() > 1 {
+            let addresses = members.iter().map(|member| member.address.clone().unwrap_or_default()).collect();
+            Message::Peers(Peers { task: Some(task.clone()), addresses })
+        } else {
+            return;
+        };
+        self.send(worker, message);
+    }
+
+    /// Ends an attempt once all its members have ended: the task is done, waits for its next attempt, or fails its stage.
+    fn settle(&mut self, now_ms: u64, run: &str, stage: usize, index: usize) {
+        let task = self.task_mut(run, stage, index);
+        let TaskState::Running { members, broken, .. } = &task.state else { return };
+        if members.iter().any(|member| !member.ended) {
+            return;
+        }
+        let broken = broken.clone();
+        task.state = TaskState::Waiting;
+        let name = task.plan.name.clone();
+        match broken {
+            None => {
+                task.state = TaskState::Done;
+                task.note = String::new();
+                self.log_stage(run, stage, &format!("{name} done"));
+            }
+            Some(Broken::Stopped) => {}
+            Some(Broken::Lost(reason)) => {
+                task.lost += 1;
+                if task.lost >= LOSSES {
+                    let problem = format!("{name} lost its workers {LOSSES} times, the last time: {reason}");
+                    self.stage_failed(now_ms, run, stage, problem);
+                } else {
+                    self.log_stage(run, stage, &format!("{name} will be tried again: {reason}"));
+                }
+            }
+            Some(Broken::Failed(problem)) => {
+                task.failed += 1;
+                let failed = task.failed;
+                self.log_stage(run, stage, &format!("{name} failed ({failed} of {FAILURES}): {problem}"));
+                if failed >= FAILURES {
+                    self.stage_failed(now_ms, run, stage, format!("{name}: {problem}"));
+                }
+            }
+        }
+    }
+
+    /// Stops the running tasks of a stage.
+    pub(super) fn stop_tasks(&mut self, run: &str, stage: usize, reason: StopReason) {
+        for index in 0..self.runs[run].stages[stage].tasks().len() {
+            let reference = self.task_ref(run, stage, index);
+            let task = self.task_mut(run, stage, index);
+            let TaskState::Running { members, met, .. } = &task.state else { continue };
+            let (met, members) = (*met, members.clone());
+            for member in members.into_iter().filter(|member| !member.ended) {
+                // A gang that has not met has no step to stop at.
+                let reason = if met { reason } else { StopReason::Cancelled };
+                let stop = StopTask { task: Some(reference.clone()), reason: reason.into() };
+                self.send(&member.worker, Message::Stop(stop));
+            }
+        }
+    }
+
+    /// Breaks gangs whose members did not find each other in time.
+    pub(super) fn expire_gangs(&mut self, now_ms: u64) {
+        let mut late = Vec::new();
+        for (name, run) in &self.runs {
+            for (stage_index, stage) in run.stages.iter().enumerate() {
+                let StageState::Working { tasks } = &stage.state else { continue };
+                for (task_index, task) in tasks.iter().enumerate() {
+                    if let TaskState::Running { met: false, since_ms, broken: None, .. } = task.state
+                        && now_ms.saturating_sub(since_ms) > self.timing.form_within_ms
+                    {
+                        late.push((name.clone(), stage_index, task_index));
+                    }
+                }
+            }
+        }
+        for (run, stage, index) in late {
+            let task = self.task_mut(&run, stage, index);
+            if let TaskState::Running { broken, .. } = &mut task.state {
+                *broken = Some(Broken::Lost("the members did not find each other in time".into()));
+            }
+            self.break_gang(&run, stage, index);
+            self.save(&run);
+        }
+    }
+}

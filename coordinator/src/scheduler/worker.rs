@@ -1,0 +1,215 @@
+//! The state of workers, and what their coming and going means.
+//!
+//! ```text
+//! Hello ─▶ Joining ─(sees the folder)─▶ Idle ⇄ Busy          any ─(silent for five heartbeats)─▶ Lost
+//!              └(does not)─▶ Unusable
+//! ```
+//! A connection that ends is no loss yet: the same process may come back until it has been silent too long. Another
+//! process under the same name means that the first one is gone.
+
+use proto::coordinator::to_worker::Message;
+use proto::coordinator::{Hello, Refused, StopReason, StopTask, TaskRef};
+
+use super::Scheduler;
+use super::event::Effect;
+use super::run::{StageState, TaskState};
+
+/// A worker as the coordinator knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Worker {
+    pub(crate) hello: Hello,
+    pub(crate) state: WorkerState,
+    pub(crate) connected: bool,
+    /// When its last message came.
+    pub(crate) heard_ms: u64,
+    /// It gets no new task, and why.
+    pub(crate) leaving: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum WorkerState {
+    /// It has not yet said whether it sees the artifact folder.
+    Joining,
+    Idle,
+    Busy {
+        task: TaskRef,
+    },
+    /// It cannot work, and why.
+    Unusable {
+        reason: String,
+    },
+    Lost,
+}
+
+impl Worker {
+    /// A worker that ran a task when the coordinator was last alive, and may say Hello again.
+    pub(super) fn expected(name: &str, instance: &str, now_ms: u64) -> Worker {
+        let hello = Hello { name: name.to_owned(), instance: instance.to_owned(), ..Hello::default() };
+        Worker { hello, state: WorkerState::Joining, connected: false, heard_ms: now_ms, leaving: None }
+    }
+
+    fn is_usable(&self) -> bool {
+        let works = matches!(self.state, WorkerState::Idle | WorkerState::Busy { .. } | WorkerState::Joining);
+        works && self.leaving.is_none()
+    }
+}
+
+impl Scheduler {
+    /// Returns the workers that can take a task now, and how many could in time.
+    pub(super) fn free_workers(&self) -> (Vec<String>, usize) {
+        let idle = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.state == WorkerState::Idle && worker.connected && worker.leaving.is_none());
+        let usable = self.workers.values().filter(|worker| worker.is_usable()).count();
+        (idle.map(|(name, _)| name.clone()).collect(), usable)
+    }
+
+    pub(super) fn worker_hello(&mut self, now_ms: u64, hello: Hello) {
+        let name = hello.name.clone();
+        if let Some(old) = self.workers.get(&name) {
+            let is_another = old.hello.instance != hello.instance;
+            if is_another && old.connected && old.state != WorkerState::Lost {
+                let reason = format!(
+                    "a worker named {name} is connected already (process {} on {}); give this one another --name",
+                    old.hello.pid, old.hello.host
+                );
+                let refused = Message::Refused(Refused { reason });
+                // The connection is the newcomer's; the driver knows it by its instance.
+                self.effects.push(Effect::Send { worker: format!("{name}@{}", hello.instance), message: refused });
+                return;
+            }
+            if is_another && old.state != WorkerState::Lost {
+                self.worker_lost(now_ms, &name, "its process was replaced by another");
+            }
+        }
+        let (running, ended) = (hello.running.clone(), hello.ended.clone());
+        let mut worker =
+            Worker { hello, state: WorkerState::Joining, connected: true, heard_ms: now_ms, leaving: None };
+        if let Some(old) = self.workers.get(&name).filter(|old| old.state != WorkerState::Lost) {
+            worker.leaving = old.leaving.clone();
+        }
+        self.workers.insert(name.clone(), worker);
+        if let Some(ended) = ended {
+            self.task_ended(now_ms, &name, ended);
+        }
+        match running {
+            Some(task) if self.is_member(&name, &task) => {
+                // Adopted: it worked on while the connection was away.
+                self.log(&task.run.clone(), &format!("{}: worker {name} is back", task.stage));
+                self.worker_mut(&name).state = WorkerState::Busy { task: task.clone() };
+                self.remind(&name, &task);
+            }
+            Some(task) => {
+                // Of an attempt that is over: it takes no other task before it has ended that.
+                let stop = StopTask { task: Some(task.clone()), reason: StopReason::Cancelled.into() };
+                self.send(&name, Message::Stop(stop));
+                self.worker_mut(&name).state = WorkerState::Busy { task };
+                self.gone_without_word(now_ms, &name);
+            }
+            None => self.gone_without_word(now_ms, &name),
+        }
+    }
+
+    /// A worker came back that no longer runs what it should, and has not said how it ended.
+    fn gone_without_word(&mut self, now_ms: u64, name: &str) {
+        for (run, stage, task) in self.memberships(name) {
+            self.member_lost(now_ms, &run, stage, task, name, "it forgot its task");
+        }
+    }
+
+    pub(super) fn worker_folder_seen(&mut self, now_ms: u64, name: &str, instance: &str, problem: String) {
+        self.heard(now_ms, name, instance);
+        let Some(worker) = self.workers.get_mut(name).filter(|worker| worker.hello.instance == instance) else {
+            return;
+        };
+        if problem.is_empty() {
+            if worker.state == WorkerState::Joining || matches!(worker.state, WorkerState::Unusable { .. }) {
+                worker.state = WorkerState::Idle;
+            }
+        } else {
+            worker.state = WorkerState::Unusable { reason: problem };
+            for (run, stage, task) in self.memberships(name) {
+                self.member_lost(now_ms, &run, stage, task, name, "it does not see the artifact folder");
+            }
+        }
+    }
+
+    pub(super) fn heard(&mut self, now_ms: u64, name: &str, instance: &str) {
+        if let Some(worker) = self.workers.get_mut(name).filter(|worker| worker.hello.instance == instance) {
+            worker.heard_ms = now_ms;
+        }
+    }
+
+    pub(super) fn worker_disconnected(&mut self, now_ms: u64, name: &str, instance: &str) {
+        let Some(worker) = self.workers.get_mut(name).filter(|worker| worker.hello.instance == instance) else {
+            return;
+        };
+        worker.connected = false;
+        if worker.leaving.is_some() && !matches!(worker.state, WorkerState::Busy { .. }) {
+            self.worker_lost(now_ms, name, "it left");
+        }
+    }
+
+    pub(super) fn tick(&mut self, now_ms: u64) {
+        let silent = |heard_ms: u64| now_ms.saturating_sub(heard_ms) > self.timing.lost_after_ms;
+        let lost: Vec<String> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.state != WorkerState::Lost && silent(worker.heard_ms))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in lost {
+            self.worker_lost(now_ms, &name, "it was silent for five heartbeats");
+        }
+        self.expire_gangs(now_ms);
+    }
+
+    pub(super) fn worker_lost(&mut self, now_ms: u64, name: &str, why: &str) {
+        let worker = self.worker_mut(name);
+        let was_connected = std::mem::take(&mut worker.connected);
+        worker.state = WorkerState::Lost;
+        if was_connected {
+            self.effects.push(Effect::Disconnect { worker: name.to_owned() });
+        }
+        for (run, stage, task) in self.memberships(name) {
+            self.member_lost(now_ms, &run, stage, task, name, why);
+        }
+    }
+
+    /// Returns the tasks of which a worker is a member that has not ended; at most one.
+    fn memberships(&self, name: &str) -> Vec<(String, usize, usize)> {
+        let mut found = Vec::new();
+        for (run_name, run) in &self.runs {
+            for (stage_index, stage) in run.stages.iter().enumerate() {
+                for (task_index, task) in stage.tasks().iter().enumerate() {
+                    if task.members().iter().any(|member| member.worker == name && !member.ended) {
+                        found.push((run_name.clone(), stage_index, task_index));
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Returns whether a worker is a member of this attempt.
+    pub(super) fn is_member(&self, name: &str, task: &TaskRef) -> bool {
+        self.member(name, task).is_some()
+    }
+
+    /// Finds the attempt of which a worker is a member that has not ended.
+    pub(super) fn member(&self, name: &str, task: &TaskRef) -> Option<(usize, usize)> {
+        let run = self.runs.get(&task.run)?;
+        let (stage, index) = run.find(task)?;
+        let StageState::Working { tasks } = &run.stages[stage].state else { return None };
+        let own = &tasks[index];
+        let TaskState::Running { members, .. } = &own.state else { return None };
+        let instance = &self.workers.get(name)?.hello.instance;
+        let is_one = members.iter().any(|m| m.worker == name && m.instance == *instance && !m.ended);
+        (own.attempt == task.attempt && is_one).then_some((stage, index))
+    }
+
+    pub(super) fn worker_mut(&mut self, name: &str) -> &mut Worker {
+        self.workers.get_mut(name).expect("the worker was just there")
+    }
+}

@@ -1,0 +1,223 @@
+//! The coordinator's gRPC services: take a request apart, ask the driver, answer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use proto::coordinator::from_worker::Message as Said;
+use proto::coordinator::runs_server::Runs;
+use proto::coordinator::to_worker::Message as Told;
+use proto::coordinator::workers_server::Workers;
+use proto::coordinator::{
+    DrainWorkerRequest, FromWorker, Hello, ListWorkersReply, ListWorkersRequest, LogLine, LogsRequest, Refused,
+    RunName, RunStatus, StatusReply, StatusRequest, SubmitReply, SubmitRequest, ToWorker, WatchRequest, WorkerStatus,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::driver::{Input, outgoing};
+use crate::logs::Logs;
+use crate::scheduler::event::{Event, Refusal, Source};
+use crate::status::Snapshot;
+
+/// A worker must say Hello within so long.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+const LOG_POLL: Duration = Duration::from_millis(200);
+
+/// Answers people and workers; clones share one driver.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) inbox: mpsc::Sender<Input>,
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) logs: Logs,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type Outbound<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Service {
+    /// Asks the driver for something and waits until it is saved.
+    async fn ask(&self, event: Event) -> Result<(), Status> {
+        let (answer, answered) = oneshot::channel();
+        self.inbox
+            .try_send(Input::Asked { event, answer })
+            .map_err(|_| Status::resource_exhausted("the coordinator is busy; try again"))?;
+        let answered = answered.await.map_err(|_| Status::unavailable("the coordinator is shutting down"))?;
+        answered.map_err(|refusal| match refusal {
+            Refusal::NotFound(problem) => Status::not_found(problem),
+            Refusal::NotNow(problem) => Status::failed_precondition(problem),
+        })
+    }
+
+    fn run(&self, name: &str) -> Result<RunStatus, Status> {
+        let snapshot = self.snapshots.borrow().clone();
+        snapshot.run(name).cloned().ok_or_else(|| {
+            let known: Vec<&str> = snapshot.runs.iter().map(|run| run.run.as_str()).collect();
+            let known = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
+            Status::not_found(format!("there is no run {name:?}; runs: {known}"))
+        })
+    }
+
+    async fn ask_about(&self, name: String, event: impl FnOnce(String) -> Event) -> Answer<RunStatus> {
+        self.ask(event(name.clone())).await?;
+        self.run(&name).map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl Runs for Service {
+    async fn submit(&self, request: Request<SubmitRequest>) -> Answer<SubmitReply> {
+        let SubmitRequest { text, file, folder, set } = request.into_inner();
+        let parsed = crate::run_file::parse(&text, &file, std::path::Path::new(&folder), &set);
+        let parsed = match parsed {
+            Ok(parsed) => parsed,
+            Err(problems) => return Ok(Response::new(SubmitReply { run: None, problems })),
+        };
+        let plan = crate::run_file::plan(&parsed);
+        let name = plan.run.clone();
+        self.ask(Event::RunSubmitted { plan, source: Source { text, file, folder, set } }).await?;
+        Ok(Response::new(SubmitReply { run: Some(self.run(&name)?), problems: Vec::new() }))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusReply> {
+        let name = request.into_inner().run;
+        let runs = if name.is_empty() { self.snapshots.borrow().runs.clone() } else { vec![self.run(&name)?] };
+        Ok(Response::new(StatusReply { runs }))
+    }
+
+    type WatchStream = Outbound<RunStatus>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
+        let name = request.into_inner().run;
+        let mut last = self.run(&name)?;
+        let mut snapshots = self.snapshots.clone();
+        let (sender, receiver) = mpsc::channel(4);
+        tokio::spawn(async move {
+            let mut ended = last.ended_ms.is_some();
+            if sender.send(Ok(last.clone())).await.is_err() {
+                return;
+            }
+            while !ended && snapshots.changed().await.is_ok() {
+                let now = snapshots.borrow_and_update().run(&name).cloned();
+                let Some(now) = now.filter(|now| *now != last) else { continue };
+                ended = now.ended_ms.is_some();
+                last = now.clone();
+                if sender.send(Ok(now)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    type LogsStream = Outbound<LogLine>;
+
+    async fn logs(&self, request: Request<LogsRequest>) -> Answer<Self::LogsStream> {
+        let LogsRequest { run, follow } = request.into_inner();
+        self.run(&run)?;
+        let service = self.clone();
+        let (sender, receiver) = mpsc::channel(64);
+        tokio::spawn(async move {
+            let mut from = 0;
+            loop {
+                // Looked at before reading, so that the last lines are not missed.
+                let ended = service.run(&run).map_or(true, |status| status.ended_ms.is_some());
+                let (lines, next) = service.logs.read(&run, from);
+                from = next;
+                for line in lines {
+                    if sender.send(Ok(LogLine { at_ms: line.at_ms, text: line.text })).await.is_err() {
+                        return;
+                    }
+                }
+                if ended || !follow {
+                    return;
+                }
+                tokio::time::sleep(LOG_POLL).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn cancel(&self, request: Request<RunName>) -> Answer<RunStatus> {
+        self.ask_about(request.into_inner().run, |run| Event::CancelAsked { run }).await
+    }
+
+    async fn pause(&self, request: Request<RunName>) -> Answer<RunStatus> {
+        self.ask_about(request.into_inner().run, |run| Event::PauseAsked { run }).await
+    }
+
+    async fn resume(&self, request: Request<RunName>) -> Answer<RunStatus> {
+        self.ask_about(request.into_inner().run, |run| Event::ResumeAsked { run }).await
+    }
+
+    async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Answer<ListWorkersReply> {
+        Ok(Response::new(ListWorkersReply { workers: self.snapshots.borrow().workers.clone() }))
+    }
+
+    async fn drain_worker(&self, request: Request<DrainWorkerRequest>) -> Answer<WorkerStatus> {
+        let name = request.into_inner().name;
+        self.ask(Event::DrainAsked { worker: name.clone() }).await?;
+        let snapshot = self.snapshots.borrow().clone();
+        let worker = snapshot.workers.iter().find(|worker| worker.name == name).cloned();
+        worker.map(Response::new).ok_or_else(|| Status::not_found(format!("there is no worker {name}")))
+    }
+}
+
+#[tonic::async_trait]
+impl Workers for Service {
+    type LinkStream = Outbound<ToWorker>;
+
+    async fn link(&self, request: Request<Streaming<FromWorker>>) -> Answer<Self::LinkStream> {
+        let mut incoming = request.into_inner();
+        let (orders, receiver) = outgoing();
+        let inbox = self.inbox.clone();
+        tokio::spawn(async move {
+            let first = tokio::time::timeout(HELLO_DEADLINE, incoming.message()).await;
+            let Ok(Ok(Some(FromWorker { message: Some(Said::Hello(hello)) }))) = first else {
+                let _ = orders.send(Err(Status::invalid_argument("a worker begins with Hello"))).await;
+                return;
+            };
+            if let Some(reason) = refusal(&hello) {
+                tracing::warn!(worker = hello.name, reason, "refused");
+                let refused = Told::Refused(Refused { reason });
+                let _ = orders.send(Ok(ToWorker { message: Some(refused) })).await;
+                return;
+            }
+            let (worker, instance) = (hello.name.clone(), hello.instance.clone());
+            if inbox.send(Input::Connected { hello, outgoing: orders.clone() }).await.is_err() {
+                return;
+            }
+            drop(orders);
+            // When the driver is busy the stream waits here, and the worker's messages with it.
+            while let Ok(Some(FromWorker { message: Some(message) })) = incoming.message().await {
+                let said = Input::Said { worker: worker.clone(), instance: instance.clone(), message };
+                if inbox.send(said).await.is_err() {
+                    return;
+                }
+            }
+            let _ = inbox.send(Input::Disconnected { worker, instance }).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// Returns why a worker cannot join whatever the state is, if so.
+fn refusal(hello: &Hello) -> Option<String> {
+    if hello.protocol_version != proto::PROTOCOL_VERSION {
+        return Some(format!(
+            "it speaks protocol version {} (release {}), this coordinator version {} (release {}); install the same \
+             release on both",
+            hello.protocol_version,
+            hello.version,
+            proto::PROTOCOL_VERSION,
+            env!("CARGO_PKG_VERSION")
+        ));
+    }
+    let is_name = |text: &str| !text.is_empty() && text.len() <= 100 && !text.contains(['/', '@']);
+    if !is_name(&hello.name) || hello.instance.is_empty() {
+        return Some(format!("its name {:?} is empty, too long, or holds / or @", hello.name));
+    }
+    None
+}

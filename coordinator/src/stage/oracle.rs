@@ -1,0 +1,292 @@
+//! Stages that the oracle service carries out: asked for over gRPC, waited for, paid.
+//!
+//! The service's ledger makes asking again safe: what has an answer costs nothing. So a service that is away is waited for
+//! and asked again; only its own refusals end the stage.
+
+use std::path::Path;
+use std::time::Duration;
+
+use proto::oracle::job::Work as Asked;
+use proto::oracle::job_event::Event;
+use proto::oracle::oracle_client::OracleClient;
+use proto::oracle::{Correct, Ended, Job, Judge, Triage};
+use serde_json::{Value, json};
+use shared::net::SendToken;
+use shared::output::{sibling, write_json};
+use shared::{Error, Result, input};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::{Bill, Context, Progress};
+use crate::plan::Work;
+use crate::run_file::Mock;
+
+/// A service that says nothing for so long is given up.
+const PATIENCE: Duration = Duration::from_secs(300);
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Returns what shapes the oracle's answers: model and policy. Its address does not; an answer is the same elsewhere.
+pub(super) fn identity(context: &Context) -> Result<Value> {
+    let hash = blake3::hash(policy(context)?.as_bytes()).to_hex();
+    Ok(json!({"model": context.file.oracle.model, "policy": hash.as_str()}))
+}
+
+/// Returns the policy's text. A mock answers by its rules whatever it is told; there the text names the rules, so that
+/// answers by others are not taken for its own.
+fn policy(context: &Context) -> Result<String> {
+    let oracle = &context.file.oracle;
+    let read = |file: &Path| std::fs::read_to_string(file).map_err(|source| Error::io("read", file, source));
+    match (&oracle.policy, &oracle.mock) {
+        (Some(file), _) => match read(file)?.trim() {
+            "" => Err(Error::file(file, "is empty; it must hold the policy's text")),
+            text => Ok(text.to_owned()),
+        },
+        (None, Some(Mock::Rules(file))) => Ok(format!("The rules of the mock are:\n\n{}", read(file)?)),
+        (None, _) => Ok(format!("The new policy of the example world with seed {}.", context.file.run.seed)),
+    }
+}
+
+fn job(context: &Context, stage: usize) -> Result<Job> {
+    let oracle = &context.file.oracle;
+    let base_url = oracle.base_url.clone().or_else(|| context.oracle.as_ref().and_then(|address| address.mock.clone()));
+    let base_url = base_url.ok_or_else(|| {
+        Error::Config(
+            "the run asks for a mock of the oracle and this cluster has none: use `coordinator run --local`, or start \
+             `oracle-service mock` and set oracle.base_url to its address"
+                .into(),
+        )
+    })?;
+    let path = |path: std::path::PathBuf| path.display().to_string();
+    let gold = context.at("triage/gold.json");
+    let work = match context.plan.stages[stage].work {
+        Work::Triage => Asked::Triage(Triage {
+            input: path(context.pairs()),
+            output: path(gold),
+            ckpt_dir: path(context.at("triage/checkpoints")),
+            ckpt_every: oracle.ckpt_every,
+            both: oracle.both,
+        }),
+        Work::Correct => Asked::Correct(Correct {
+            input: path(gold),
+            output: path(context.at("triage/corrected.json")),
+            max_tokens: oracle.max_tokens,
+        }),
+        Work::Judge(variant) => Asked::Judge(Judge {
+            responses: path(context.of_variant(variant, "responses_test.json")),
+            output: path(context.of_variant(variant, "judged_test.json")),
+            world: if context.file.in_world() { path(context.at("world/rules_new.toml")) } else { String::new() },
+        }),
+        other => unreachable!("{other:?} is no work of the oracle service"),
+    };
+    Ok(Job {
+        run: context.plan.run.clone(),
+        stage: context.plan.stages[stage].name.clone(),
+        work: Some(work),
+        model: oracle.model.clone(),
+        base_url,
+        policy: policy(context)?,
+        concurrency: oracle.concurrency,
+        prices: oracle.prices.clone().map(path).unwrap_or_default(),
+    })
+}
+
+/// Carries a stage out: asks until it is done.
+pub(super) async fn carry_out(
+    context: &Context,
+    stage: usize,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+    stop: CancellationToken,
+) -> Result<()> {
+    let job = job(context, stage)?;
+    let ended = tokio::select! {
+        ended = ask(context, stage, &job, progress) => ended?,
+        () = stop.cancelled() => return Err(Error::Config("stopped".into())),
+    };
+    check(context, stage, &ended)
+}
+
+async fn ask(context: &Context, stage: usize, job: &Job, progress: &(dyn Fn(Progress) + Send + Sync)) -> Result<Ended> {
+    let address = context.oracle.as_ref().ok_or_else(|| Error::Config("no oracle service is named".into()))?;
+    let channel = shared::net::channel(&address.url)?;
+    let mut client = OracleClient::with_interceptor(channel, SendToken(address.token.clone()))
+        .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
+    let file = context.paths(stage).bill();
+    let mut account = Account::open(&file);
+    let (mut tries, mut away) = (0, Duration::ZERO);
+    loop {
+        let status = match client.run(job.clone()).await {
+            Err(status) => status,
+            Ok(events) => {
+                let mut events = events.into_inner();
+                loop {
+                    let event = match events.message().await {
+                        Ok(Some(event)) => event,
+                        Ok(None) => break Status::unavailable("the job ended without a result"),
+                        Err(status) => break status,
+                    };
+                    (tries, away) = (0, Duration::ZERO);
+                    match event.event {
+                        Some(Event::Progress(now)) => {
+                            if let Some(bill) = &now.bill {
+                                account.charge(bill);
+                            }
+                            account.save_now_and_then(&file)?;
+                            let cost_usd = account.total().cost_usd;
+                            progress(Progress { done: now.done, total: now.total, cost_usd, note: now.note });
+                        }
+                        Some(Event::Ended(ended)) => {
+                            if let Some(bill) = &ended.bill {
+                                account.charge(bill);
+                            }
+                            account.save(&file)?;
+                            return Ok(ended);
+                        }
+                        None => {}
+                    }
+                }
+            }
+        };
+        account.save(&file)?;
+        account = Account::open(&file);
+        if !may_come_back(status.code()) {
+            return Err(Error::Config(format!("the oracle service: {}", status.message())));
+        }
+        if away >= PATIENCE {
+            return Err(Error::Config(format!(
+                "no oracle service answers at {} since {} s ({}); start it and submit the run again: what was answered \
+                 is kept",
+                address.url,
+                away.as_secs(),
+                status.message()
+            )));
+        }
+        tries += 1;
+        let wait = wait(tries);
+        let note = format!("waiting for the oracle service at {} ({})", address.url, status.message());
+        progress(Progress { note, cost_usd: account.total().cost_usd, ..Progress::default() });
+        tokio::time::sleep(wait).await;
+        away += wait;
+    }
+}
+
+/// Returns how long to wait before asking for the n-th time again.
+fn wait(tries: u32) -> Duration {
+    FIRST_WAIT.saturating_mul(1 << (tries - 1).min(10)).min(LONGEST_WAIT)
+}
+
+/// Returns whether a failed call says that the service is gone, not that it refuses.
+fn may_come_back(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted | Code::Internal)
+}
+
+/// Fails a stage that has left too much without an answer.
+fn check(context: &Context, stage: usize, ended: &Ended) -> Result<()> {
+    let without = ended.uncertain + ended.dead_letter;
+    let limit = context.file.oracle.max_unlabelled_pct;
+    let (what, total, files) = match context.plan.stages[stage].work {
+        Work::Triage => {
+            let gold = context.at("triage/gold.json");
+            let labelled = serde_json::from_str::<Value>(&ended.summary_json).ok();
+            let labelled = labelled.and_then(|summary| summary["total"].as_u64()).unwrap_or(0);
+            let files =
+                format!("{} and {}", sibling(&gold, "_uncertain").display(), sibling(&gold, "_dead_letter").display());
+            ("pairs", labelled + without, files)
+        }
+        Work::Judge(variant) => {
+            let file = context.of_variant(variant, "judged_test.json");
+            let judged: Value = input::read_json(&file)?;
+            ("responses", judged["results"].as_array().map_or(0, Vec::len) as u64, file.display().to_string())
+        }
+        // Where there is no correction both responses are punished; that is no missing label.
+        _ => return Ok(()),
+    };
+    let percent = 100.0 * without as f64 / total.max(1) as f64;
+    if without > 0 && percent > limit {
+        return Err(Error::Config(format!(
+            "{without} of {total} {what} ({percent:.1} %) have no verdict, more than the {limit} % allowed: {} uncertain, \
+             {} without an answer; see {files}. Submit the run again to ask once more, or raise \
+             oracle.max_unlabelled_pct",
+            ended.uncertain, ended.dead_letter
+        )));
+    }
+    Ok(())
+}
+
+/// What a stage has cost over all its attempts.
+struct Account {
+    /// Before this attempt.
+    before: Bill,
+    /// In this attempt.
+    now: Bill,
+    saved: u64,
+}
+
+/// Calls after which the account is saved while the work goes on.
+const SAVE_EVERY: u64 = 50;
+
+impl Account {
+    fn open(file: &Path) -> Account {
+        let before: Bill = if file.exists() { input::read_json(file).unwrap_or_default() } else { Bill::default() };
+        Account { before, now: Bill::default(), saved: 0 }
+    }
+
+    fn charge(&mut self, bill: &proto::oracle::Bill) {
+        self.now = Bill {
+            calls: bill.calls,
+            reused: bill.reused,
+            prompt_tokens: bill.prompt_tokens,
+            completion_tokens: bill.completion_tokens,
+            cost_usd: bill.cost_usd,
+            prices: bill.prices.clone(),
+        };
+    }
+
+    /// Returns the whole account. Answers that this stage itself paid for in an earlier attempt are not reused ones.
+    fn total(&self) -> Bill {
+        let mut total = self.before.clone();
+        total.add(&self.now);
+        total.reused = self.now.reused.saturating_sub(self.before.calls).max(self.before.reused.min(self.now.reused));
+        total
+    }
+
+    fn save(&mut self, file: &Path) -> Result<()> {
+        self.saved = self.now.calls;
+        write_json(file, &self.total())
+    }
+
+    fn save_now_and_then(&mut self, file: &Path) -> Result<()> {
+        if self.now.calls >= self.saved + SAVE_EVERY { self.save(file) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bill(calls: u64, reused: u64) -> proto::oracle::Bill {
+        proto::oracle::Bill { calls, reused, cost_usd: calls as f64, ..Default::default() }
+    }
+
+    #[test]
+    fn an_account_adds_up_over_attempts() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("bill.json");
+        let mut first = Account::open(&file);
+        first.charge(&bill(40, 10));
+        first.save(&file).unwrap();
+        // Cut off; the next attempt finds its own 40 answers and the 10 of others.
+        let mut second = Account::open(&file);
+        second.charge(&bill(60, 50));
+        assert_eq!((second.total().calls, second.total().reused, second.total().cost_usd), (100, 10, 100.0));
+        second.save(&file).unwrap();
+        assert_eq!(Account::open(&file).total().calls, 100);
+    }
+
+    #[test]
+    fn waits_grow_to_a_bound() {
+        assert_eq!(wait(1), FIRST_WAIT);
+        assert!(wait(3) > wait(2));
+        assert_eq!(wait(40), LONGEST_WAIT);
+    }
+}

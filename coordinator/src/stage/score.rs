@@ -1,0 +1,180 @@
+//! Scoring in shards: the gold batch is drawn here, records are cut into shards by content, raw scores come back and
+//! become weights once, over all of them.
+//!
+//! A shard holds a fixed number of the records that are scored, whatever the number of workers, so that the packs in it
+//! are always the same. RETAIN records, which carry no weight, are not sent (all are where a method scores all).
+
+use std::path::{Path, PathBuf};
+
+use shared::gold::{self, ChosenFrom, GoldOptions};
+use shared::output::ArrayWriter;
+use shared::quarantine::Quarantine;
+use shared::record::Record;
+use shared::weights::{keep, weights};
+use shared::{Error, Result, input};
+
+use super::{Context, args};
+use crate::plan::{Kind, Task};
+use crate::run_file::Method;
+
+/// The usable records of a file with their indices in it, and those without text.
+struct Usable {
+    records: Vec<Record>,
+    index: Vec<usize>,
+    quarantine: Quarantine,
+}
+
+fn usable(file: &Path) -> Result<Usable> {
+    let mut usable = Usable { records: Vec::new(), index: Vec::new(), quarantine: Quarantine::default() };
+    input::for_each(file, |index, record: Record| {
+        let Some(rejected) = &record.rejected else {
+            return Err(Error::field(file, index, "rejected", "is missing"));
+        };
+        let empty = [
+            ("prompt", record.prompt.is_empty()),
+            ("chosen", record.chosen.response().is_empty()),
+            ("rejected", rejected.response().is_empty()),
+        ];
+        match empty.into_iter().find(|(_, is_empty)| *is_empty) {
+            Some((field, _)) => usable.quarantine.push(file, index, field, "is empty", &record)?,
+            None => {
+                usable.records.push(record);
+                usable.index.push(index);
+            }
+        }
+        Ok(())
+    })?;
+    if usable.records.is_empty() {
+        return Err(Error::file(file, "holds no usable record: all have an empty prompt or response"));
+    }
+    Ok(usable)
+}
+
+/// Draws a variant's gold batch, or reads the one it is given; returns the task of its gradient.
+pub(super) fn begin_gold(context: &Context, variant: usize) -> Result<Vec<Task>> {
+    let settings = &context.variant(variant).score;
+    let pairs = match &settings.gold {
+        Some(file) => gold::read(&file.at(&context.run_dir))?,
+        None => {
+            let file = context.records(variant);
+            let Usable { records, index, .. } = usable(&file)?;
+            if let Some(untriaged) = records.iter().position(|record| record.category.is_none()) {
+                return Err(Error::field(
+                    &file,
+                    index[untriaged],
+                    "category",
+                    "is missing; the records must be triaged",
+                ));
+            }
+            let size = settings.gold_batch_size as usize;
+            let use_corrections = context.variant(variant).method.is_some_and(Method::needs_corrections);
+            let options = GoldOptions { size, seed: settings.gold_seed, use_corrections };
+            let mut drawn = gold::draw(&records, options)?;
+            if drawn.len() < size {
+                tracing::warn!("the gold batch has {} pairs, {size} were asked for", drawn.len());
+            }
+            // The draw counts usable records; the file's own indices are what a person looks up.
+            for origin in drawn.iter_mut().filter_map(|pair| pair.origin.as_mut()) {
+                origin.record = index[origin.record];
+                if let Some(ChosenFrom::Record(other)) = &mut origin.chosen_from {
+                    *other = index[*other];
+                }
+            }
+            drawn
+        }
+    };
+    gold::write(&context.of_variant(variant, "gold.json"), &pairs)?;
+    Ok(vec![Task {
+        name: "gold".to_owned(),
+        kind: Kind::Score,
+        args: args::gold(context, variant),
+        world_size: 1,
+        outputs: vec![context.relative(&context.of_variant(variant, "gold_gradient.safetensors"))],
+    }])
+}
+
+/// Returns the positions of the records that get a score.
+fn scored(records: &[Record], method: Method) -> Vec<usize> {
+    let has_score =
+        |record: &Record| method.scores_all() || record.category.is_some_and(|category| category.is_conflict());
+    (0..records.len()).filter(|&at| has_score(&records[at])).collect()
+}
+
+fn method(context: &Context, variant: usize) -> Result<Method> {
+    let name = &context.variant(variant).name;
+    context.variant(variant).method.ok_or_else(|| Error::Config(format!("variant {name} has nothing to score")))
+}
+
+/// Cuts a variant's records into shards; returns the tasks of those that have no scores yet.
+pub(super) fn begin(context: &Context, variant: usize, shards: &Path) -> Result<Vec<Task>> {
+    let file = context.records(variant);
+    let Usable { records, .. } = usable(&file)?;
+    let positions = scored(&records, method(context, variant)?);
+    if positions.is_empty() {
+        return Err(Error::file(
+            &file,
+            "holds no record of the conflict (INVERT or PUNISH): there is nothing to score",
+        ));
+    }
+    let mut tasks = Vec::new();
+    for (number, part) in positions.chunks(context.variant(variant).score.shard_records as usize).enumerate() {
+        let (records_file, out) = shard_files(shards, number);
+        if out.exists() {
+            continue;
+        }
+        let mut writer = ArrayWriter::create(&records_file)?;
+        part.iter().try_for_each(|at| writer.push(&records[*at]))?;
+        writer.finish()?;
+        let mut args = args::score(context, variant);
+        args.extend(args::score_shard(&records_file, &out));
+        tasks.push(Task {
+            name: format!("shard-{number:04}"),
+            kind: Kind::Score,
+            args,
+            world_size: 1,
+            outputs: vec![context.relative(&out)],
+        });
+    }
+    Ok(tasks)
+}
+
+/// Joins the shards' scores and makes the weights.
+pub(super) fn finish(context: &Context, variant: usize, shards: &Path) -> Result<()> {
+    let file = context.records(variant);
+    let Usable { mut records, index, quarantine } = usable(&file)?;
+    let method = method(context, variant)?;
+    let positions = scored(&records, method);
+    let settings = &context.variant(variant).score;
+    let mut raw = Vec::with_capacity(positions.len());
+    for (number, part) in positions.chunks(settings.shard_records as usize).enumerate() {
+        let (_, out) = shard_files(shards, number);
+        let scores: Vec<Record> = input::read_all(&out)?;
+        if scores.len() != part.len() {
+            return Err(Error::file(&out, format!("holds {} scores for {} records", scores.len(), part.len())));
+        }
+        for (at, (score, position)) in scores.iter().zip(part).enumerate() {
+            if score.prompt != records[*position].prompt || score.chosen != records[*position].chosen {
+                return Err(Error::record(&out, at, "is another record than the one that was to be scored"));
+            }
+            let missing = || Error::field(&out, at, "raw_score", "is missing");
+            raw.push(score.raw_score.ok_or_else(missing)?);
+        }
+    }
+    let name = |at: usize| format!("{}: record {}", file.display(), index[positions[at]]);
+    let weights = weights(&raw, settings.lamda, settings.weight_norm, name)?;
+    let of_method = method.scored_as().name();
+    records.iter_mut().for_each(|record| keep(record, 0.0, 0.0, of_method));
+    for ((position, raw), weight) in positions.iter().zip(&raw).zip(&weights) {
+        keep(&mut records[*position], *raw, *weight, of_method);
+    }
+    let output = context.of_variant(variant, "weighted_dataset.json");
+    let mut writer = ArrayWriter::create(&output)?;
+    records.iter().try_for_each(|record| writer.push(record))?;
+    writer.finish()?;
+    quarantine.write_beside(&output)?;
+    Ok(())
+}
+
+fn shard_files(shards: &Path, number: usize) -> (PathBuf, PathBuf) {
+    (shards.join(format!("records-{number:04}.json")), shards.join(format!("scores-{number:04}.json")))
+}
