@@ -4,6 +4,7 @@
 //! nothing. Everything runs on one thread, so that equal work gives equal bytes. A scenario fails by panicking, with
 //! the program's own output.
 
+pub mod cluster;
 pub mod safetensors;
 
 use std::collections::BTreeMap;
@@ -19,8 +20,18 @@ use serde_json::{Value, json};
 /// # Panics
 /// If it does not build; the compiler's messages are on standard error, once.
 pub fn worker() -> &'static Path {
-    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match BUILT.get_or_init(|| build("worker")) {
+    program("worker")
+}
+
+/// Returns the executable of a package of the same name, built if it is not up to date.
+///
+/// # Panics
+/// If it does not build, or is none of ours.
+pub fn program(name: &str) -> &'static Path {
+    static BUILT: [OnceLock<Result<PathBuf, String>>; 3] = [const { OnceLock::new() }; 3];
+    let programs = ["worker", "coordinator", "oracle-service"];
+    let index = programs.iter().position(|program| *program == name).expect("one of our programs");
+    match BUILT[index].get_or_init(|| build(programs[index])) {
         Ok(path) => path,
         Err(problem) => panic!("{problem}"),
     }

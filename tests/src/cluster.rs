@@ -1,0 +1,281 @@
+//! A cluster of real processes in a folder: coordinator, oracle service, mock, workers; killed, stopped and started again
+//! by name.
+//!
+//! Servers listen at ports the system chose; a server that is started again listens where it did. Everything a process
+//! says goes to `NAME.log` in the folder, printed when a test fails. Waits have deadlines and go through [`poll_until`].
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::program;
+
+/// Waits until something is there, looking often.
+///
+/// # Panics
+/// When the deadline passes.
+#[track_caller]
+pub fn poll_until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < deadline, "{what}: not within {deadline:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A cluster's processes.
+pub struct Cluster {
+    folder: tempfile::TempDir,
+    children: BTreeMap<String, Running>,
+    /// `--coordinator` of workers and commands.
+    pub coordinator: String,
+    /// Held by a cluster that computes.
+    alone: Option<MutexGuard<'static, ()>>,
+}
+
+/// Clusters that compute run one after the other: together they would only wait for each other's processors.
+static COMPUTING: Mutex<()> = Mutex::new(());
+
+struct Running {
+    child: Child,
+    program: &'static str,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for running in self.children.values_mut() {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+        }
+        if std::thread::panicking() {
+            for entry in std::fs::read_dir(self.folder.path()).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.extension().is_some_and(|ending| ending == "log") {
+                    let text = std::fs::read_to_string(&path).unwrap_or_default();
+                    let tail: Vec<&str> = text.lines().rev().take(30).collect();
+                    eprintln!("---- {}", path.display());
+                    tail.iter().rev().for_each(|line| eprintln!("{line}"));
+                }
+            }
+        }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cluster {
+    /// Returns a cluster without processes.
+    pub fn new() -> Cluster {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        Cluster { folder, children: BTreeMap::new(), coordinator: String::new(), alone: None }
+    }
+
+    /// Returns a path in the cluster's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts a process; what it says goes to its log.
+    pub fn start(&mut self, name: &str, program_name: &'static str, args: &[&str], env: &[(&str, &str)]) {
+        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        let env: Vec<(String, String)> = env.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let child = self.spawn(name, program_name, &args, &env);
+        self.children.insert(name.to_owned(), Running { child, program: program_name, args, env });
+    }
+
+    fn spawn(&self, name: &str, program_name: &str, args: &[String], env: &[(String, String)]) -> Child {
+        let log = |part: &str| {
+            File::options()
+                .create(true)
+                .append(true)
+                .open(self.path(&format!("{name}{part}")))
+                .expect("a log can be made")
+        };
+        let mut command = Command::new(program(program_name));
+        command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
+        command
+            .env_remove("TRACE_TOKEN")
+            .env_remove("TRACE_COORDINATOR")
+            .env_remove("TRACE_FAULT")
+            .env_remove("RUST_LOG");
+        command.envs(env.iter().map(|(key, value)| (key, value)));
+        command.stdout(log(".out")).stderr(log(".log")).spawn().expect("the program can be started")
+    }
+
+    /// Starts a server on a port of the system's choice and returns where it listens.
+    pub fn start_server(
+        &mut self,
+        name: &str,
+        program_name: &'static str,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> String {
+        let mut with_port: Vec<&str> = args.to_vec();
+        with_port.extend(["--listen", "127.0.0.1:0"]);
+        self.start(name, program_name, &with_port, env);
+        let url = self.listening(name);
+        // When it is started again, it is where it was.
+        let running = self.children.get_mut(name).expect("it was just started");
+        let port = running.args.len() - 1;
+        running.args[port] = url.trim_start_matches("http://").to_owned();
+        url
+    }
+
+    fn listening(&mut self, name: &str) -> String {
+        let file = self.path(&format!("{name}.out"));
+        poll_until(&format!("{name} listens"), Duration::from_secs(20), || {
+            if let Some(status) = self.ended(name) {
+                panic!("{name} ended with {status}: {}", self.log(name));
+            }
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            let last = text.lines().filter_map(|line| line.strip_prefix("listening on ")).next_back();
+            last.map(str::to_owned)
+        })
+    }
+
+    /// Starts the coordinator, with short heartbeats.
+    pub fn start_coordinator(&mut self, args: &[&str], env: &[(&str, &str)]) {
+        let all = [&["serve", "--artifacts", "artifacts", "--heartbeat-ms", "100"], args].concat();
+        self.coordinator = self.start_server("coordinator", "coordinator", &all, env);
+    }
+
+    /// Starts everything a run in the example world of a seed needs: mock, oracle service, coordinator, and so many workers.
+    pub fn start_all(&mut self, seed: u64, workers: usize) {
+        self.alone = Some(COMPUTING.lock().unwrap_or_else(PoisonError::into_inner));
+        let world = self.path("world").display().to_string();
+        let made = Command::new(program("coordinator"))
+            .args(["data", "policy-shift", "--seed", &seed.to_string(), "--output-dir", &world])
+            .output()
+            .expect("the program can be started");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let key = [("OPENAI_API_KEY", "any")];
+        let mock = self.start_server("mock", "oracle-service", &["mock", "--rules", "world/rules_new.toml"], &key);
+        let oracle = self.start_server("oracle", "oracle-service", &["serve", "--state", "oracle-state"], &key);
+        self.start_coordinator(&["--oracle", &oracle, "--mock", &format!("{mock}/v1")], &[]);
+        for number in 1..=workers {
+            self.start_worker(&format!("w{number}"), &[], &[]);
+        }
+    }
+
+    /// Waits until a run's status is as wanted; returns it. A run that ended otherwise fails at once.
+    #[track_caller]
+    pub fn wait_for_run(&self, run: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        poll_until(&format!("run {run}: {what}"), Duration::from_secs(300), || {
+            let status = self.json(&["status", run]);
+            if wanted(&status) {
+                return Some(status);
+            }
+            assert!(status["ended_ms"].is_null(), "run {run} ended before {what}: {}", status["reason"]);
+            None
+        })
+    }
+
+    /// Starts a worker on one thread.
+    pub fn start_worker(&mut self, name: &str, args: &[&str], env: &[(&str, &str)]) {
+        let coordinator = self.coordinator.clone();
+        let all = [&["serve", "--coordinator", &coordinator, "--name", name, "--threads", "1"], args].concat();
+        self.start(name, "worker", &all, env);
+    }
+
+    /// Starts a process again as it was started.
+    pub fn restart(&mut self, name: &str) {
+        let Running { program, args, env, .. } = self.children.remove(name).expect("it was started before");
+        let child = self.spawn(name, program, &args, &env);
+        self.children.insert(name.to_owned(), Running { child, program, args, env });
+    }
+
+    /// Kills a process with SIGKILL and waits for its end.
+    pub fn kill(&mut self, name: &str) {
+        let running = self.children.get_mut(name).expect("it was started before");
+        let _ = running.child.kill();
+        running.child.wait().expect("a child can be waited for");
+    }
+
+    /// Asks a process to end with SIGTERM.
+    pub fn terminate(&mut self, name: &str) {
+        let pid = self.pid(name);
+        let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process id is positive");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the process is there");
+    }
+
+    /// Returns a process's id.
+    pub fn pid(&self, name: &str) -> u32 {
+        self.children[name].child.id()
+    }
+
+    /// Returns how a process ended, if it has.
+    pub fn ended(&mut self, name: &str) -> Option<ExitStatus> {
+        let running = self.children.get_mut(name).expect("it was started before");
+        running.child.try_wait().expect("a child can be looked at")
+    }
+
+    /// Waits for a process to end by itself; returns its exit code.
+    #[track_caller]
+    pub fn wait(&mut self, name: &str) -> Option<i32> {
+        poll_until(&format!("{name} ends"), Duration::from_secs(60), || self.ended(name)).code()
+    }
+
+    /// Returns what a process said on standard error.
+    pub fn log(&self, name: &str) -> String {
+        let mut text = String::new();
+        if let Ok(mut file) = File::open(self.path(&format!("{name}.log"))) {
+            let _ = file.read_to_string(&mut text);
+        }
+        text
+    }
+
+    /// Waits until a process has said something.
+    #[track_caller]
+    pub fn wait_for_log(&self, name: &str, words: &str) {
+        poll_until(&format!("{name} says {words:?}"), Duration::from_secs(60), || {
+            self.log(name).contains(words).then_some(())
+        });
+    }
+
+    /// Runs a command of the coordinator; returns exit code, standard output and standard error.
+    pub fn command(&self, args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
+        let mut command = Command::new(program("coordinator"));
+        command.args(args).args(["--coordinator", &self.coordinator]).current_dir(self.folder.path());
+        command.env_remove("TRACE_TOKEN").envs(env.iter().copied());
+        let output = command.output().expect("the program can be started");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// Runs a command with --json, which must succeed.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let (code, out, err) = self.command(&[args, &["--json"]].concat(), &[]);
+        assert_eq!(code, Some(0), "{args:?}: {err}");
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{args:?}: {error}: {out}"))
+    }
+
+    /// Waits until a worker is in a state; returns its status.
+    #[track_caller]
+    pub fn wait_for_worker(&self, name: &str, state: &str) -> Value {
+        poll_until(&format!("worker {name} is {state}"), Duration::from_secs(60), || {
+            let workers = self.json(&["workers"]);
+            workers.as_array()?.iter().find(|worker| worker["name"] == name && worker["state"] == state).cloned()
+        })
+    }
+
+    /// Returns the cluster's folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}

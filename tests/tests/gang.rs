@@ -1,0 +1,159 @@
+//! `worker train` as a gang of processes over the ring: k ranks follow the curve of one process on the joined batch, and
+//! a gang of which one member is killed ends, when it is started again, with the bytes of an undisturbed one.
+//!
+//! Deterministic because every rank computes on one thread, records are dealt by cost, and sums go round in rank order.
+#![allow(clippy::unwrap_used)]
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+use cluster_tests::{Folder, golden, worker};
+use serde_json::Value;
+
+const TRACE: &str = "--method trace --batch-size 4 --gradient-accumulation-steps 1 --num-train-epochs 3 --save-steps 3 \
+    --lora-r 4 --lora-dropout 0.3 --learning-rate 1e-2 --pack-tokens 250 --gold-batch-size 6";
+const FULL: &str = "--method dpo --full --batch-size 5 --gradient-accumulation-steps 1 --num-train-epochs 2 \
+    --learning-rate 1e-3 --replay-json-path records.json --replay-batch-size 3 --nll-weight 0.5 --alpha-kl 0";
+
+/// Starts one rank a process; the last may be planned to die.
+fn start(folder: &Folder, options: &str, name: &str, world: usize, fault: Option<&str>) -> Vec<Child> {
+    let listeners: Vec<TcpListener> = (0..world).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
+    drop(listeners);
+    (0..world)
+        .map(|rank| {
+            let mut command = Command::new(worker());
+            command.args(["train", "--threads", "1", "--dataset-json-path", "records.json", "--output-dir", "runs"]);
+            command.arg("--model-name-or-path").arg(golden("tied")).args(["--run-name", name]);
+            command.args(options.split_whitespace());
+            if world > 1 {
+                command.args(["--rank", &rank.to_string(), "--peers", &peers.join(",")]);
+            }
+            if let Some(fault) = fault.filter(|_| rank + 1 == world) {
+                command.args(["--fault", fault]);
+            }
+            command.current_dir(folder.path("")).env("TRACE_GANG_SECRET", "known to us");
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect()
+}
+
+/// Runs a gang to its end; returns the exit codes and what was said.
+fn finish(children: Vec<Child>) -> Vec<(Option<i32>, String)> {
+    let outputs = children.into_iter().map(|child| child.wait_with_output().unwrap());
+    outputs.map(|output| (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())).collect()
+}
+
+#[track_caller]
+fn train(folder: &Folder, options: &str, name: &str, world: usize) {
+    for (rank, (code, err)) in finish(start(folder, options, name, world, None)).into_iter().enumerate() {
+        assert_eq!(code, Some(0), "rank {rank} of {world}: {err}");
+    }
+}
+
+fn losses(folder: &Folder, name: &str) -> Vec<f64> {
+    let number = |line: &Value| line["loss"].as_f64().unwrap();
+    folder.lines(&format!("runs/{name}/metrics.jsonl")).iter().map(number).collect()
+}
+
+#[test]
+fn a_gang_follows_the_curve_of_one_process() {
+    for (options, kind) in [(TRACE, "adapter"), (FULL, "full")] {
+        let folder = Folder::new();
+        let alone = format!("{kind}-1");
+        train(&folder, options, &alone, 1);
+        let expected = losses(&folder, &alone);
+        assert!(expected.len() >= 4);
+        for world in [2, 3] {
+            let name = format!("{kind}-{world}");
+            train(&folder, options, &name, world);
+            let found = losses(&folder, &name);
+            assert_eq!(found.len(), expected.len());
+            for (step, (a, b)) in expected.iter().zip(&found).enumerate() {
+                assert!((a - b).abs() <= 1e-4 * a.abs(), "{name}, step {step}: {b}, alone {a}");
+            }
+            let again = format!("{name}-again");
+            train(&folder, options, &again, world);
+            for file in
+                ["metrics.jsonl", if kind == "full" { "model.safetensors" } else { "adapter_model.safetensors" }]
+            {
+                let bytes = |run: &str| folder.bytes(&format!("runs/{run}/{file}"));
+                assert!(bytes(&name) == bytes(&again), "{file} of {world} ranks differs from one time to the next");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gang_whose_member_was_killed_ends_with_the_same_bytes() {
+    let folder = Folder::new();
+    train(&folder, TRACE, "whole", 2);
+    for step in [2, 3, 5] {
+        let name = format!("killed-{step}");
+        let outcomes = finish(start(&folder, TRACE, &name, 2, Some(&format!("train.step={step}"))));
+        assert_eq!(outcomes[1].0, None, "rank 1 was to be killed");
+        assert_eq!(outcomes[0].0, Some(1));
+        assert!(outcomes[0].1.contains("gang is broken"), "{}", outcomes[0].1);
+        train(&folder, TRACE, &name, 2);
+        for file in ["adapter_model.safetensors", "metrics.jsonl", "weighted_dataset.json"] {
+            let bytes = |run: &str| folder.bytes(&format!("runs/{run}/{file}"));
+            assert!(bytes("whole") == bytes(&name), "{file} after a death at step {step}");
+        }
+    }
+}
+
+#[test]
+fn another_world_size_is_another_run_and_a_lone_rank_is_told() {
+    let folder = Folder::new();
+    train(&folder, TRACE, "r", 1);
+    let outcomes = finish(start(&folder, TRACE, "r", 2, None));
+    assert!(outcomes[0].1.contains("world_size: 1 there, 2 here"), "{outcomes:?}");
+    assert!(outcomes.iter().all(|(code, _)| *code == Some(1)));
+    let command = format!(
+        "train --model-name-or-path {{tied}} --dataset-json-path records.json --run-name r {TRACE} --rank 3 --peers a:1,b:2"
+    );
+    folder.refused(&command, &["--rank 3", "--peers"]);
+}
+
+/// Parts of a file along one gold batch give the scores of the whole.
+#[test]
+fn scores_of_parts_are_those_of_the_whole() {
+    let folder = Folder::new();
+    let options = "--model-name-or-path {tied} --lora-r 4 --gold-batch-size 6 --pack-tokens 250";
+    folder.succeed(&format!("score {options} --dataset-json-path records.json --out whole.json"));
+    let whole: Vec<Value> = serde_json::from_value(folder.json("whole.json")).unwrap();
+    let largest = whole.iter().map(|r| r["raw_score"].as_f64().unwrap().abs()).fold(0.0, f64::max);
+    let records = cluster_tests::records();
+    folder.succeed(&format!("score {options} --gold gold.json --gold-gradient gradient.safetensors --gold-only"));
+    let mut kept = Some(folder.bytes("gradient.safetensors"));
+    for (part, range) in [(0..3), (3..4), (4..10)].into_iter().enumerate() {
+        folder.write_json("part.json", &Value::Array(records[range.clone()].to_vec()));
+        folder.succeed(&format!(
+            "score {options} --dataset-json-path part.json --out part-{part}.json --raw-only --gold gold.json \
+             --gold-gradient gradient.safetensors"
+        ));
+        let gradient = folder.bytes("gradient.safetensors");
+        assert!(kept.get_or_insert(gradient.clone()) == &gradient, "the gradient is read, not made again");
+        let part: Vec<Value> = serde_json::from_value(folder.json(&format!("part-{part}.json"))).unwrap();
+        assert_eq!(part.len(), range.len());
+        for (scored, record) in part.iter().zip(&whole[range]) {
+            assert!(scored.get("impact_score").is_none());
+            let (a, b) = (scored["raw_score"].as_f64().unwrap_or(0.0), record["raw_score"].as_f64().unwrap());
+            assert!((a - b).abs() <= 1e-5 * largest, "{a} against {b}");
+        }
+    }
+}
+
+#[test]
+fn samples_of_parts_are_those_of_the_whole() {
+    let folder = Folder::new();
+    let prompts: Vec<Value> =
+        cluster_tests::records().iter().map(|r| serde_json::json!({"prompt": r["prompt"]})).collect();
+    folder.write_json("all.json", &Value::Array(prompts.clone()));
+    folder.write_json("rest.json", &Value::Array(prompts[4..].to_vec()));
+    let generate = "generate --model-name-or-path {tied} --max-new-tokens 8 --temperature 0.9 --batch-size 1";
+    folder.succeed(&format!("{generate} --prompts all.json --out all-out.json"));
+    folder.succeed(&format!("{generate} --prompts rest.json --out rest-out.json --item-offset 4"));
+    let all = folder.json("all-out.json")["results"].as_array().unwrap()[4..].to_vec();
+    assert_eq!(&all, folder.json("rest-out.json")["results"].as_array().unwrap());
+}
