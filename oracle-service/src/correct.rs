@@ -87,16 +87,25 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
         let problem = "is missing; triage the records first";
         return Err(shared::Error::field(input, index, "category", problem).into());
     }
+    let correct = async |record: &Record| {
+        let (prompt, violating) = (record.prompt.prompt_text(), record.chosen.response());
+        oracle.correct(&prompt, &violating, job.max_tokens).await
+    };
+    let name = format!("correct {}", input.display());
+    oracle
+        .in_batches(&name, sink, async || {
+            let punish = records.iter().filter(|record| record.category == Some(Category::Punish));
+            let asked = futures::stream::iter(punish).map(&correct).buffered(oracle.window());
+            asked.try_for_each(|_| std::future::ready(Ok(()))).await
+        })
+        .await?;
     let mut output = ArrayWriter::create(&job.output)?;
     let punish = records.iter().filter(|record| record.category == Some(Category::Punish)).count();
     let (mut corrected, mut not_accepted, mut done) = (0, 0, 0);
     let mut answered = futures::stream::iter(records.into_iter().enumerate())
         .map(|(index, record)| async move {
             let correction = match record.category {
-                Some(Category::Punish) => {
-                    let (prompt, violating) = (record.prompt.prompt_text(), record.chosen.response());
-                    Some(oracle.correct(&prompt, &violating, job.max_tokens).await?)
-                }
+                Some(Category::Punish) => Some(correct(&record).await?),
                 _ => None,
             };
             Ok::<_, Error>((index, record, correction))

@@ -108,6 +108,15 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<D
     {
         return Err(Error::file(path, "names no world; give its patterns by --rules").into());
     }
+    let name = format!("judge {}", file.display());
+    oracle
+        .in_batches(&name, sink, async || {
+            let world = world.as_ref();
+            let found = async |(index, result)| found(oracle, world, result, file, index).await.map(drop);
+            let asked = futures::stream::iter(results.iter().enumerate()).map(found).buffered(oracle.window());
+            asked.try_for_each(|()| std::future::ready(Ok(()))).await
+        })
+        .await?;
     let total = results.len() as u64;
     let mut judged = Vec::with_capacity(results.len());
     let mut undecided = 0;

@@ -5,9 +5,11 @@
 //! go to standard output, progress and log lines to standard error.
 
 mod api;
+mod batches;
 mod correct;
 mod error;
 mod export;
+mod fault;
 mod judge;
 mod mock;
 mod oracle;
@@ -36,6 +38,7 @@ enum Command {
     Triage(triage::Args),
     Correct(correct::Args),
     Judge(judge::Args),
+    Batches(batches::Args),
     Export(export::Args),
     Serve(service::Args),
     Mock(mock::Args),
@@ -69,6 +72,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Triage(args) => triage::run(&args),
         Command::Correct(args) => correct::run(&args),
         Command::Judge(args) => judge::run(&args),
+        Command::Batches(args) => batches::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Serve(args) => service::run(&args),
         Command::Mock(args) => mock::run(&args),

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use shared::rules::Judge;
 
+use crate::api::batch::{self, BatchArgs};
 use crate::api::engine::{Asked, BillNow, Engine, Home};
 use crate::api::ledger::{Answer, Ledger};
 use crate::api::prices::Prices;
 use crate::api::reading::{Reading, read};
 use crate::api::request::Model;
 use crate::error::{Error, Result};
+use crate::progress::Sink;
 
 /// Where the key is read from; it is no option, since options show in process lists.
 pub(crate) const KEY_VARIABLE: &str = "OPENAI_API_KEY";
@@ -42,6 +44,8 @@ pub(crate) struct OracleArgs {
     /// Name the answer's limit max_completion_tokens, as newer models want it
     #[arg(long)]
     pub(crate) max_completion_tokens: bool,
+    #[command(flatten)]
+    pub(crate) batch: BatchArgs,
 }
 
 const DEFAULT_URL: &str = "https://api.openai.com/v1";
@@ -59,6 +63,7 @@ pub(crate) struct Asker {
     pub(crate) engine: Engine,
     pub(crate) model: Model,
     pub(crate) concurrency: usize,
+    pub(crate) batch: BatchArgs,
 }
 
 /// A verdict on one response.
@@ -101,7 +106,7 @@ impl OracleArgs {
         let engine = Engine::new(&home, &base_url, &key, self.concurrency, prices)?;
         let model =
             Model { name: self.oracle_model.clone(), policy, completion_tokens_key: self.max_completion_tokens };
-        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency: self.concurrency })))
+        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency: self.concurrency, batch: self.batch.clone() })))
     }
 }
 
@@ -179,6 +184,18 @@ impl Oracle {
         match self {
             Oracle::Rules { .. } => None,
             Oracle::Model(asker) => asker.engine.waiting(),
+        }
+    }
+
+    /// Has the questions of a job answered in batches first, where its mode says so. `walk` asks every question of the
+    /// job and keeps nothing.
+    ///
+    /// # Errors
+    /// As [`Oracle::decide`].
+    pub(crate) async fn in_batches(&self, job: &str, sink: Sink<'_>, walk: impl AsyncFn() -> Result<()>) -> Result<()> {
+        match self {
+            Oracle::Rules { .. } => Ok(()),
+            Oracle::Model(asker) => batch::run(&asker.engine, &asker.batch, job, sink, walk).await,
         }
     }
 
@@ -285,6 +302,7 @@ pub(crate) mod tests {
             concurrency: 1,
             prices: None,
             max_completion_tokens: false,
+            batch: BatchArgs::default(),
         }
     }
 

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status};
 
+use crate::api::batch::BatchArgs;
 use crate::api::engine::{BillNow, Engine, Home};
 use crate::api::ledger::Ledger;
 use crate::api::prices::Prices;
@@ -161,7 +162,7 @@ impl Service {
         let engine = Engine::new(&self.home, &job.base_url, &self.key, concurrency, Prices::load(prices)?)?;
         let model =
             Model { name: job.model.clone(), policy: job.policy.trim().to_owned(), completion_tokens_key: false };
-        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency })))
+        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency, batch: BatchArgs::default() })))
     }
 }
 

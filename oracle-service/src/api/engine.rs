@@ -11,12 +11,16 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::batch::{self, Front, LATER, Parts, Place};
 use super::ledger::{Answer, Ledger};
 use super::openai::OpenAi;
 use super::prices::{Prices, Tokens};
 use super::request::Request;
 use super::retry::{self, Course, TRIES};
 use crate::error::{Error, Result};
+
+/// Of the online price.
+const BATCH_PRICE: f64 = 0.5;
 
 /// Requests on their way, by key: who asks the same waits for the same answer.
 type InFlight = Arc<Mutex<HashMap<String, watch::Receiver<Option<Asked>>>>>;
@@ -32,11 +36,21 @@ pub(crate) enum Asked {
 /// Answers questions of one job. Once it is dropped nothing new is sent; answers on their way are still stored.
 pub(crate) struct Engine {
     shared: Arc<Shared>,
+    batches: Batches,
     _dropped: DropGuard,
+}
+
+/// What first rounds in batches need.
+struct Batches {
+    api: batch::Api,
+    parts: Parts,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Shared {
     ledger: Ledger,
+    front: Front,
+    begun_ms: u64,
     in_flight: InFlight,
     api: OpenAi,
     base_url: String,
@@ -81,11 +95,18 @@ pub(crate) struct BillNow {
 pub(crate) struct Home {
     pub(crate) ledger: Ledger,
     in_flight: InFlight,
+    /// Held by the job that has batches.
+    batch_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Home {
     pub(crate) fn new(ledger: Ledger) -> Home {
-        Home { ledger, in_flight: InFlight::default() }
+        Home { ledger, in_flight: InFlight::default(), batch_turn: Arc::default() }
+    }
+
+    /// Returns the ledger that all jobs share.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 }
 
@@ -98,8 +119,15 @@ impl Engine {
         let dropped = CancellationToken::new();
         Ok(Engine {
             _dropped: dropped.clone().drop_guard(),
+            batches: Batches {
+                api: batch::Api::new(base_url, key)?,
+                parts: Parts::of(&home.ledger),
+                turn: home.batch_turn.clone(),
+            },
             shared: Arc::new(Shared {
                 ledger: home.ledger.clone(),
+                front: Front::default(),
+                begun_ms: now_ms(),
                 in_flight: home.in_flight.clone(),
                 api: OpenAi::new(base_url, key)?,
                 base_url: base_url.to_owned(),
@@ -121,8 +149,11 @@ impl Engine {
         let key = request.key();
         loop {
             if let Some(answer) = shared.ledger.answer(&key)? {
-                shared.bill.reused.fetch_add(1, Ordering::Relaxed);
+                shared.reuse(&answer);
                 return Ok(Asked::Answered(answer));
+            }
+            if shared.front.place(&key, request)? == Place::Later {
+                return Ok(Asked::Dead(LATER.into()));
             }
             // Others ask the same at this moment: one request serves all.
             let (sender, mut other) = {
@@ -159,6 +190,47 @@ impl Engine {
             let outcome = sending.await.expect("sending does not panic")?;
             return Ok(outcome.unwrap_or(Asked::Dead("its job was dropped".into())));
         }
+    }
+
+    /// Returns where requests without an answer go.
+    pub(super) fn front(&self) -> &Front {
+        &self.shared.front
+    }
+
+    /// Returns the parts of the ledger.
+    pub(super) fn parts(&self) -> &Parts {
+        &self.batches.parts
+    }
+
+    /// Returns the API of files and batches.
+    pub(super) fn batch_api(&self) -> &batch::Api {
+        &self.batches.api
+    }
+
+    /// Returns what the job holds that has batches.
+    pub(super) fn batch_turn(&self) -> &tokio::sync::Mutex<()> {
+        &self.batches.turn
+    }
+
+    pub(super) fn base_url(&self) -> &str {
+        &self.shared.base_url
+    }
+
+    /// Returns what tokens cost online and in batches; none where the price table does not know the model.
+    pub(super) fn prices_of(&self, model: &str, tokens: Tokens) -> Option<(f64, f64)> {
+        let online = self.shared.prices.cost(model, tokens)?;
+        Some((online, online * BATCH_PRICE))
+    }
+
+    /// Prices an answer that came with a batch.
+    pub(super) fn price_batched(&self, answer: &mut Answer, asked_model: &str) {
+        let price = |model: &str| self.prices_of(model, answer.tokens).map(|(_, batch)| batch);
+        answer.cost_usd = price(&answer.model).or_else(|| price(asked_model));
+    }
+
+    /// Counts an answer that came with a batch and is in the ledger.
+    pub(super) fn count_batched(&self, answer: &Answer) {
+        self.shared.count(answer, answer.cost_usd, &answer.model);
     }
 
     /// Returns what the job cost so far.
@@ -204,7 +276,8 @@ impl Shared {
             let trouble = match outcome {
                 Ok(answer) => {
                     self.ledger.settle(key, &answer).await?;
-                    self.count(&answer, model);
+                    let cost = self.prices.cost(&answer.model, answer.tokens);
+                    self.count(&answer, cost.or_else(|| self.prices.cost(model, answer.tokens)), model);
                     self.waits(None);
                     return Ok(Some(Asked::Answered(answer)));
                 }
@@ -244,15 +317,22 @@ impl Shared {
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    fn count(&self, answer: &Answer, asked_model: &str) {
+    /// Counts an answer that the ledger had. One that came with a batch of this job is counted already.
+    fn reuse(&self, answer: &Answer) {
+        let own = answer.batch.is_some() && answer.at_ms >= self.begun_ms;
+        if !own && !self.front.is_walking() {
+            self.bill.reused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn count(&self, answer: &Answer, cost: Option<f64>, asked_model: &str) {
         let Tokens { prompt, cached, completion } = answer.tokens;
         let bill = &self.bill;
         bill.calls.fetch_add(1, Ordering::Relaxed);
         bill.prompt.fetch_add(prompt, Ordering::Relaxed);
         bill.cached.fetch_add(cached, Ordering::Relaxed);
         bill.completion.fetch_add(completion, Ordering::Relaxed);
-        let cost = self.prices.cost(&answer.model, answer.tokens);
-        match cost.or_else(|| self.prices.cost(asked_model, answer.tokens)) {
+        match cost {
             Some(cost) => {
                 bill.cost.fetch_add((cost * 1e12).round() as u64, Ordering::Relaxed);
             }
@@ -265,6 +345,6 @@ impl Shared {
     }
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
 }

@@ -3,7 +3,7 @@
 //! A request whose answer is here is never sent again, by whatever job. After a crash at any instant only requests with
 //! an intent and no answer can be sent twice: those that were in flight.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use shared::Result;
@@ -74,6 +74,7 @@ struct Intent {
 #[derive(Debug, Clone)]
 pub(crate) struct Ledger {
     store: Store,
+    folder: PathBuf,
 }
 
 impl Ledger {
@@ -82,7 +83,7 @@ impl Ledger {
     /// # Errors
     /// As [`Store::open`].
     pub(crate) fn open(folder: &Path) -> Result<Ledger> {
-        let ledger = Ledger { store: Store::open(folder)? };
+        let ledger = Ledger { store: Store::open(folder)?, folder: folder.to_owned() };
         let open: Vec<(String, Intent)> = ledger.store.scan(INTENTS)?;
         if !open.is_empty() {
             tracing::warn!(
@@ -130,6 +131,24 @@ impl Ledger {
     /// The disk refused: the answer is lost.
     pub(super) async fn settle(&self, key: &str, answer: &Answer) -> Result<()> {
         self.store.commit(vec![Change::put(ANSWERS, key, answer), Change::remove(INTENTS, key)]).await
+    }
+
+    /// Stores answers that came together.
+    ///
+    /// # Errors
+    /// The disk refused: none of them is stored.
+    pub(super) async fn settle_all<'a>(&self, answers: impl Iterator<Item = (String, &'a Answer)>) -> Result<()> {
+        self.store.commit(answers.map(|(key, answer)| Change::put(ANSWERS, key, answer)).collect()).await
+    }
+
+    /// Returns the store below, for what else must survive with the answers.
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Returns the state folder.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Notes that a request brought no answer and will not be repeated.

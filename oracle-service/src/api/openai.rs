@@ -52,36 +52,45 @@ impl OpenAi {
     /// Sends a chat completion once.
     pub(super) async fn complete(&self, body: &Value, at_ms: impl Fn() -> u64) -> Result<Answer, Trouble> {
         let reply: Result<Value, OpenAIError> = self.client.chat().create_byot(body.clone()).await;
-        let reply = reply.map_err(trouble)?;
-        let reply: Reply = serde_json::from_value(reply).map_err(|error| Trouble::Garbage(error.to_string()))?;
-        let choice = reply.choices.into_iter().next();
-        let choice = choice.ok_or_else(|| Trouble::Garbage("\"choices\" is empty".into()))?;
-        let usage = reply.usage.unwrap_or_default();
-        Ok(Answer {
-            text: choice.message.content,
-            finish: choice.finish_reason.unwrap_or_default(),
-            refusal: choice.message.refusal,
-            model: reply.model,
-            tokens: Tokens {
-                prompt: usage.prompt_tokens,
-                cached: usage.prompt_tokens_details.unwrap_or_default().cached_tokens,
-                completion: usage.completion_tokens,
-            },
-            at_ms: at_ms(),
-            fingerprint: reply.system_fingerprint,
-            ..Answer::default()
-        })
+        read(reply.map_err(trouble)?, at_ms())
     }
+}
+
+/// Reads a chat completion, wherever it came from.
+pub(super) fn read(reply: Value, at_ms: u64) -> Result<Answer, Trouble> {
+    let reply: Reply = serde_json::from_value(reply).map_err(|error| Trouble::Garbage(error.to_string()))?;
+    let choice = reply.choices.into_iter().next();
+    let choice = choice.ok_or_else(|| Trouble::Garbage("\"choices\" is empty".into()))?;
+    let usage = reply.usage.unwrap_or_default();
+    Ok(Answer {
+        text: choice.message.content,
+        finish: choice.finish_reason.unwrap_or_default(),
+        refusal: choice.message.refusal,
+        model: reply.model,
+        tokens: Tokens {
+            prompt: usage.prompt_tokens,
+            cached: usage.prompt_tokens_details.unwrap_or_default().cached_tokens,
+            completion: usage.completion_tokens,
+        },
+        at_ms,
+        fingerprint: reply.system_fingerprint,
+        ..Answer::default()
+    })
 }
 
 async fn send_once(http: &reqwest::Client, factory: HttpRequestFactory) -> Result<reqwest::Response, OpenAIError> {
     let request = factory.build().await?;
     let carried = |trouble| OpenAIError::Boxed(Box::new(Carried(trouble)));
     let response = http.execute(request).await.map_err(|error| carried(Trouble::Connection(chain(&error))))?;
-    let status = response.status();
-    if status.is_success() {
+    if response.status().is_success() {
         return Ok(response);
     }
+    Err(carried(refusal(response).await))
+}
+
+/// Reads what a server says that does not do what it was asked.
+pub(super) async fn refusal(response: reqwest::Response) -> Trouble {
+    let status = response.status().as_u16();
     let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
     let retry_after = retry_after.and_then(|seconds| seconds.trim().parse::<f64>().ok());
     let retry_after = retry_after.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
@@ -89,7 +98,7 @@ async fn send_once(http: &reqwest::Client, factory: HttpRequestFactory) -> Resul
     let said: ErrorBody = serde_json::from_str(&text).unwrap_or_default();
     let message = said.error.message.unwrap_or_else(|| text.chars().take(200).collect());
     let code = said.error.code.or(said.error.kind).unwrap_or_default();
-    Err(carried(Trouble::Status { status: status.as_u16(), code, message, retry_after }))
+    Trouble::Status { status, code, message, retry_after }
 }
 
 fn trouble(error: OpenAIError) -> Trouble {
@@ -104,7 +113,7 @@ fn trouble(error: OpenAIError) -> Trouble {
 }
 
 /// Returns an error with its causes: reqwest's own text alone does not say "connection refused".
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

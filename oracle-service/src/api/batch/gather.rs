@@ -1,0 +1,181 @@
+//! The front of an engine: what becomes of a request that has no answer yet, while a job's items are walked through.
+//!
+//! Before its ordinary pass a job may walk through its items and throw the outcomes away: each question that the ledger
+//! cannot answer is then counted, or written into a part, or asked online, as the front is set. What waits for a batch
+//! is told apart from what is dead by nobody, since nothing of such a walk is kept.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use super::lines::{self, Key};
+use super::part::Part;
+use super::parts::{Origin, Parts, Spool, worst};
+use super::plan::Filled;
+use crate::api::prices::Tokens;
+use crate::api::request::Request;
+use crate::error::Result;
+
+/// Why a question has no answer in such a walk.
+pub(crate) const LATER: &str = "it waits for its batch";
+
+/// Where a request without an answer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Online,
+    /// Nowhere now; the walk goes on without it.
+    Later,
+}
+
+/// The front of an engine. Without a walk everything goes online.
+#[derive(Debug, Default)]
+pub(crate) struct Front(Mutex<Option<Walk>>);
+
+/// One walk through a job's items.
+#[derive(Debug)]
+pub(super) struct Walk {
+    /// In parts that are open, or given up by batches: never written into another.
+    claimed: HashSet<Key>,
+    /// Where requests are written to, and how many more.
+    gathering: Option<Gathering>,
+    /// Where unclaimed requests go that are not gathered.
+    beyond: Place,
+    /// Of the requests that were not gathered.
+    pub(super) counts: Counts,
+}
+
+/// Requests of a walk without an answer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Counts {
+    pub(super) requests: u64,
+    /// The most they can cost together.
+    pub(super) worst: Tokens,
+    /// The model they ask.
+    pub(super) model: String,
+}
+
+#[derive(Debug)]
+struct Gathering {
+    parts: Parts,
+    origin: Origin,
+    next_number: u32,
+    room: u64,
+    spool: Option<(Spool, String)>,
+    done: Vec<Part>,
+}
+
+impl Front {
+    /// Begins a walk in place of any other.
+    pub(super) fn set(&self, walk: Walk) {
+        *self.lock() = Some(walk);
+    }
+
+    /// Ends a walk.
+    pub(super) fn take(&self) -> Option<Walk> {
+        self.lock().take()
+    }
+
+    /// Returns whether the job walks through its items and keeps nothing.
+    pub(crate) fn is_walking(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// Decides where a request without an answer goes.
+    ///
+    /// # Errors
+    /// The disk refused to take it.
+    pub(crate) fn place(&self, key: &str, request: &Request) -> Result<Place> {
+        match self.lock().as_mut() {
+            Some(walk) => walk.place(key, request),
+            None => Ok(Place::Online),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Walk>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Walk {
+    /// Counts what has no answer.
+    pub(super) fn counting(claimed: HashSet<Key>) -> Walk {
+        Walk { claimed, gathering: None, beyond: Place::Later, counts: Counts::default() }
+    }
+
+    /// Asks online what no part has.
+    pub(super) fn around(claimed: HashSet<Key>) -> Walk {
+        Walk { beyond: Place::Online, ..Walk::counting(claimed) }
+    }
+
+    /// Writes up to `room` requests into parts.
+    pub(super) fn gathering(claimed: HashSet<Key>, parts: &Parts, origin: Origin, next_number: u32, room: u64) -> Walk {
+        let gathering = Gathering { parts: parts.clone(), origin, next_number, room, spool: None, done: Vec::new() };
+        Walk { gathering: Some(gathering), ..Walk::counting(claimed) }
+    }
+
+    fn place(&mut self, key: &str, request: &Request) -> Result<Place> {
+        let Some(number) = lines::number(key) else { return Ok(Place::Online) };
+        if self.claimed.contains(&number) {
+            return Ok(Place::Later);
+        }
+        if let Some(gathering) = &mut self.gathering
+            && gathering.room > 0
+        {
+            if gathering.push(number, key, request)? {
+                self.claimed.insert(number);
+            }
+            return Ok(Place::Later);
+        }
+        if self.counts.requests == 0 {
+            self.counts.model = request.body["model"].as_str().unwrap_or_default().to_owned();
+        }
+        self.counts.requests += 1;
+        let worst = worst(request);
+        self.counts.worst.prompt += worst.prompt;
+        self.counts.worst.completion += worst.completion;
+        Ok(self.beyond)
+    }
+
+    /// Ends the walk and returns the parts it made, which are not saved yet.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub(super) fn finish(mut self) -> Result<Vec<Part>> {
+        match &mut self.gathering {
+            Some(gathering) => {
+                gathering.close()?;
+                Ok(std::mem::take(&mut gathering.done))
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+impl Gathering {
+    /// Writes a request into the file at hand, or the next; false for one that no file can hold.
+    fn push(&mut self, number: Key, key: &str, request: &Request) -> Result<bool> {
+        let line = lines::request(key, &request.body);
+        if !Filled::default().has_room(line.len() as u64) {
+            return Ok(false);
+        }
+        let model = request.body["model"].as_str().unwrap_or_default();
+        // A batch is for one model.
+        if self.spool.as_ref().is_some_and(|(spool, of)| !spool.has_room(&line) || of != model) {
+            self.close()?;
+        }
+        let (spool, _) = match &mut self.spool {
+            Some(spool) => spool,
+            None => self.spool.insert((self.parts.spool()?, model.to_owned())),
+        };
+        spool.push(number, &line, worst(request))?;
+        self.room -= 1;
+        Ok(true)
+    }
+
+    fn close(&mut self) -> Result<()> {
+        if let Some((spool, model)) = self.spool.take() {
+            self.done.push(spool.finish(&self.origin, &model, self.next_number, 1)?);
+            self.next_number += 1;
+        }
+        Ok(())
+    }
+}
