@@ -1,35 +1,61 @@
 //! The mock: a server that speaks the OpenAI API and answers by a rule file, always the same to the same request.
 //!
-//! It bills like the real one: GET /bill lists every request by its hash, with the tokens and how often it was paid. For
-//! tests it fails on a plan. Tokens are counted as a quarter of the characters, rounded up.
+//! It is a place to rehearse: it takes its time, enforces limits that may move, fails on a plan, works off batches, and
+//! bills like the real one. GET /bill lists every request by its hash, with the tokens and how often it was paid;
+//! GET /stats says how the limits were used and which failures were given.
 
+mod answer;
+mod batches;
+mod bill;
+mod cache;
+mod chat;
+mod clock;
+mod completion;
+mod course;
 mod faults;
+mod files;
+mod latency;
+mod limits;
+mod lines;
+mod plan;
+mod reply;
+mod stats;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
+use axum::http::HeaderValue;
+use axum::http::request::Parts;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde::Serialize;
+use axum::serve::ListenerExt;
 use serde_json::{Value, json};
 use shared::rules::Judge;
+use tokio::net::TcpListener;
 
-use crate::api::request::{Asked, asked};
+use crate::api::prices::Prices;
 use crate::error::{Error, Result};
 use crate::{Outcome, oracle};
-use faults::{Fault, Faults};
+use batches::Batches;
+use bill::Bill;
+use cache::PromptCache;
+use clock::Clock;
+use faults::{Fault, Faults, Of};
+use files::Files;
+use limits::Limits;
+pub(crate) use plan::Plan;
+use reply::Refusal;
 
 /// Plays an OpenAI-compatible API that answers by a rule file
 ///
-/// Speaks POST /v1/chat/completions and GET /v1/models well enough for the official clients, and GET /bill: what was
-/// charged, by request. Answers are deterministic. The address is printed once it listens.
+/// Speaks chat completions, files, batches and models well enough for the official clients; GET /bill: what was charged,
+/// by request; GET /stats: how limits were used and what failed. Answers are deterministic. The address is printed once it
+/// listens.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Address to listen at; port 0 takes a free one
@@ -41,196 +67,221 @@ pub(crate) struct Args {
     /// Name of the model it plays
     #[arg(long, value_name = "MODEL", default_value = "mock-oracle")]
     model: String,
-    /// Time an answer takes
+    /// Time an answer takes, where the plan does not say
     #[arg(long, value_name = "MS", default_value_t = 0)]
     latency_ms: u64,
     /// Refuse every key but the one in OPENAI_API_KEY
     #[arg(long)]
     require_key: bool,
-    /// Failures on plan (TOML): [[fault]] with `request` (counted from 1) and `what`: 429, 500, 401, quota, hang, cut,
-    /// garbage, null, unclear; `retry_after_s` for 429
+    /// Plan (TOML): limits, latency, the pace of batches, and failures: [[fault]] with `request` (counted from 1), or from,
+    /// to, every and share, and `what`: 429, 429-bare, 500, 503, 401, quota, hang, cut, garbage, null, unclear, refusal,
+    /// flip, fingerprint; `retry_after_s` for 429
     #[arg(long, value_name = "FILE")]
     fault_plan: Option<PathBuf>,
+    /// How much faster the mock's time runs than the clock: latencies, limits, waits and batches
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = speed)]
+    speed: f64,
     /// End when standard input ends
     #[arg(long)]
     with_parent: bool,
 }
 
-struct Mock {
+fn speed(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(speed) if (0.01..=10_000.0).contains(&speed) => Ok(speed),
+        _ => Err("expected a factor from 0.01 to 10000".to_owned()),
+    }
+}
+
+/// The server's state.
+pub(crate) struct Mock {
     judge: Judge,
     model: String,
-    latency: Duration,
     key: Option<String>,
+    plan: Plan,
+    prices: Prices,
+    clock: Clock,
     faults: Faults,
+    limits: Mutex<Limits>,
+    cache: Mutex<PromptCache>,
     bill: Mutex<Bill>,
-}
-
-/// What was charged.
-#[derive(Debug, Default, Serialize)]
-struct Bill {
-    calls: u64,
-    prompt_tokens: u64,
-    completion_tokens: u64,
-    /// By the hash of the request's body.
-    requests: BTreeMap<String, Charged>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct Charged {
-    model: String,
-    prompt_tokens: u64,
-    completion_tokens: u64,
-    times: u64,
+    files: Mutex<Files>,
+    batches: Mutex<Batches>,
+    in_flight: AtomicU64,
+    most_in_flight: AtomicU64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let mock = Mock {
-        judge: Judge::load(&args.rules)?,
-        model: args.model.clone(),
-        latency: Duration::from_millis(args.latency_ms),
-        key: if args.require_key { Some(oracle::key()?) } else { None },
-        faults: args.fault_plan.as_deref().map(Faults::load).transpose()?.unwrap_or_default(),
-        bill: Mutex::default(),
-    };
+    let mut plan = args.fault_plan.as_deref().map(Plan::load).transpose()?.unwrap_or_default();
+    if plan.latency == Default::default() {
+        plan.latency.median_ms = args.latency_ms as f64;
+    }
+    let mut mock = Mock::new(Judge::load(&args.rules)?, &args.model, plan, args.speed)?;
+    mock.key = if args.require_key { Some(oracle::key()?) } else { None };
     shared::net::check_listen(&args.listen, None).map_err(|_| {
         shared::Error::Config(format!("--listen {}: the mock serves this machine only; use 127.0.0.1", args.listen))
     })?;
-    crate::block_on(serve(args, mock))?;
+    crate::block_on(async {
+        let stop = shared::shutdown::on_signals(args.with_parent).map_err(|error| Error::Serve(error.to_string()))?;
+        let listener = crate::service::bind(args.listen).await?;
+        // Answers that hang on plan must not hold up the end.
+        tokio::select! {
+            served = Arc::new(mock).serve(listener) => served,
+            () = stop.cancelled() => Ok(()),
+        }
+    })?;
     Ok(Outcome::Complete)
 }
 
-async fn serve(args: &Args, mock: Mock) -> Result<()> {
-    let stop = shared::shutdown::on_signals(args.with_parent).map_err(|error| Error::Serve(error.to_string()))?;
-    let listener = crate::service::bind(args.listen).await?;
-    let app = axum::Router::new()
-        .route("/v1/chat/completions", post(complete))
-        .route("/v1/models", get(models))
-        .route("/bill", get(bill))
-        .with_state(Arc::new(mock));
-    // Answers that hang on plan must not hold up the end.
-    tokio::select! {
-        served = axum::serve(listener, app) => served.map_err(|error| Error::Serve(error.to_string())),
-        () = stop.cancelled() => Ok(()),
-    }
-}
-
-async fn models(State(mock): State<Arc<Mock>>) -> Json<Value> {
-    let model = json!({"id": mock.model, "object": "model", "created": 0, "owned_by": "mock"});
-    Json(json!({"object": "list", "data": [model]}))
-}
-
-async fn bill(State(mock): State<Arc<Mock>>) -> Response {
-    Json(&*mock.bill.lock().unwrap_or_else(PoisonError::into_inner)).into_response()
-}
-
-async fn complete(State(mock): State<Arc<Mock>>, headers: HeaderMap, body: Bytes) -> Response {
-    let fault = mock.faults.next();
-    if let Some(key) = &mock.key {
-        let given = headers.get("authorization").and_then(|value| value.to_str().ok());
-        if given != Some(format!("Bearer {key}").as_str()) {
-            return refusal(401, "invalid_api_key", "Incorrect API key provided.");
-        }
-    }
-    match &fault {
-        Some(Fault::Hang) => std::future::pending().await,
-        Some(Fault::Status { status, code, retry_after_s }) => {
-            let mut response = refusal(*status, code, "planned failure");
-            if let Some(seconds) = retry_after_s {
-                response.headers_mut().insert("retry-after", (*seconds).into());
-            }
-            return response;
-        }
-        Some(Fault::Garbage) => return (StatusCode::OK, "<html>not JSON</html>").into_response(),
-        Some(Fault::Cut) => {
-            // A length that is never reached: the connection ends in the middle of the body.
-            let body = futures::stream::iter([
-                Ok::<_, std::io::Error>(Bytes::from_static(b"{\"id\": ")),
-                Err(std::io::Error::other("planned cut")),
-            ]);
-            return Response::new(axum::body::Body::from_stream(body));
-        }
-        Some(Fault::Null | Fault::Unclear) | None => {}
-    }
-    let request: Value = match serde_json::from_slice(&body) {
-        Ok(request) => request,
-        Err(error) => return refusal(400, "invalid_request_error", &format!("the body is not JSON: {error}")),
-    };
-    if request["model"] != mock.model.as_str() {
-        let problem = format!("The model {} does not exist; this server plays {:?}.", request["model"], mock.model);
-        return refusal(404, "model_not_found", &problem);
-    }
-    let Some(messages) = request["messages"].as_array().filter(|messages| !messages.is_empty()) else {
-        return refusal(400, "invalid_request_error", "\"messages\" is missing or empty");
-    };
-    let text = match answer(&mock.judge, messages) {
-        Ok(text) => text,
-        Err(problem) => return refusal(400, "invalid_request_error", &problem),
-    };
-    tokio::time::sleep(mock.latency).await;
-    let content = match fault {
-        Some(Fault::Null) => Value::Null,
-        Some(Fault::Unclear) => json!("It depends."),
-        _ => json!(text),
-    };
-    let prompt_tokens: u64 =
-        messages.iter().map(|message| tokens(message["content"].as_str().unwrap_or_default())).sum();
-    let completion_tokens = content.as_str().map_or(0, tokens);
-    let hash = blake3::hash(request.to_string().as_bytes()).to_hex()[..32].to_owned();
-    mock.charge(&hash, prompt_tokens, completion_tokens);
-    let reply = json!({
-        "id": format!("chatcmpl-{}", &hash[..16]), "object": "chat.completion", "created": 0, "model": mock.model,
-        "system_fingerprint": "fp_mock", "service_tier": "default",
-        "choices": [{
-            "index": 0, "finish_reason": if content.is_null() { "content_filter" } else { "stop" }, "logprobs": null,
-            "message": {"role": "assistant", "content": content, "refusal": null, "annotations": []},
-        }],
-        "usage": {
-            "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens, "prompt_tokens_details": {"cached_tokens": 0},
-        },
-    });
-    Json(reply).into_response()
-}
-
-/// Returns what the rules say to a conversation: verdicts and corrections in our own layout, the first user message's
-/// verdict where the question is asked again, a fixed sentence to anything else.
-fn answer(judge: &Judge, messages: &[Value]) -> std::result::Result<String, String> {
-    let user = messages.iter().find(|message| message["role"] == "user").map(|message| &message["content"]);
-    let user = user.and_then(Value::as_str).ok_or("there is no user message with text")?;
-    match asked(user) {
-        Some(Asked::Verdict { prompt, response }) => {
-            let verdict = judge.verdict(prompt, response, true).map_err(|unknown| format!("the prompt {unknown}"))?;
-            Ok(if verdict.compliant { "COMPLIANT" } else { "NON-COMPLIANT" }.to_owned())
-        }
-        Some(Asked::Correction { prompt }) => {
-            judge.correct(prompt).ok_or_else(|| "the rules offer no correction for this prompt".to_owned())
-        }
-        None => Ok("This server answers the oracle's questions only.".to_owned()),
-    }
-}
-
-fn tokens(text: &str) -> u64 {
-    text.chars().count().div_ceil(4) as u64
-}
-
-fn refusal(status: u16, code: &str, message: &str) -> Response {
-    let body = json!({"error": {"message": message, "type": code, "param": null, "code": code}});
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    (status, Json(body)).into_response()
-}
-
 impl Mock {
-    fn charge(&self, hash: &str, prompt_tokens: u64, completion_tokens: u64) {
-        let mut bill = self.bill.lock().unwrap_or_else(PoisonError::into_inner);
-        bill.calls += 1;
-        bill.prompt_tokens += prompt_tokens;
-        bill.completion_tokens += completion_tokens;
-        let charged = bill.requests.entry(hash.to_owned()).or_insert_with(|| Charged {
-            model: self.model.clone(),
-            prompt_tokens,
-            completion_tokens,
-            times: 0,
-        });
-        charged.times += 1;
+    /// Returns a mock whose clock starts now.
+    ///
+    /// # Errors
+    /// The plan makes no sense.
+    pub(crate) fn new(judge: Judge, model: &str, plan: Plan, speed: f64) -> Result<Mock> {
+        let faults = Faults::new(&plan.fault, plan.seed).map_err(shared::Error::Config)?;
+        Ok(Mock {
+            judge,
+            model: model.to_owned(),
+            key: None,
+            prices: Prices::load(None)?,
+            clock: Clock::start(speed, plan.clock_skew_s),
+            faults,
+            limits: Mutex::new(Limits::new(plan.limits.clone(), plan.limits_repeat_s, plan.burst_s)),
+            plan,
+            cache: Mutex::default(),
+            bill: Mutex::default(),
+            files: Mutex::default(),
+            batches: Mutex::default(),
+            in_flight: AtomicU64::default(),
+            most_in_flight: AtomicU64::default(),
+        })
     }
+
+    /// Serves until it is dropped.
+    ///
+    /// # Errors
+    /// The listener fails.
+    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener) -> Result<()> {
+        // Small replies go out at once.
+        let listener = listener.tap_io(|stream| {
+            let _ = stream.set_nodelay(true);
+        });
+        axum::serve(listener, self.router()).await.map_err(|error| Error::Serve(error.to_string()))
+    }
+
+    fn router(self: Arc<Self>) -> axum::Router {
+        let files = axum::Router::new()
+            .route("/v1/files", post(files::upload).get(files::list))
+            .route("/v1/files/{id}", get(files::show).delete(files::delete))
+            .route("/v1/files/{id}/content", get(files::content))
+            .layer(middleware::from_fn_with_state((self.clone(), Of::FileCalls), failing));
+        let batches = axum::Router::new()
+            .route("/v1/batches", post(batches::create).get(batches::list))
+            .route("/v1/batches/{id}", get(batches::show))
+            .route("/v1/batches/{id}/cancel", post(batches::cancel))
+            .layer(middleware::from_fn_with_state((self.clone(), Of::BatchCalls), failing));
+        let router = axum::Router::new()
+            .route("/v1/chat/completions", post(chat::complete))
+            .route("/openai/deployments/{model}/chat/completions", post(chat::complete))
+            .route("/v1/models", get(models))
+            .route("/v1/models/{id}", get(model))
+            .merge(files)
+            .merge(batches)
+            .route("/bill", get(bill))
+            .route("/stats", get(stats::stats))
+            .layer(DefaultBodyLimit::max(files::MOST_UPLOADED));
+        let router = if self.plan.clock_skew_s == 0 {
+            router
+        } else {
+            router.layer(middleware::from_fn_with_state(self.clone(), dated))
+        };
+        router.with_state(self)
+    }
+}
+
+/// Locks what a panic elsewhere cannot have left half done: every change is one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the part of an id behind its prefix: other ids in every run of the mock.
+fn id(origin: u64, kind: &str, number: u64) -> String {
+    blake3::hash(format!("{origin} {kind} {number}").as_bytes()).to_hex()[..24].to_owned()
+}
+
+/// A request with the right key, where one is required; in either of the headers that services use.
+pub(crate) struct Entitled;
+
+impl FromRequestParts<Arc<Mock>> for Entitled {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, mock: &Arc<Mock>) -> std::result::Result<Entitled, Refusal> {
+        let Some(key) = &mock.key else { return Ok(Entitled) };
+        let of = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let bearer = of("authorization").and_then(|value| value.strip_prefix("Bearer "));
+        if bearer == Some(key) || of("api-key") == Some(key) {
+            return Ok(Entitled);
+        }
+        let code = "invalid_api_key";
+        Err(Refusal {
+            status: 401,
+            kind: code,
+            code: Some(code),
+            param: None,
+            message: "Incorrect API key provided.".into(),
+        })
+    }
+}
+
+/// Fails calls to files and batches as planned: a status before anything is done, what breaks the reply after.
+async fn failing(State((mock, of)): State<(Arc<Mock>, Of)>, request: Request, next: Next) -> Response {
+    let (_, fault) = mock.faults.next(of);
+    if let Some(Fault::Status { status, code, retry_after_s, .. }) = &fault {
+        let mut response = reply::planned(*status, code).into_response();
+        if let Some(seconds) = retry_after_s {
+            reply::come_back(&mut response, &mock.clock, std::time::Duration::from_secs(*seconds));
+        }
+        return response;
+    }
+    let whole = next.run(request).await;
+    reply::broken(fault.as_ref(), whole).await
+}
+
+/// Dates replies by the mock's own clock, which is off.
+async fn dated(State(mock): State<Arc<Mock>>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let date = std::time::UNIX_EPOCH + std::time::Duration::from_secs(mock.clock.date(mock.clock.now()));
+    let date = httpdate::fmt_http_date(date).parse().expect("a date is a header's value");
+    response.headers_mut().insert("date", date);
+    response
+}
+
+async fn models(State(mock): State<Arc<Mock>>, _: Entitled) -> Json<Value> {
+    Json(json!({"object": "list", "data": [described(&mock.model)]}))
+}
+
+async fn model(
+    State(mock): State<Arc<Mock>>,
+    _: Entitled,
+    Path(id): Path<String>,
+) -> std::result::Result<Json<Value>, Refusal> {
+    if id == mock.model {
+        return Ok(Json(described(&id)));
+    }
+    let message = format!("The model {id:?} does not exist; this server plays {:?}.", mock.model);
+    Err(Refusal { code: Some("model_not_found"), ..Refusal::missing(message) })
+}
+
+fn described(model: &str) -> Value {
+    json!({"id": model, "object": "model", "created": 0, "owned_by": "mock"})
+}
+
+async fn bill(State(mock): State<Arc<Mock>>) -> std::result::Result<Json<Value>, Refusal> {
+    batches::blocking(move || {
+        mock.settle_batches();
+        let told = lock(&mock.bill).told(&mock.model, &mock.prices);
+        Ok(serde_json::to_value(told).unwrap_or_default())
+    })
+    .await
 }

@@ -3,53 +3,51 @@
     check_openai_mock.py PROGRAM
 
 Starts the mock on a free port with a small rule file and checks what the client makes of its answers, its errors and its
-model list, synchronously and asynchronously; then compares the mock's bill with the usage the client was told.
+model list, synchronously and asynchronously: log-probabilities, structured answers, cached prompts, refusals, limits; then
+compares the mock's bill with the usage the client was told.
 """
 
 import asyncio
 import json
-import os
-import subprocess
+import math
 import sys
-import tempfile
 import urllib.request
 
 import openai
 
-RULES = """
-default = "COMPLIANT"
-correction = "A kind reply to: {prompt}"
-[[rule]]
-pattern = "bad"
-applies_to = "response"
-verdict = "NON-COMPLIANT"
+from openai_mock import QUESTION, served
+
+# Requests are counted from the first that brings the right key.
+PLAN = """
+burst_s = 60
+[[limits]]
+rpm = 1000
+tpm = 1000000
+[[fault]]
+request = 26
+what = "refusal"
+[[fault]]
+request = 27
+what = "429"
+retry_after_s = 7
+[[fault]]
+request = 28
+what = "quota"
+[[fault]]
+request = 29
+what = "cut"
 """
-QUESTION = "Does the response comply with the policy? Answer with exactly one word: COMPLIANT or NON-COMPLIANT."
 
 
-def messages(response: str) -> list[dict[str, str]]:
+def messages(response: str, policy: str = "Be kind.") -> list[dict[str, str]]:
     user = f"Prompt: how?\n\nResponse: {response}\n\n{QUESTION}"
-    return [{"role": "system", "content": "Be kind."}, {"role": "user", "content": user}]
-
-
-def main(program: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        rules = os.path.join(folder, "rules.toml")
-        with open(rules, "w", encoding="utf-8") as file:
-            file.write(RULES)
-        command = [program, "mock", "--listen", "127.0.0.1:0", "--rules", rules, "--require-key"]
-        environment = os.environ | {"OPENAI_API_KEY": "right-key"}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as mock:
-            try:
-                url = mock.stdout.readline().strip().removeprefix("listening on ")
-                check(url)
-            finally:
-                mock.terminate()
+    return [{"role": "system", "content": policy}, {"role": "user", "content": user}]
 
 
 def check(url: str) -> None:
     client = openai.OpenAI(api_key="right-key", base_url=f"{url}/v1", max_retries=0)
     assert [model.id for model in client.models.list()] == ["mock-oracle"]
+    assert client.models.retrieve("mock-oracle").owned_by == "mock"
 
     told = 0
     for response, expected in [("good", "COMPLIANT"), ("bad", "NON-COMPLIANT")]:
@@ -73,27 +71,64 @@ def check(url: str) -> None:
 
     told += asyncio.run(at_once())
 
-    stranger = openai.OpenAI(api_key="wrong-key", base_url=f"{url}/v1", max_retries=0)
-    for client_, model, error in [
-        (stranger, "mock-oracle", openai.AuthenticationError),
-        (client, "gpt-9", openai.NotFoundError),
-    ]:
+    def ask(**options):
+        return client.chat.completions.create(**({"model": "mock-oracle", "messages": messages("good")} | options))
+
+    sure = ask(logprobs=True, top_logprobs=3)
+    tokens = sure.choices[0].logprobs.content
+    assert "".join(token.token for token in tokens) == "COMPLIANT"
+    assert 0.9 < math.exp(tokens[0].logprob) < 1 and len(tokens[0].top_logprobs) == 3, tokens[0]
+    schema = {
+        "type": "object",
+        "properties": {"verdict": {"type": "string", "enum": ["COMPLIANT", "NON-COMPLIANT"]}},
+        "required": ["verdict"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
+    formed = ask(messages=messages("bad"), response_format=wanted)
+    assert json.loads(formed.choices[0].message.content) == {"verdict": "NON-COMPLIANT"}, formed
+    told += sure.usage.total_tokens + formed.usage.total_tokens
+
+    policy = "Be kind. " * 1000
+    cached = []
+    answer = client.chat.completions.with_raw_response.create(model="mock-oracle", messages=messages("a", policy))
+    assert answer.headers["x-ratelimit-limit-requests"] == "1000" and answer.headers["x-ratelimit-reset-tokens"]
+    cached.append(answer.parse().usage)
+    refusal = ask(messages=messages("b", policy))
+    assert refusal.choices[0].message.content is None and refusal.choices[0].message.refusal, refusal
+    cached.append(refusal.usage)
+    assert [usage.prompt_tokens_details.cached_tokens for usage in cached] == [0, 2176], cached
+    told += sum(usage.total_tokens for usage in cached)
+
+    def refused(error: type[Exception], client_: openai.OpenAI = client, **options) -> openai.APIStatusError:
         try:
-            client_.chat.completions.create(model=model, messages=messages("good"))
-            raise AssertionError(f"{error} was expected")
+            client_.chat.completions.create(**({"model": "mock-oracle", "messages": messages("good")} | options))
         except error as raised:
-            assert raised.body["message"] and raised.code, raised.body
-    try:
-        client.chat.completions.create(model="mock-oracle", messages=[])
-        raise AssertionError("a bad request was expected")
-    except openai.BadRequestError as raised:
-        assert "messages" in raised.message
+            return raised
+        raise AssertionError(f"{error} was expected")
+
+    limited = refused(openai.RateLimitError)
+    assert limited.code == "rate_limit_exceeded" and limited.response.headers["retry-after"] == "7"
+    assert limited.response.headers["x-ratelimit-remaining-requests"]
+    assert refused(openai.RateLimitError).code == "insufficient_quota"
+    refused(openai.APIConnectionError)
+
+    stranger = openai.OpenAI(api_key="wrong-key", base_url=f"{url}/v1", max_retries=0)
+    for raised in [refused(openai.AuthenticationError, stranger), refused(openai.NotFoundError, model="gpt-9")]:
+        assert raised.body["message"] and raised.code, raised.body
+    assert "messages" in refused(openai.BadRequestError, messages=[]).message
 
     with urllib.request.urlopen(f"{url}/bill") as reply:
         bill = json.load(reply)
-    assert bill["calls"] == 22 and bill["prompt_tokens"] + bill["completion_tokens"] == told, bill
-    print(f"the official client (openai {openai.__version__}) understands the mock; the bill is what it was told")
+    assert bill["calls"] == 26 and bill["prompt_tokens"] + bill["completion_tokens"] == told, bill
+    assert bill["cached_tokens"] == 2176 and bill["batch_calls"] == 0
+    with urllib.request.urlopen(f"{url}/stats") as reply:
+        stats = json.load(reply)
+    assert stats["planned_failures"] == {"refusal": 1, "429": 1, "quota": 1, "cut": 1}, stats
+    assert stats["rate_limited"] == 0 and stats["limits"]["requests"]["granted"] == 26, stats
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with served(sys.argv[1], [], PLAN) as address:
+        check(address)
+    print(f"the official client (openai {openai.__version__}) understands the mock; the bill is what it was told")

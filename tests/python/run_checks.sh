@@ -6,7 +6,7 @@
 # Trains tiny adapters and models from the golden ones, then:
 #   PEFT loads the adapters and gives the worker's log-probs;
 #   transformers loads merged and fully trained folders and gives the worker's log-probs;
-#   the official openai client talks to the mock of the oracle.
+#   the official openai client talks to the mock of the oracle: chat, files, batches.
 # Everything happens in a temporary folder; the exit code is 0 only if all comparisons hold.
 set -euo pipefail
 
@@ -71,4 +71,6 @@ for model in tied untied; do
 done
 step "the mock and the official openai client"
 "$python" "$checks/check_openai_mock.py" "$mock"
+step "the mock's batches and the official openai client"
+"$python" "$checks/check_openai_batches.py" "$mock"
 step "all comparisons hold"
