@@ -93,10 +93,11 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
     };
     let name = format!("correct {}", input.display());
     oracle
-        .in_batches(&name, sink, async || {
+        .in_batches(&name, sink, async |front| {
             let punish = records.iter().filter(|record| record.category == Some(Category::Punish));
-            let asked = futures::stream::iter(punish).map(&correct).buffered(oracle.window());
-            asked.try_for_each(|_| std::future::ready(Ok(()))).await
+            let asked =
+                futures::stream::iter(punish).map(|record| front.visit(correct(record))).buffered(oracle.window());
+            asked.try_for_each(|()| std::future::ready(Ok(()))).await
         })
         .await?;
     let mut output = ArrayWriter::create(&job.output)?;

@@ -23,6 +23,9 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// The item waits for a batch; nobody but a walk that keeps nothing gets this.
+    #[error("it waits for its batch")]
+    Later,
     /// Too many items are left without an answer; the outputs are written.
     #[error("{0}")]
     TooManyUnlabelled(String),
@@ -40,7 +43,7 @@ impl From<Error> for tonic::Status {
             }
             Error::Input(_) | Error::NoJudge => tonic::Status::invalid_argument(text),
             Error::NoKey | Error::Api { .. } | Error::TooManyUnlabelled(_) => tonic::Status::failed_precondition(text),
-            Error::Serve(_) => tonic::Status::internal(text),
+            Error::Serve(_) | Error::Later => tonic::Status::internal(text),
         }
     }
 }

@@ -110,9 +110,9 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<D
     }
     let name = format!("judge {}", file.display());
     oracle
-        .in_batches(&name, sink, async || {
+        .in_batches(&name, sink, async |front| {
             let world = world.as_ref();
-            let found = async |(index, result)| found(oracle, world, result, file, index).await.map(drop);
+            let found = |(index, result)| front.visit(found(oracle, world, result, file, index));
             let asked = futures::stream::iter(results.iter().enumerate()).map(found).buffered(oracle.window());
             asked.try_for_each(|()| std::future::ready(Ok(()))).await
         })

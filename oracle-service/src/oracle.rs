@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use shared::rules::Judge;
 
-use crate::api::batch::{self, BatchArgs};
+use crate::api::batch::{self, BatchArgs, Front};
 use crate::api::engine::{Asked, BillNow, Engine, Home};
 use crate::api::ledger::{Answer, Ledger};
 use crate::api::prices::Prices;
@@ -187,12 +187,17 @@ impl Oracle {
         }
     }
 
-    /// Has the questions of a job answered in batches first, where its mode says so. `walk` asks every question of the
-    /// job and keeps nothing.
+    /// Has the questions of a job answered in batches first, where its mode says so. `walk` visits every
+    /// item of the job.
     ///
     /// # Errors
     /// As [`Oracle::decide`].
-    pub(crate) async fn in_batches(&self, job: &str, sink: Sink<'_>, walk: impl AsyncFn() -> Result<()>) -> Result<()> {
+    pub(crate) async fn in_batches(
+        &self,
+        job: &str,
+        sink: Sink<'_>,
+        walk: impl AsyncFn(&Front) -> Result<()>,
+    ) -> Result<()> {
         match self {
             Oracle::Rules { .. } => Ok(()),
             Oracle::Model(asker) => batch::run(&asker.engine, &asker.batch, job, sink, walk).await,

@@ -158,11 +158,12 @@ impl Service {
         }
         oracle::check_url(&job.base_url)?;
         let prices = if job.prices.is_empty() { self.prices.as_deref() } else { Some(Path::new(&job.prices)) };
+        let batch = BatchArgs::of_job(&job.mode, job.deadline_s, job.online_rpm)?;
         let concurrency = job.concurrency.clamp(1, 4096) as usize;
         let engine = Engine::new(&self.home, &job.base_url, &self.key, concurrency, Prices::load(prices)?)?;
         let model =
             Model { name: job.model.clone(), policy: job.policy.trim().to_owned(), completion_tokens_key: false };
-        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency, batch: BatchArgs::default() })))
+        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency, batch })))
     }
 }
 

@@ -164,10 +164,10 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
 
     let name = format!("triage {}", input.display());
     oracle
-        .in_batches(&name, sink, async || {
-            let asked =
-                futures::stream::iter(&pairs).map(|(_, record, rejected)| decide(oracle, record, rejected, job.both));
-            asked.buffered(oracle.window()).try_for_each(|_| std::future::ready(Ok(()))).await
+        .in_batches(&name, sink, async |front| {
+            let asked = futures::stream::iter(&pairs)
+                .map(|(_, record, rejected)| front.visit(decide(oracle, record, rejected, job.both)));
+            asked.buffered(oracle.window()).try_for_each(|()| std::future::ready(Ok(()))).await
         })
         .await?;
     let triage_path = sibling(&job.output, "_triage");

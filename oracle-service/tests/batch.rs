@@ -9,16 +9,8 @@ use std::process::Output;
 use serde_json::{Value, json};
 use support::{PROGRAM, Server, command, read, run, succeed, world};
 
-fn triage<'a>(api: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let words = [
-        "triage",
-        "--input-json",
-        "pairs.json",
-        "--output-json",
-        "gold.json",
-        "--ckpt-every",
-        "0",
-        "--json",
+fn judge(api: &str) -> Vec<&str> {
+    vec![
         "--policy",
         "policy.md",
         "--oracle-model",
@@ -29,8 +21,12 @@ fn triage<'a>(api: &'a str, more: &[&'a str]) -> Vec<&'a str> {
         "state",
         "--batch-poll",
         "20ms",
-    ];
-    [&words[..], more].concat()
+    ]
+}
+
+fn triage<'a>(api: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let words = ["triage", "--input-json", "pairs.json", "--output-json", "gold.json", "--ckpt-every", "0", "--json"];
+    [&words[..], &judge(api), more].concat()
 }
 
 fn summary(output: &Output) -> Value {
@@ -80,16 +76,12 @@ fn batches_give_the_labels_of_the_rules_at_half_the_price() {
     assert_eq!((listed.len(), &listed[0]["state"]), (1, &json!("done")), "{listed:?}");
     assert_eq!(std::fs::read_dir(folder.join("state/batches")).unwrap().count(), 0, "files that are done are gone");
     // Corrections and their judgement need a second round; what is known is not asked again.
-    let correct = |output: &'static str, judge: &[&'static str]| {
-        [&["correct", "--input-json", "gold.json", "--output-json", output][..], judge].concat()
+    let correct = |output: &str, judge: &[&str]| {
+        let words = ["correct", "--input-json", "gold.json", "--output-json", output];
+        succeed(folder, &[&words[..], judge].concat());
     };
-    succeed(folder, &correct("rules_c.json", &["--rules", "rules_new.toml"]));
-    let by_batches: Vec<&str> =
-        triage(&api, &["--mode", "batch"]).into_iter().skip(9).filter(|word| *word != "--ckpt-every").collect();
-    succeed(
-        folder,
-        &[&["correct", "--input-json", "gold.json", "--output-json", "model_c.json"][..], &by_batches].concat(),
-    );
+    correct("rules_c.json", &["--rules", "rules_new.toml"]);
+    correct("model_c.json", &[&judge(&api)[..], &["--mode", "batch"]].concat());
     assert_eq!(read(folder.join("rules_c.json")), read(folder.join("model_c.json")));
     let charged = mock.bill();
     assert_eq!((charged["calls"].clone(), times(&charged).0), (charged["batch_calls"].clone(), 1));
@@ -197,11 +189,11 @@ fn auto_divides_by_the_deadline_and_takes_back_what_is_late() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     world(folder, 150);
-    // A batch here takes for ever; online 60 000 a minute are answered.
+    // A batch takes for ever here.
     std::fs::write(folder.join("plan.toml"), "[batches]\nrun_s = 1e8\n").unwrap();
     let mock = Server::mock(folder, &["--fault-plan", "plan.toml"]);
     let api = mock.api();
-    let auto = ["--mode", "auto", "--deadline", "2s", "--online-rpm", "6000"];
+    let auto = ["--mode", "auto", "--deadline", "6s", "--online-rpm", "30000"];
     let output = succeed(folder, &triage(&api, &auto));
     check_labels(folder);
     let charged = mock.bill();
@@ -209,9 +201,6 @@ fn auto_divides_by_the_deadline_and_takes_back_what_is_late() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("taken back"));
     let done = parts(folder);
     assert_eq!((done.len(), &done[0]["taken_back"]), (1, &json!(true)), "{done:?}");
-    // Half of what online can do in the time went into the batch: 6000 a minute for just under two seconds.
-    let batched = done[0]["requests"].as_u64().unwrap();
-    assert!((50..=100).contains(&batched), "{batched}");
     // A few questions are never worth a batch.
     std::fs::write(folder.join("policy.md"), "Another policy.\n").unwrap();
     let pairs = read(folder.join("pairs.json"));

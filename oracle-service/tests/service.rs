@@ -34,7 +34,7 @@ fn job(folder: &std::path::Path, api: &str, output: &str) -> Job {
         base_url: api.into(),
         policy: "Answer as the world's new policy says.".into(),
         concurrency: 4,
-        prices: String::new(),
+        ..Job::default()
     }
 }
 

@@ -126,6 +126,15 @@ pub(crate) struct Oracle {
     /// Largest share of pairs or responses without a verdict, in percent.
     pub(crate) max_unlabelled_pct: f64,
     pub(crate) prices: Option<PathBuf>,
+    /// Who answers: `online`, `batch` or `auto`; empty is `online`.
+    #[serde(default)]
+    pub(crate) mode: String,
+    /// For `auto`: hours until a stage must be done; 0 for no deadline.
+    #[serde(default)]
+    pub(crate) deadline_h: f64,
+    /// For `auto`: requests a minute that the online API takes; 0 is the service's own number.
+    #[serde(default)]
+    pub(crate) online_rpm: u32,
 }
 
 /// What the mock answers by.

@@ -20,7 +20,7 @@ pub(super) const PATH_KEYS: [&str; 10] =
 const TABLES: [&str; 9] = ["run", "model", "base", "data", "oracle", "score", "train", "eval", "variant"];
 const RUN: [&str; 3] = ["name", "seed", "world_size"];
 const DATA: [&str; 7] = ["world", "input", "num_samples", "split", "train1_size", "train2_size", "group_by_prompt"];
-const ORACLE: [&str; 11] = [
+const ORACLE: [&str; 14] = [
     "model",
     "base_url",
     "policy",
@@ -32,12 +32,17 @@ const ORACLE: [&str; 11] = [
     "max_tokens",
     "max_unlabelled_pct",
     "prices",
+    "mode",
+    "deadline_h",
+    "online_rpm",
 ];
 const SCORE: [&str; 6] = ["gold", "gold_batch_size", "gold_seed", "lamda", "weight_norm", "shard_records"];
 const TRAIN: [&str; 1] = ["part"];
 const EVAL: [&str; 4] = ["prompts", "merge", "sample_size", "shard_prompts"];
 const VARIANT: [&str; 5] = ["name", "method", "score", "train", "eval"];
 const STEP: [&str; 3] = ["name", "method", "data"];
+
+const MODES: [&str; 3] = ["online", "batch", "auto"];
 
 const WORLD: &str = "policy-shift";
 const DEFAULT_MODEL: &str = "gpt-4o";
@@ -194,6 +199,9 @@ impl Reader<'_, '_> {
                 .number(table, "max_unlabelled_pct", percent, "a share from 0 to 100")
                 .unwrap_or(5.0),
             prices: self.outside_file(table, "prices"),
+            mode: self.problems.choice(table, "mode", &MODES).unwrap_or_default(),
+            deadline_h: self.problems.number(table, "deadline_h", |h| h > 0.0, "hours above 0").unwrap_or_default(),
+            online_rpm: self.problems.count(table, "online_rpm", 1).unwrap_or(0).min(u64::from(u32::MAX)) as u32,
         })
     }
 

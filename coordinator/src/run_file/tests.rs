@@ -134,6 +134,8 @@ fn contradictions_name_the_key_that_was_written() {
             small("", "", "", "eval.prompts = \"run:splits/trace/test.json\""),
             "run.toml:13: variant.trace.eval.prompts: run:splits",
         ),
+        (small("", "mode = \"later\"", "", ""), "run.toml:8: oracle.mode: is \"later\""),
+        (small("", "deadline_h = 0", "", ""), "run.toml:8: oracle.deadline_h: is 0; expected hours above 0"),
         (
             small("", "max_unlabelled_pct = 101", "", ""),
             "run.toml:8: oracle.max_unlabelled_pct: is 101; expected a share",

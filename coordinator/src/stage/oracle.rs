@@ -88,6 +88,9 @@ fn job(context: &Context, stage: usize) -> Result<Job> {
         policy: policy(context)?,
         concurrency: oracle.concurrency,
         prices: oracle.prices.clone().map(path).unwrap_or_default(),
+        mode: oracle.mode.clone(),
+        deadline_s: oracle.deadline_h * 3600.0,
+        online_rpm: oracle.online_rpm,
     })
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::batch::{self, Front, LATER, Parts, Place};
+use super::batch::{self, Front, Parts};
 use super::ledger::{Answer, Ledger};
 use super::openai::OpenAi;
 use super::prices::{Prices, Tokens};
@@ -152,9 +152,7 @@ impl Engine {
                 shared.reuse(&answer);
                 return Ok(Asked::Answered(answer));
             }
-            if shared.front.place(&key, request)? == Place::Later {
-                return Ok(Asked::Dead(LATER.into()));
-            }
+            shared.front.pass(&key, request).await?;
             // Others ask the same at this moment: one request serves all.
             let (sender, mut other) = {
                 let mut in_flight = shared.in_flight.lock().unwrap_or_else(PoisonError::into_inner);

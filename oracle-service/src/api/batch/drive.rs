@@ -35,6 +35,8 @@ const FIRST_REST: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline {
     pub(super) at: Instant,
+    /// Requests that the online API answers beside the batches.
+    pub(super) online: u64,
     /// Requests a minute that the online API takes.
     pub(super) online_per_minute: f64,
 }
@@ -106,12 +108,15 @@ impl<'a> Driver<'a> {
 
     /// Takes everything back when the deadline demands it.
     async fn watch(&self, deadline: Option<Deadline>) -> std::convert::Infallible {
-        let Some(Deadline { at, online_per_minute }) = deadline else { return std::future::pending().await };
+        let Some(Deadline { at, online, online_per_minute }) = deadline else { return std::future::pending().await };
+        let begun = Instant::now();
         loop {
             tokio::time::sleep(self.pace.batch_poll).await;
             let (done, all) = self.board().done();
             let left = at.saturating_duration_since(Instant::now());
-            if must_take_back(left, all - done, online_per_minute) && !self.taken_back.is_cancelled() {
+            let answered_online = begun.elapsed().as_secs_f64() / 60.0 * online_per_minute;
+            let online = online.saturating_sub(answered_online as u64);
+            if must_take_back(left, all - done + online, online_per_minute) && !self.taken_back.is_cancelled() {
                 tracing::warn!(
                     "{} requests are taken back from batches: asked online they are answered in time",
                     all - done

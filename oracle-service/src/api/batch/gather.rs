@@ -1,11 +1,16 @@
 //! The front of an engine: what becomes of a request that has no answer yet, while a job's items are walked through.
 //!
 //! Before its ordinary pass a job may walk through its items and throw the outcomes away: each question that the ledger
-//! cannot answer is then counted, or written into a part, or asked online, as the front is set. What waits for a batch
-//! is told apart from what is dead by nobody, since nothing of such a walk is kept.
+//! cannot answer is then counted, or written into a part, or asked online, as the front is set.
+//!
+//! Where nothing is sent, a question without an answer never comes back, and [`Front::visit`] polls an item just once: it
+//! reaches all the questions that do not depend on one another, and none that does. Where some are sent, a question that
+//! waits for a batch ends its item by an error instead.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
+
+use futures::FutureExt;
 
 use super::lines::{self, Key};
 use super::part::Part;
@@ -13,17 +18,16 @@ use super::parts::{Origin, Parts, Spool, worst};
 use super::plan::Filled;
 use crate::api::prices::Tokens;
 use crate::api::request::Request;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// Why a question has no answer in such a walk.
-pub(crate) const LATER: &str = "it waits for its batch";
-
-/// Where a request without an answer goes.
+/// Where a question without an answer goes that is not asked online.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+enum Place {
     Online,
-    /// Nowhere now; the walk goes on without it.
-    Later,
+    /// It is noted, and does not come back.
+    Noted,
+    /// It waits for its batch, and its item with it.
+    Batch,
 }
 
 /// The front of an engine. Without a walk everything goes online.
@@ -37,8 +41,8 @@ pub(super) struct Walk {
     claimed: HashSet<Key>,
     /// Where requests are written to, and how many more.
     gathering: Option<Gathering>,
-    /// Where unclaimed requests go that are not gathered.
-    beyond: Place,
+    /// Whether requests that no part has are asked online.
+    is_online: bool,
     /// Of the requests that were not gathered.
     pub(super) counts: Counts,
 }
@@ -51,6 +55,18 @@ pub(super) struct Counts {
     pub(super) worst: Tokens,
     /// The model they ask.
     pub(super) model: String,
+}
+
+impl Counts {
+    fn add(&mut self, request: &Request) {
+        if self.requests == 0 {
+            self.model = request.body["model"].as_str().unwrap_or_default().to_owned();
+        }
+        self.requests += 1;
+        let worst = worst(request);
+        self.worst.prompt += worst.prompt;
+        self.worst.completion += worst.completion;
+    }
 }
 
 #[derive(Debug)]
@@ -79,14 +95,36 @@ impl Front {
         self.lock().is_some()
     }
 
-    /// Decides where a request without an answer goes.
+    /// Passes a request without an answer: returns if it is to be asked online.
     ///
     /// # Errors
-    /// The disk refused to take it.
-    pub(crate) fn place(&self, key: &str, request: &Request) -> Result<Place> {
-        match self.lock().as_mut() {
-            Some(walk) => walk.place(key, request),
-            None => Ok(Place::Online),
+    /// It waits for its batch; the disk refused to take it.
+    pub(crate) async fn pass(&self, key: &str, request: &Request) -> Result<()> {
+        let place = match self.lock().as_mut() {
+            Some(walk) => walk.place(key, request)?,
+            None => Place::Online,
+        };
+        match place {
+            Place::Online => Ok(()),
+            Place::Noted => std::future::pending().await,
+            Place::Batch => Err(Error::Later),
+        }
+    }
+
+    /// Visits an item of a walk: asks what it asks, as far as that can be asked now, and throws the outcome away.
+    ///
+    /// # Errors
+    /// Those of the item, but for what waits for a batch.
+    pub(crate) async fn visit<T>(&self, item: impl Future<Output = Result<T>>) -> Result<()> {
+        let sends = self.lock().as_ref().is_none_or(|walk| walk.is_online);
+        let outcome = match sends {
+            true => Some(item.await),
+            // Tokio's own budget must not make anything else wait.
+            false => tokio::task::unconstrained(item).now_or_never(),
+        };
+        match outcome {
+            None | Some(Ok(_) | Err(Error::Later)) => Ok(()),
+            Some(Err(error)) => Err(error),
         }
     }
 
@@ -98,12 +136,12 @@ impl Front {
 impl Walk {
     /// Counts what has no answer.
     pub(super) fn counting(claimed: HashSet<Key>) -> Walk {
-        Walk { claimed, gathering: None, beyond: Place::Later, counts: Counts::default() }
+        Walk { claimed, gathering: None, is_online: false, counts: Counts::default() }
     }
 
     /// Asks online what no part has.
     pub(super) fn around(claimed: HashSet<Key>) -> Walk {
-        Walk { beyond: Place::Online, ..Walk::counting(claimed) }
+        Walk { is_online: true, ..Walk::counting(claimed) }
     }
 
     /// Writes up to `room` requests into parts.
@@ -113,26 +151,24 @@ impl Walk {
     }
 
     fn place(&mut self, key: &str, request: &Request) -> Result<Place> {
-        let Some(number) = lines::number(key) else { return Ok(Place::Online) };
+        let waits = if self.is_online { Place::Batch } else { Place::Noted };
+        // A key that is none of ours cannot name a line.
+        let Some(number) = lines::number(key) else { return Ok(if self.is_online { Place::Online } else { waits }) };
         if self.claimed.contains(&number) {
-            return Ok(Place::Later);
+            return Ok(waits);
         }
-        if let Some(gathering) = &mut self.gathering
-            && gathering.room > 0
-        {
-            if gathering.push(number, key, request)? {
-                self.claimed.insert(number);
+        if self.is_online {
+            return Ok(Place::Online);
+        }
+        match &mut self.gathering {
+            Some(gathering) if gathering.room > 0 => {
+                if gathering.push(number, key, request)? {
+                    self.claimed.insert(number);
+                }
             }
-            return Ok(Place::Later);
+            _ => self.counts.add(request),
         }
-        if self.counts.requests == 0 {
-            self.counts.model = request.body["model"].as_str().unwrap_or_default().to_owned();
-        }
-        self.counts.requests += 1;
-        let worst = worst(request);
-        self.counts.worst.prompt += worst.prompt;
-        self.counts.worst.completion += worst.completion;
-        Ok(self.beyond)
+        Ok(Place::Noted)
     }
 
     /// Ends the walk and returns the parts it made, which are not saved yet.
@@ -179,3 +215,6 @@ impl Gathering {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ mod plan;
 mod rounds;
 
 pub(crate) use cancel::cancel;
-pub(crate) use gather::{Front, LATER, Place};
+pub(crate) use gather::Front;
 pub(crate) use http::Api;
 pub(crate) use options::{BatchArgs, PaceArgs};
 pub(crate) use part::{Part, Phase};

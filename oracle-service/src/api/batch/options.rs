@@ -3,6 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::ValueEnum;
+
 use crate::fault::{self, Fault};
 
 /// Who answers first rounds.
@@ -61,6 +63,26 @@ impl Default for BatchArgs {
     }
 }
 
+impl BatchArgs {
+    /// Returns what a job of the service wants.
+    ///
+    /// # Errors
+    /// There is no such mode, or no such time.
+    pub(crate) fn of_job(mode: &str, deadline_s: f64, online_rpm: u32) -> shared::Result<BatchArgs> {
+        let wrong = |problem: String| shared::Error::Config(format!("the job's {problem}"));
+        let mode = match mode {
+            "" => Mode::Online,
+            other => Mode::from_str(other, false)
+                .map_err(|_| wrong(format!("mode is {other:?}; expected online, batch or auto")))?,
+        };
+        let deadline = Duration::try_from_secs_f64(deadline_s);
+        let deadline = deadline.map_err(|_| wrong(format!("deadline is {deadline_s} s; expected seconds from 0")))?;
+        let default = BatchArgs::default();
+        let online_rpm = if online_rpm == 0 { default.online_rpm } else { online_rpm };
+        Ok(BatchArgs { mode, deadline: (!deadline.is_zero()).then_some(deadline), online_rpm, ..default })
+    }
+}
+
 /// Reads a time such as 500ms, 45s, 90m, 12h or 3d.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no time; expected a number with ms, s, m, h or d, such as 12h");
@@ -86,8 +108,18 @@ mod tests {
         for (text, seconds) in [("500ms", 0.5), ("45s", 45.0), ("90m", 5400.0), ("12h", 43200.0), ("1.5d", 129_600.0)] {
             assert_eq!(parse_duration(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
         }
-        for text in ["", "12", "h", "12 hours", "-1h", "1e400d", "NaNs", "12h30m"] {
+        for text in ["", "12", "h", "12x", "12 hours", "-1h", "1e400d", "NaNs", "12h30m"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_job_of_the_service_says_the_same() {
+        let args = BatchArgs::of_job("auto", 90.0, 0).unwrap();
+        assert_eq!((args.mode, args.deadline, args.online_rpm), (Mode::Auto, Some(Duration::from_secs(90)), 500));
+        assert_eq!(BatchArgs::of_job("", 0.0, 7).unwrap().mode, Mode::Online);
+        for (mode, deadline) in [("later", 0.0), ("batch", -1.0), ("batch", f64::NAN)] {
+            assert!(BatchArgs::of_job(mode, deadline, 0).is_err(), "{mode} {deadline}");
         }
     }
 }

@@ -51,6 +51,8 @@ pub(super) struct Known {
 pub(super) struct Division {
     pub(super) batch: u64,
     pub(super) online: u64,
+    /// Some cannot be answered before the deadline by anyone; those wait for their batches.
+    pub(super) late: bool,
     /// For people.
     pub(super) why: String,
 }
@@ -63,7 +65,7 @@ pub(super) struct Division {
 /// online price and not the deadline. What neither can do in time goes into batches and may be late.
 pub(super) fn divide(known: Known) -> Division {
     let all = known.requests;
-    let online = |why: &str| Division { batch: 0, online: all, why: why.to_owned() };
+    let online = |why: &str| Division { batch: 0, online: all, late: false, why: why.to_owned() };
     if all < FEWEST {
         return online("few requests are not worth a batch");
     }
@@ -71,7 +73,7 @@ pub(super) fn divide(known: Known) -> Division {
         Some((online_usd, batch_usd)) if batch_usd >= online_usd => return online("batches are not cheaper"),
         _ => {}
     }
-    let batches = |batch: u64, why: String| Division { batch, online: all - batch, why };
+    let batches = |batch: u64, why: String| Division { batch, online: all - batch, late: false, why };
     let Some(deadline) = known.deadline else { return batches(all, "no deadline: batches are cheaper".into()) };
     if deadline >= WINDOW + FOLLOW_UPS {
         return batches(all, "the deadline leaves a day for batches".into());
@@ -81,21 +83,16 @@ pub(super) fn divide(known: Known) -> Division {
         let late = format!(
             "the online API answers about {online_can} in the time that is left; the others go into batches and may be late"
         );
-        return batches(all - online_can, late);
+        return Division { late: true, ..batches(all - online_can, late) };
     }
     let batch = all.min(online_can / 2);
     batches(batch, "under a day: batches get what can still be taken back and asked online in time".into())
 }
 
-/// Returns whether batches must be cancelled now, so that the online API can answer the rest before the deadline. What
-/// it cannot answer in time anyway stays in batches.
-pub(super) fn must_take_back(deadline: Duration, unanswered: u64, online_per_minute: f64) -> bool {
-    if unanswered == 0 || online_per_minute <= 0.0 {
-        return false;
-    }
-    let needed = unanswered as f64 / online_per_minute * 60.0;
-    let left = deadline.as_secs_f64();
-    needed <= left && needed * CAUTION >= left
+/// Returns whether batches must be cancelled now, so that the online API can answer `unanswered` requests, theirs and its
+/// own, before the deadline.
+pub(super) fn must_take_back(left: Duration, unanswered: u64, online_per_minute: f64) -> bool {
+    unanswered > 0 && unanswered as f64 / online_per_minute * 60.0 * CAUTION >= left.as_secs_f64()
 }
 
 /// Returns the time until all is answered at the pace so far; none where there is no pace yet.
@@ -117,8 +114,9 @@ mod tests {
     }
 
     fn divided(known: Known) -> (u64, u64) {
-        let Division { batch, online, why } = divide(known);
+        let Division { batch, online, late, why } = divide(known);
         assert_eq!(batch + online, known.requests, "{why}");
+        assert_eq!(late, why.contains("may be late"));
         (batch, online)
     }
 
@@ -159,7 +157,7 @@ mod tests {
         assert!(!must_take_back(2 * HOUR, 60_000, 1000.0));
         assert!(must_take_back(HOUR + HOUR / 5, 60_000, 1000.0));
         assert!(must_take_back(HOUR, 60_000, 1000.0));
-        assert!(!must_take_back(HOUR / 2, 60_000, 1000.0), "too late for all of them");
+        assert!(must_take_back(Duration::ZERO, 1, 1000.0), "late is better than later");
         assert!(!must_take_back(HOUR, 0, 1000.0));
     }
 

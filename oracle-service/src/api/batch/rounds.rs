@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::board::Board;
 use super::drive::{Deadline, Driver};
-use super::gather::{Counts, Walk};
+use super::gather::{Counts, Front, Walk};
 use super::lines::{self, Key};
 use super::options::{BatchArgs, Mode};
 use super::part::{Part, Phase};
@@ -25,8 +25,8 @@ use crate::api::engine::{Engine, now_ms};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Sink};
 
-/// Has the questions of a job answered in batches, as far as its mode says so. `walk` asks every question of the job and
-/// keeps nothing; it is called several times.
+/// Has the questions of a job answered in batches, as far as its mode says so. `walk` visits
+/// every item of the job; it is called several times.
 ///
 /// # Errors
 /// No question can be answered until someone acts. What batches have is as far as it got.
@@ -35,7 +35,7 @@ pub(crate) async fn run(
     args: &BatchArgs,
     job: &str,
     sink: Sink<'_>,
-    walk: impl AsyncFn() -> Result<()>,
+    walk: impl AsyncFn(&Front) -> Result<()>,
 ) -> Result<()> {
     let parts = engine.parts();
     if args.mode == Mode::Online && !parts.all()?.iter().any(Part::is_open) {
@@ -66,11 +66,11 @@ impl Rounds<'_> {
         let now = now_ms();
         let past = Duration::from_millis(now.saturating_sub(self.parts.begun(self.job, now).await?));
         let at = Instant::now() + deadline.saturating_sub(past);
-        Ok(Some(Deadline { at, online_per_minute: f64::from(self.args.online_rpm) }))
+        Ok(Some(Deadline { at, online: 0, online_per_minute: f64::from(self.args.online_rpm) }))
     }
 
     /// Does a round; returns whether another is to follow.
-    async fn round(&self, deadline: Option<Deadline>, walk: &impl AsyncFn() -> Result<()>) -> Result<bool> {
+    async fn round(&self, deadline: Option<Deadline>, walk: &impl AsyncFn(&Front) -> Result<()>) -> Result<bool> {
         let known = self.parts.all()?;
         let mut claimed = claims(&known);
         let next_number = known.iter().map(|part| part.number).max().unwrap_or(0) + 1;
@@ -111,6 +111,9 @@ impl Rounds<'_> {
             (self.sink)(Progress { done, total, bill: Some(self.engine.bill()), waiting });
         };
         let driver = Driver::new(self.engine, &self.args.pace, next_number, &report);
+        // What is late anyway waits for its batch.
+        let deadline =
+            deadline.filter(|_| !division.late).map(|deadline| Deadline { online: division.online, ..deadline });
         let driven = driver.drive(open, deadline);
         let taken_back = if division.online > 0 {
             let online = async { self.walk(Walk::around(claimed), walk).await.map(drop) };
@@ -126,11 +129,15 @@ impl Rounds<'_> {
         &self,
         deadline: Option<Deadline>,
         claimed: &HashSet<Key>,
-        walk: &impl AsyncFn() -> Result<()>,
+        walk: &impl AsyncFn(&Front) -> Result<()>,
     ) -> Result<Division> {
         match self.args.mode {
-            Mode::Online => Ok(Division { batch: 0, online: 0, why: "they were left open by an earlier run".into() }),
-            Mode::Batch => Ok(Division { batch: u64::MAX, online: 0, why: "batches take up to a day".into() }),
+            Mode::Online => {
+                Ok(Division { batch: 0, online: 0, late: false, why: "they were left open by an earlier run".into() })
+            }
+            Mode::Batch => {
+                Ok(Division { batch: u64::MAX, online: 0, late: false, why: "batches take up to a day".into() })
+            }
             Mode::Auto => {
                 let Counts { requests, worst, model } = self.walk(Walk::counting(claimed.clone()), walk).await?.counts;
                 let known = Known {
@@ -145,9 +152,9 @@ impl Rounds<'_> {
     }
 
     /// Walks through the job's items with the engine's front set.
-    async fn walk(&self, front: Walk, walk: &impl AsyncFn() -> Result<()>) -> Result<Walk> {
+    async fn walk(&self, front: Walk, walk: &impl AsyncFn(&Front) -> Result<()>) -> Result<Walk> {
         self.engine.front().set(front);
-        let walked = walk().await;
+        let walked = walk(self.engine.front()).await;
         let front = self.engine.front().take().expect("a walk ends here");
         walked.map(|()| front)
     }
