@@ -12,7 +12,9 @@
 
 pub(crate) mod engine;
 pub(crate) mod ledger;
+mod limits;
 mod openai;
+mod pacer;
 pub(crate) mod prices;
 pub(crate) mod reading;
 pub(crate) mod request;
