@@ -5,8 +5,10 @@
 //! go to standard output, progress and log lines to standard error.
 
 mod api;
+mod control;
 mod correct;
 mod error;
+mod estimate;
 mod export;
 mod judge;
 mod mock;
@@ -37,6 +39,11 @@ enum Command {
     Correct(correct::Args),
     Judge(judge::Args),
     Export(export::Args),
+    Estimate(estimate::Args),
+    Status(control::StatusArgs),
+    Pause(control::PauseArgs),
+    Resume(control::ResumeArgs),
+    Retune(control::RetuneArgs),
     Serve(service::Args),
     Mock(mock::Args),
 }
@@ -70,6 +77,11 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Correct(args) => correct::run(&args),
         Command::Judge(args) => judge::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Estimate(args) => estimate::run(&args),
+        Command::Status(args) => control::status(&args),
+        Command::Pause(args) => control::pause(&args),
+        Command::Resume(args) => control::resume(&args),
+        Command::Retune(args) => control::retune(&args),
         Command::Serve(args) => service::run(&args),
         Command::Mock(args) => mock::run(&args),
     }

@@ -17,6 +17,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde_json::{Value, json};
 use shared::rules::Judge;
@@ -88,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         judge: Judge::load(&args.rules)?,
         model: args.model.clone(),
         latency: Duration::from_millis(args.latency_ms),
-        key: if args.require_key { Some(oracle::key()?) } else { None },
+        key: if args.require_key { Some(oracle::key()?.expose_secret().to_owned()) } else { None },
         faults: args.fault_plan.as_deref().map(Faults::load).transpose()?.unwrap_or_default(),
         bill: Mutex::default(),
     };

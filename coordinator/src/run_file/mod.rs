@@ -126,6 +126,16 @@ pub(crate) struct Oracle {
     /// Largest share of pairs or responses without a verdict, in percent.
     pub(crate) max_unlabelled_pct: f64,
     pub(crate) prices: Option<PathBuf>,
+    /// What the run's questions may cost in all; the service pauses there.
+    #[serde(default)]
+    pub(crate) max_cost_usd: Option<f64>,
+    #[serde(default)]
+    pub(crate) requests_per_minute: Option<f64>,
+    #[serde(default)]
+    pub(crate) tokens_per_minute: Option<f64>,
+    /// File of endpoints to ask instead of `base_url`.
+    #[serde(default)]
+    pub(crate) endpoints: Option<PathBuf>,
 }
 
 /// What the mock answers by.

@@ -20,7 +20,7 @@ pub(super) const PATH_KEYS: [&str; 10] =
 const TABLES: [&str; 9] = ["run", "model", "base", "data", "oracle", "score", "train", "eval", "variant"];
 const RUN: [&str; 3] = ["name", "seed", "world_size"];
 const DATA: [&str; 7] = ["world", "input", "num_samples", "split", "train1_size", "train2_size", "group_by_prompt"];
-const ORACLE: [&str; 11] = [
+const ORACLE: [&str; 15] = [
     "model",
     "base_url",
     "policy",
@@ -32,6 +32,10 @@ const ORACLE: [&str; 11] = [
     "max_tokens",
     "max_unlabelled_pct",
     "prices",
+    "max_cost_usd",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "endpoints",
 ];
 const SCORE: [&str; 6] = ["gold", "gold_batch_size", "gold_seed", "lamda", "weight_norm", "shard_records"];
 const TRAIN: [&str; 1] = ["part"];
@@ -179,6 +183,16 @@ impl Reader<'_, '_> {
         if concurrency > 4096 {
             self.problems.wrong::<()>(table, "concurrency", format!("is {concurrency}; expected at most 4096"));
         }
+        let mut amount = |key| self.problems.number(table, key, |value| value > 0.0, "a number above 0");
+        let (max_cost_usd, requests_per_minute, tokens_per_minute) =
+            (amount("max_cost_usd"), amount("requests_per_minute"), amount("tokens_per_minute"));
+        if table.get("endpoints").is_some() {
+            for key in ["base_url", "requests_per_minute", "tokens_per_minute"] {
+                if table.get(key).is_some() {
+                    self.problems.wrong::<()>(table, key, "has no effect beside oracle.endpoints, which names its own");
+                }
+            }
+        }
         Some(Oracle {
             model: self.problems.string(table, "model").unwrap_or_else(|| default_model.to_owned()),
             base_url: base_url.or(default_url),
@@ -194,6 +208,10 @@ impl Reader<'_, '_> {
                 .number(table, "max_unlabelled_pct", percent, "a share from 0 to 100")
                 .unwrap_or(5.0),
             prices: self.outside_file(table, "prices"),
+            max_cost_usd,
+            requests_per_minute,
+            tokens_per_minute,
+            endpoints: self.outside_file(table, "endpoints"),
         })
     }
 

@@ -105,6 +105,13 @@ struct Bucket {
     at: Instant,
 }
 
+impl Permit {
+    /// Returns the tokens it was taken for.
+    pub(crate) fn tokens(&self) -> f64 {
+        self.tokens
+    }
+}
+
 impl Bucket {
     fn new(per_minute: Option<f64>, burst_s: f64, now: Instant) -> Bucket {
         let mut bucket = Bucket { per_minute, burst_s, level: 0.0, at: now };
@@ -177,6 +184,11 @@ impl Pacer {
     pub(crate) fn set(&mut self, own: PerMinute, now: Instant) {
         self.own[0].change(own.requests, now);
         self.own[1].change(own.tokens, now);
+    }
+
+    /// Returns the operator's limits.
+    pub(crate) fn own(&self) -> PerMinute {
+        PerMinute { requests: self.own[0].per_minute, tokens: self.own[1].per_minute }
     }
 
     /// Returns whether tokens are limited, so that it pays to count them.
