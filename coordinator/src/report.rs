@@ -8,7 +8,7 @@
 //! RUN/run.json                         {"run": NAME, "seed": N, "variants": ["base", "trace", …], "scored": ["trace", …],
 //!                                       "stages": [{"name", "seconds", "cost_usd", "skipped"}, …],
 //!                                       "oracle": {"model", "prices", "calls", "reused", "prompt_tokens",
-//!                                                  "completion_tokens", "cost_usd"} if one was asked}
+//!                                                  "cached_tokens", "completion_tokens", "cost_usd"} if one was asked}
 //! RUN/triage/gold.json                 triaged pairs
 //! RUN/triage/gold_uncertain.json       pairs the judge was not sure of; none where absent
 //! RUN/triage/gold_dead_letter.json     pairs that got no answer; none where absent
@@ -113,6 +113,9 @@ struct Oracle {
     /// Answers taken from earlier calls.
     reused: u64,
     prompt_tokens: u64,
+    /// Of the prompt tokens, those the API had in its cache.
+    #[serde(default)]
+    cached_tokens: u64,
     completion_tokens: u64,
     cost_usd: f64,
 }

@@ -6,8 +6,11 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::api::batch::{self, PaceArgs, Part, Parts, Phase};
-use crate::api::engine::{BillNow, Engine, Home};
+use crate::api::endpoint::Endpoints;
+use crate::api::engine::{BillNow, Engine, Home, Setup};
 use crate::api::ledger::Ledger;
+use crate::api::options::DEADLINE;
+use crate::api::pacer::PerMinute;
 use crate::api::prices::Prices;
 use crate::error::Result;
 use crate::progress::Shown;
@@ -28,6 +31,9 @@ pub(crate) struct Args {
     /// Price table (TOML) instead of the program's own
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
+    /// Endpoints (TOML) of the job, whose first one has its batches, instead of OPENAI_API_KEY
+    #[arg(long, value_name = "FILE")]
+    endpoints: Option<PathBuf>,
     #[command(flatten)]
     pace: PaceArgs,
     /// Print the result as JSON
@@ -86,7 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         return Err(shared::Error::file(&args.state, "is no folder; name the ledger's by --state").into());
     }
     let home = Home::new(Ledger::open(&args.state)?);
-    let parts = Parts::of(home.ledger());
+    let parts = Parts::of(&home.ledger);
     let bills = if args.cancel { cancel(args, &home, &parts)? } else { Vec::new() };
     let batches: Vec<Row> = parts.all()?.into_iter().map(Row::from).collect();
     let listed = Listed { batches, bills };
@@ -102,7 +108,21 @@ fn cancel(args: &Args, home: &Home, parts: &Parts) -> Result<Vec<BillNow>> {
     let urls: BTreeSet<String> = parts.all()?.into_iter().filter(Part::is_open).map(|part| part.base_url).collect();
     let mut bills = Vec::new();
     for url in urls {
-        let engine = Engine::new(home, &url, &oracle::key()?, 1, Prices::load(args.prices.as_deref())?)?;
+        let endpoints = match &args.endpoints {
+            Some(file) => Endpoints::load(file, |name| std::env::var(name).ok())?,
+            None => Endpoints::single(&url, oracle::key()?, PerMinute::default()),
+        };
+        let setup = Setup {
+            endpoints,
+            model: String::new(),
+            concurrency: 1,
+            prices: Prices::load(args.prices.as_deref())?,
+            account: oracle::ACCOUNT.to_owned(),
+            max_cost_usd: None,
+            deadline: DEADLINE,
+            is_patient: false,
+        };
+        let engine = Engine::new(home, setup)?;
         let shown = Shown::new("cancel");
         let cancelled = crate::block_on(batch::cancel(&engine, &args.pace, &|progress| shown.show(progress)));
         shown.finish();

@@ -15,23 +15,36 @@ pub enum Error {
     /// The API's key is missing: set it.
     #[error("OPENAI_API_KEY is not set; put the API's key there (any word will do for a server that wants none)")]
     NoKey,
-    /// The API cannot be used until someone acts.
-    #[error("{url}: {problem}")]
-    Api {
-        /// The API's address.
-        url: String,
-        /// What is wrong and what to do.
-        problem: String,
-    },
+    /// The job cannot go on until someone acts, and nothing is lost: run it again then.
+    #[error("{0}; nothing is lost: run again to go on")]
+    Paused(String),
     /// The item waits for a batch; nobody but a walk that keeps nothing gets this.
     #[error("it waits for its batch")]
     Later,
     /// Too many items are left without an answer; the outputs are written.
     #[error("{0}")]
     TooManyUnlabelled(String),
+    /// The service said no, or nothing.
+    #[error("the oracle service at {url}: {problem}")]
+    Service {
+        /// Its address.
+        url: String,
+        /// What it said.
+        problem: String,
+    },
     /// A server cannot listen or serve.
     #[error("cannot serve: {0}")]
     Serve(String),
+}
+
+impl Error {
+    /// Returns the exit code: 4 where someone must act before the same command can go on, else 1.
+    pub fn exit_code(&self) -> std::process::ExitCode {
+        match self {
+            Error::Paused(_) => std::process::ExitCode::from(4),
+            _ => std::process::ExitCode::FAILURE,
+        }
+    }
 }
 
 impl From<Error> for tonic::Status {
@@ -42,7 +55,8 @@ impl From<Error> for tonic::Status {
                 tonic::Status::resource_exhausted(text)
             }
             Error::Input(_) | Error::NoJudge => tonic::Status::invalid_argument(text),
-            Error::NoKey | Error::Api { .. } | Error::TooManyUnlabelled(_) => tonic::Status::failed_precondition(text),
+            Error::NoKey | Error::Paused(_) | Error::TooManyUnlabelled(_) => tonic::Status::failed_precondition(text),
+            Error::Service { .. } => tonic::Status::unavailable(text),
             Error::Serve(_) | Error::Later => tonic::Status::internal(text),
         }
     }

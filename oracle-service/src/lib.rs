@@ -6,8 +6,10 @@
 
 mod api;
 mod batches;
+mod control;
 mod correct;
 mod error;
+mod estimate;
 mod export;
 mod fault;
 mod judge;
@@ -40,6 +42,11 @@ enum Command {
     Judge(judge::Args),
     Batches(batches::Args),
     Export(export::Args),
+    Estimate(estimate::Args),
+    Status(control::StatusArgs),
+    Pause(control::PauseArgs),
+    Resume(control::ResumeArgs),
+    Retune(control::RetuneArgs),
     Serve(service::Args),
     Mock(mock::Args),
 }
@@ -74,6 +81,11 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Judge(args) => judge::run(&args),
         Command::Batches(args) => batches::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Estimate(args) => estimate::run(&args),
+        Command::Status(args) => control::status(&args),
+        Command::Pause(args) => control::pause(&args),
+        Command::Resume(args) => control::resume(&args),
+        Command::Retune(args) => control::retune(&args),
         Command::Serve(args) => service::run(&args),
         Command::Mock(args) => mock::run(&args),
     }

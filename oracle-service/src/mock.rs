@@ -34,6 +34,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::ListenerExt;
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use shared::rules::Judge;
 use tokio::net::TcpListener;
@@ -117,7 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         plan.latency.median_ms = args.latency_ms as f64;
     }
     let mut mock = Mock::new(Judge::load(&args.rules)?, &args.model, plan, args.speed)?;
-    mock.key = if args.require_key { Some(oracle::key()?) } else { None };
+    mock.key = if args.require_key { Some(oracle::key()?.expose_secret().to_owned()) } else { None };
     shared::net::check_listen(&args.listen, None).map_err(|_| {
         shared::Error::Config(format!("--listen {}: the mock serves this machine only; use 127.0.0.1", args.listen))
     })?;

@@ -3,11 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use secrecy::SecretString;
 use shared::rules::Judge;
 
 use crate::api::batch::{self, BatchArgs, Front};
-use crate::api::engine::{Asked, BillNow, Engine, Home};
+use crate::api::endpoint;
+use crate::api::engine::{Asked, BillNow, Engine, Handle, Home, Setup};
 use crate::api::ledger::{Answer, Ledger};
+use crate::api::options::ApiArgs;
 use crate::api::prices::Prices;
 use crate::api::reading::{Reading, read};
 use crate::api::request::Model;
@@ -46,8 +49,15 @@ pub(crate) struct OracleArgs {
     pub(crate) max_completion_tokens: bool,
     #[command(flatten)]
     pub(crate) batch: BatchArgs,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
 }
 
+/// Who pays for commands: whoever has the state folder.
+pub(crate) const ACCOUNT: &str = "commands";
+
+/// Items begun at once at least, so that a job's concurrency can be raised while it runs.
+const LEAST_WINDOW: usize = 256;
 const DEFAULT_URL: &str = "https://api.openai.com/v1";
 
 /// Someone who can be asked.
@@ -99,11 +109,19 @@ impl OracleArgs {
         }
         let policy = read_policy(self.policy.as_deref().ok_or(Error::NoJudge)?)?;
         let prices = Prices::load(self.prices.as_deref())?;
-        let base_url = self.base_url.clone().unwrap_or_else(|| DEFAULT_URL.to_owned());
-        check_url(&base_url)?;
-        let key = key()?;
+        let endpoints = self.api.endpoints(self.base_url.as_deref().unwrap_or(DEFAULT_URL), key)?;
         let home = Home::new(Ledger::open(&self.state)?);
-        let engine = Engine::new(&home, &base_url, &key, self.concurrency, prices)?;
+        let setup = Setup {
+            endpoints,
+            model: self.oracle_model.clone(),
+            concurrency: self.concurrency,
+            prices,
+            account: ACCOUNT.to_owned(),
+            max_cost_usd: self.api.max_cost_usd,
+            deadline: self.api.deadline(),
+            is_patient: false,
+        };
+        let engine = Engine::new(&home, setup)?;
         let model =
             Model { name: self.oracle_model.clone(), policy, completion_tokens_key: self.max_completion_tokens };
         Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency: self.concurrency, batch: self.batch.clone() })))
@@ -113,12 +131,9 @@ impl OracleArgs {
 /// Returns the API's key.
 ///
 /// # Errors
-/// It is not set, or empty.
-pub(crate) fn key() -> Result<String> {
-    match std::env::var(KEY_VARIABLE) {
-        Ok(key) if !key.trim().is_empty() => Ok(key.trim().to_owned()),
-        _ => Err(Error::NoKey),
-    }
+/// It is not set, or cannot be one.
+pub(crate) fn key() -> Result<SecretString> {
+    std::env::var(KEY_VARIABLE).ok().as_deref().and_then(endpoint::secret).ok_or(Error::NoKey)
 }
 
 /// Reads a policy's text.
@@ -159,7 +174,7 @@ impl Oracle {
         match self {
             Oracle::Rules { .. } => 1,
             // Items that wait for their next try keep no place from others.
-            Oracle::Model(asker) => 4 * asker.concurrency,
+            Oracle::Model(asker) => (4 * asker.concurrency).max(LEAST_WINDOW),
         }
     }
 
@@ -176,6 +191,14 @@ impl Oracle {
         match self {
             Oracle::Rules { .. } => None,
             Oracle::Model(asker) => Some(asker.engine.bill()),
+        }
+    }
+
+    /// Returns a hold on the job where a model is asked.
+    pub(crate) fn handle(&self) -> Option<Handle> {
+        match self {
+            Oracle::Rules { .. } => None,
+            Oracle::Model(asker) => Some(asker.engine.handle()),
         }
     }
 
@@ -308,6 +331,7 @@ pub(crate) mod tests {
             prices: None,
             max_completion_tokens: false,
             batch: BatchArgs::default(),
+            api: ApiArgs::default(),
         }
     }
 

@@ -43,7 +43,7 @@ impl Shown {
     }
 
     pub(crate) fn show(&self, progress: Progress) {
-        let cost = progress.bill.as_ref().map(|bill| format!("${:.4}", bill.cost_usd)).unwrap_or_default();
+        let cost = progress.bill.as_ref().map(|bill| cost(bill, progress.done, progress.total)).unwrap_or_default();
         if std::io::stderr().is_terminal() {
             self.bar.set_length(progress.total);
             self.bar.set_position(progress.done);
@@ -65,5 +65,13 @@ impl Shown {
 
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// Returns what was paid and what it comes to at the end.
+fn cost(bill: &BillNow, done: u64, total: u64) -> String {
+    match bill.projected_usd(done, total) {
+        Some(projected) => format!("${:.4} of about ${projected:.4}", bill.cost_usd),
+        None => format!("${:.4}", bill.cost_usd),
     }
 }

@@ -1,15 +1,17 @@
-//! The service: jobs over gRPC, all on one ledger.
+//! The service: jobs over gRPC, all on one ledger, and what operators do to them while they run.
+
+mod jobs;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use proto::oracle::job::Work;
 use proto::oracle::job_event::Event;
 use proto::oracle::oracle_server::OracleServer;
-use proto::oracle::{Bill, Ended, Job, JobEvent, StatusReply, StatusRequest};
+use proto::oracle::{Changed, Ended, Job, JobEvent, JobSelection, RetuneRequest, StatusReply, StatusRequest};
+use secrecy::SecretString;
 use shared::net::{RequireToken, Token};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -17,18 +19,24 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status};
 
 use crate::api::batch::BatchArgs;
-use crate::api::engine::{BillNow, Engine, Home};
+use crate::api::endpoint::Endpoints;
+use crate::api::engine::{Engine, Handle, Home, Setup};
+use crate::api::gate::Retune;
 use crate::api::ledger::Ledger;
+use crate::api::options::DEADLINE;
+use crate::api::pacer::PerMinute;
 use crate::api::prices::Prices;
 use crate::api::request::Model;
 use crate::error::{Error, Result};
 use crate::oracle::{self, Asker, Oracle};
 use crate::progress::Progress;
 use crate::{Outcome, correct, judge, triage};
+use jobs::{Jobs, Running, wire};
 
 /// Serves jobs of triage, corrections and judging over gRPC
 ///
-/// One ledger serves all jobs; the API's key is this process's own OPENAI_API_KEY. The address is printed once it listens.
+/// One ledger serves all jobs; the API's key is this process's own OPENAI_API_KEY. `oracle-service status`, `pause`, `resume`
+/// and `retune` look at running jobs and change them. The address is printed once it listens.
 /// Off loopback a token is required.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -51,13 +59,16 @@ pub(crate) struct Args {
 
 /// Events of a job that wait for a slow reader at most; progress beyond is left out.
 const EVENTS: usize = 64;
+/// A job that makes no progress says so often how it is: a paused one is not a dead one.
+const TELL_EVERY: Duration = Duration::from_secs(2);
+const MOST_IN_FLIGHT: u32 = 4096;
 
 struct Service {
     home: Home,
-    key: String,
+    key: SecretString,
     state: PathBuf,
     prices: Option<PathBuf>,
-    jobs: Arc<AtomicU32>,
+    jobs: Jobs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
@@ -69,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         home: Home::new(Ledger::open(&args.state)?),
         state: args.state.clone(),
         prices: args.prices.clone(),
-        jobs: Arc::default(),
+        jobs: Jobs::default(),
     };
     crate::block_on(serve(args, service, token))?;
     Ok(Outcome::Complete)
@@ -106,18 +117,18 @@ impl proto::oracle::oracle_server::Oracle for Service {
         let oracle = self.oracle(&job)?;
         tracing::info!(run = job.run, stage = job.stage, model = job.model, "job begins");
         let (events, receiver) = mpsc::channel(EVENTS);
-        let jobs = self.jobs.clone();
-        jobs.fetch_add(1, Ordering::Relaxed);
+        let running = self.jobs.begin(&job, oracle.handle());
         let runtime = tokio::runtime::Handle::current();
         // Jobs read and write files, so each has a thread of its own.
         tokio::task::spawn_blocking(move || {
             runtime.block_on(async move {
                 let gone = events.clone();
                 let outcome = tokio::select! {
-                    outcome = carry_out(work, &oracle, &events) => Some(outcome),
+                    outcome = carry_out(work, &oracle, &events, &running) => Some(outcome),
+                    () = tell_now_and_then(&events, &running) => None,
                     () = gone.closed() => None,
                 };
-                jobs.fetch_sub(1, Ordering::Relaxed);
+                drop(running);
                 let bill = oracle.bill().unwrap_or_default();
                 let (run, stage) = (&job.run, &job.stage);
                 match outcome {
@@ -142,12 +153,59 @@ impl proto::oracle::oracle_server::Oracle for Service {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state_dir: self.state.display().to_string(),
             answers,
-            jobs: self.jobs.load(Ordering::Relaxed),
+            jobs: self.jobs.count(),
+            running: self.jobs.status(),
         }))
+    }
+
+    async fn pause(&self, request: Request<JobSelection>) -> std::result::Result<Response<Changed>, Status> {
+        self.change(&request.into_inner(), |handle| {
+            handle.pause();
+            true
+        })
+    }
+
+    async fn resume(&self, request: Request<JobSelection>) -> std::result::Result<Response<Changed>, Status> {
+        self.change(&request.into_inner(), |handle| {
+            handle.resume();
+            true
+        })
+    }
+
+    async fn retune(&self, request: Request<RetuneRequest>) -> std::result::Result<Response<Changed>, Status> {
+        let request = request.into_inner();
+        let numbers = [request.requests_per_minute, request.tokens_per_minute, request.weight, request.max_cost_usd];
+        if numbers.iter().flatten().any(|number| !number.is_finite() || *number < 0.0) || request.weight == Some(0.0) {
+            return Err(Status::invalid_argument("limits must be numbers from 0, weights above"));
+        }
+        let retune = Retune {
+            concurrency: request.concurrency.map(|concurrency| concurrency.clamp(1, MOST_IN_FLIGHT) as usize),
+            endpoint: Some(request.endpoint).filter(|name| !name.is_empty()),
+            requests_per_minute: request.requests_per_minute,
+            tokens_per_minute: request.tokens_per_minute,
+            weight: request.weight,
+        };
+        self.change(&request.jobs.unwrap_or_default(), |handle| {
+            if let Some(cap) = request.max_cost_usd {
+                handle.set_cap((cap > 0.0).then_some(cap));
+            }
+            handle.retune(&retune)
+        })
     }
 }
 
 impl Service {
+    /// Does something to jobs; an error where there are none, or it could be done to none.
+    fn change(
+        &self,
+        selection: &JobSelection,
+        apply: impl Fn(&Handle) -> bool,
+    ) -> std::result::Result<Response<Changed>, Status> {
+        let jobs = self.jobs.change(selection, apply).map_err(Status::not_found)?;
+        tracing::info!(?jobs, "changed by an operator");
+        Ok(Response::new(Changed { jobs }))
+    }
+
     fn oracle(&self, job: &Job) -> Result<Oracle> {
         let own = |problem: &str| Error::from(shared::Error::Config(problem.to_owned()));
         if job.model.is_empty() {
@@ -156,11 +214,31 @@ impl Service {
         if job.policy.trim().is_empty() {
             return Err(own("the job's policy is empty; it must hold the policy's text"));
         }
-        oracle::check_url(&job.base_url)?;
+        let limits = PerMinute { requests: job.requests_per_minute, tokens: job.tokens_per_minute };
+        let numbers = [limits.requests, limits.tokens, job.max_cost_usd];
+        if numbers.iter().flatten().any(|number| !(number.is_finite() && *number > 0.0)) {
+            return Err(own("the job's limits must be numbers above 0"));
+        }
+        let endpoints = if job.endpoints.is_empty() {
+            oracle::check_url(&job.base_url)?;
+            Endpoints::single(&job.base_url, self.key.clone(), limits)
+        } else {
+            Endpoints::load(Path::new(&job.endpoints), |name| std::env::var(name).ok())?
+        };
         let prices = if job.prices.is_empty() { self.prices.as_deref() } else { Some(Path::new(&job.prices)) };
         let batch = BatchArgs::of_job(&job.mode, job.deadline_s, job.online_rpm)?;
-        let concurrency = job.concurrency.clamp(1, 4096) as usize;
-        let engine = Engine::new(&self.home, &job.base_url, &self.key, concurrency, Prices::load(prices)?)?;
+        let concurrency = job.concurrency.clamp(1, MOST_IN_FLIGHT) as usize;
+        let setup = Setup {
+            endpoints,
+            model: job.model.clone(),
+            concurrency,
+            prices: Prices::load(prices)?,
+            account: format!("run {}", job.run),
+            max_cost_usd: job.max_cost_usd,
+            deadline: DEADLINE,
+            is_patient: true,
+        };
+        let engine = Engine::new(&self.home, setup)?;
         let model =
             Model { name: job.model.clone(), policy: job.policy.trim().to_owned(), completion_tokens_key: false };
         Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency, batch })))
@@ -169,16 +247,19 @@ impl Service {
 
 type Events = mpsc::Sender<std::result::Result<JobEvent, Status>>;
 
-async fn carry_out(work: Work, oracle: &Oracle, events: &Events) -> Result<Ended> {
+/// Tells how a job is while nothing of it is finished; never ends.
+async fn tell_now_and_then(events: &Events, running: &Running) {
+    loop {
+        tokio::time::sleep(TELL_EVERY).await;
+        let _ = events.try_send(Ok(JobEvent { event: Some(Event::Progress(running.progress())) }));
+    }
+}
+
+async fn carry_out(work: Work, oracle: &Oracle, events: &Events, running: &Running) -> Result<Ended> {
     let sink = |progress: Progress| {
-        let progress = proto::oracle::Progress {
-            done: progress.done,
-            total: progress.total,
-            bill: progress.bill.as_ref().map(wire),
-            note: progress.waiting.unwrap_or_default(),
-        };
+        running.reached(progress.done, progress.total);
         // A reader that is slower than the work misses some; the end is sent for sure.
-        let _ = events.try_send(Ok(JobEvent { event: Some(Event::Progress(progress)) }));
+        let _ = events.try_send(Ok(JobEvent { event: Some(Event::Progress(running.progress())) }));
     };
     let (uncertain, dead_letter, summary) = match work {
         Work::Triage(work) => {
@@ -217,15 +298,4 @@ async fn carry_out(work: Work, oracle: &Oracle, events: &Events) -> Result<Ended
 
 fn json(summary: &impl serde::Serialize) -> String {
     serde_json::to_string(summary).unwrap_or_default()
-}
-
-fn wire(bill: &BillNow) -> Bill {
-    Bill {
-        calls: bill.calls,
-        reused: bill.reused,
-        prompt_tokens: bill.prompt_tokens,
-        completion_tokens: bill.completion_tokens,
-        cost_usd: bill.cost_usd,
-        prices: bill.prices.clone(),
-    }
 }

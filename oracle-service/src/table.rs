@@ -9,9 +9,21 @@ use crate::error::Result;
 /// Prints what was paid.
 pub(crate) fn print_bill(bill: &BillNow) {
     println!(
-        "calls {} (and {} answers reused), tokens {} + {}, cost ${:.4} ({})",
-        bill.calls, bill.reused, bill.prompt_tokens, bill.completion_tokens, bill.cost_usd, bill.prices
+        "calls {} (and {} answers reused), tokens {} ({} cached) + {}, cost ${:.4} ({})",
+        bill.calls,
+        bill.reused,
+        bill.prompt_tokens,
+        bill.cached_tokens,
+        bill.completion_tokens,
+        bill.cost_usd,
+        bill.prices
     );
+    if let Some(cap) = bill.cap_usd {
+        println!(
+            "${:.4} paid in all and ${:.4} that may have been, of at most ${cap:.4}",
+            bill.account_usd, bill.lost_usd
+        );
+    }
 }
 
 /// Prints a command's result for scripts.

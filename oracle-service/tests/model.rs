@@ -189,7 +189,7 @@ fn what_nobody_can_answer_stops_at_once_with_its_reason() {
     let locked = Server::mock(folder, &["--require-key"]);
     let poor = Server::mock(folder, &["--fault-plan", "quota.toml"]);
     let (locked_api, poor_api) = (locked.api(), poor.api());
-    let check = |key: Option<&str>, args: &[&str], messages: &[&str]| {
+    let check = |code: i32, key: Option<&str>, args: &[&str], messages: &[&str]| {
         let mut command = command(folder, &triage("gold.json", args));
         match key {
             Some(key) => command.env("OPENAI_API_KEY", key),
@@ -197,21 +197,21 @@ fn what_nobody_can_answer_stops_at_once_with_its_reason() {
         };
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
         for message in messages {
             assert!(text.contains(message), "{message:?} is not in: {text}");
         }
         assert!(!text.contains("wrong-secret"), "the key is told: {text}");
         assert!(!folder.join("gold.json").exists());
     };
-    check(None, &by_model(&locked_api), &["OPENAI_API_KEY is not set"]);
-    check(Some("wrong-secret"), &by_model(&locked_api), &[&locked_api, "401", "OPENAI_API_KEY"]);
-    check(Some("test-key"), &by_model(&poor_api), &["quota", "top it up"]);
+    check(1, None, &by_model(&locked_api), &["OPENAI_API_KEY is not set"]);
+    check(4, Some("wrong-secret"), &by_model(&locked_api), &[&locked_api, "401", "OPENAI_API_KEY"]);
+    check(4, Some("test-key"), &by_model(&poor_api), &["quota", "top it up"]);
     let other = ["--policy", "policy.md", "--oracle-model", "gpt-9", "--base-url", &poor_api, "--state", "state"];
-    check(Some("test-key"), &other, &["404", "gpt-9", "--oracle-model"]);
-    check(Some("test-key"), &["--policy", "empty.md", "--base-url", &poor_api], &["empty.md", "is empty"]);
-    check(Some("test-key"), &["--policy", "policy.md", "--base-url", "nowhere"], &["--base-url", "nowhere"]);
-    check(Some("test-key"), &[], &["--policy FILE"]);
+    check(4, Some("test-key"), &other, &["404", "gpt-9", "--oracle-model"]);
+    check(1, Some("test-key"), &["--policy", "empty.md", "--base-url", &poor_api], &["empty.md", "is empty"]);
+    check(1, Some("test-key"), &["--policy", "policy.md", "--base-url", "nowhere"], &["--base-url", "nowhere"]);
+    check(1, Some("test-key"), &[], &["--policy FILE"]);
     for file in walk(folder) {
         let bytes = std::fs::read(&file).unwrap();
         assert!(!String::from_utf8_lossy(&bytes).contains("wrong-secret"), "{} holds the key", file.display());

@@ -144,7 +144,8 @@ async fn what_is_wrong_with_a_job_or_its_caller_is_told() {
         (Job { policy: " ".into(), ..good.clone() }, Code::InvalidArgument, "policy is empty"),
         (Job { base_url: "nowhere".into(), ..good.clone() }, Code::InvalidArgument, "nowhere"),
         (Job { work: None, ..good.clone() }, Code::InvalidArgument, "names no work"),
-        (Job { model: "gpt-9".into(), ..good.clone() }, Code::FailedPrecondition, "gpt-9"),
+        (Job { max_cost_usd: Some(-1.0), ..good.clone() }, Code::InvalidArgument, "limits"),
+        (Job { endpoints: "/none.toml".into(), ..good.clone() }, Code::ResourceExhausted, "/none.toml"),
         (Job { prices: "/none.toml".into(), ..good.clone() }, Code::ResourceExhausted, "/none.toml"),
     ] {
         let status = finish(&mut client_, wrong).await.unwrap_err();

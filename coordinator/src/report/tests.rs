@@ -152,7 +152,7 @@ fn curves_keep_their_parts_and_gaps() {
 fn the_oracle_and_what_triage_set_aside_are_told() {
     let dir = small_run();
     let oracle = json!({"model": "judge-1", "prices": "list of 2026-01-01", "calls": 12, "reused": 3, "prompt_tokens": 4567,
-                        "completion_tokens": 24, "cost_usd": 0.0123});
+                        "cached_tokens": 1024, "completion_tokens": 24, "cost_usd": 0.0123});
     change_run(dir.path(), "oracle", oracle.clone());
     write(dir.path(), "triage/gold_uncertain.json", json!([{"prompt": "p"}, {"prompt": "q"}]));
     write(dir.path(), "triage/gold_dead_letter.json", json!([{"prompt": "r"}]));
@@ -161,7 +161,7 @@ fn the_oracle_and_what_triage_set_aside_are_told() {
     assert_eq!((&report["triage"]["uncertain"], &report["triage"]["dead_letter"]), (&json!(2), &json!(1)));
     let made = make(dir.path()).unwrap();
     for form in [made.text, read(&made.markdown), read(&made.html)] {
-        assert!(form.contains("4567") && form.contains("0.0123"), "{form}");
+        assert!(form.contains("4567") && form.contains("1024") && form.contains("0.0123"), "{form}");
     }
     assert!(
         read(&made.markdown)

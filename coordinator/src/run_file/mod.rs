@@ -135,6 +135,16 @@ pub(crate) struct Oracle {
     /// For `auto`: requests a minute that the online API takes; 0 is the service's own number.
     #[serde(default)]
     pub(crate) online_rpm: u32,
+    /// What the run's questions may cost in all; the service pauses there.
+    #[serde(default)]
+    pub(crate) max_cost_usd: Option<f64>,
+    #[serde(default)]
+    pub(crate) requests_per_minute: Option<f64>,
+    #[serde(default)]
+    pub(crate) tokens_per_minute: Option<f64>,
+    /// File of endpoints to ask instead of `base_url`.
+    #[serde(default)]
+    pub(crate) endpoints: Option<PathBuf>,
 }
 
 /// What the mock answers by.

@@ -20,7 +20,7 @@ pub(super) const PATH_KEYS: [&str; 10] =
 const TABLES: [&str; 9] = ["run", "model", "base", "data", "oracle", "score", "train", "eval", "variant"];
 const RUN: [&str; 3] = ["name", "seed", "world_size"];
 const DATA: [&str; 7] = ["world", "input", "num_samples", "split", "train1_size", "train2_size", "group_by_prompt"];
-const ORACLE: [&str; 14] = [
+const ORACLE: [&str; 18] = [
     "model",
     "base_url",
     "policy",
@@ -35,6 +35,10 @@ const ORACLE: [&str; 14] = [
     "mode",
     "deadline_h",
     "online_rpm",
+    "max_cost_usd",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "endpoints",
 ];
 const SCORE: [&str; 6] = ["gold", "gold_batch_size", "gold_seed", "lamda", "weight_norm", "shard_records"];
 const TRAIN: [&str; 1] = ["part"];
@@ -184,6 +188,16 @@ impl Reader<'_, '_> {
         if concurrency > 4096 {
             self.problems.wrong::<()>(table, "concurrency", format!("is {concurrency}; expected at most 4096"));
         }
+        let mut amount = |key| self.problems.number(table, key, |value| value > 0.0, "a number above 0");
+        let (max_cost_usd, requests_per_minute, tokens_per_minute) =
+            (amount("max_cost_usd"), amount("requests_per_minute"), amount("tokens_per_minute"));
+        if table.get("endpoints").is_some() {
+            for key in ["base_url", "requests_per_minute", "tokens_per_minute"] {
+                if table.get(key).is_some() {
+                    self.problems.wrong::<()>(table, key, "has no effect beside oracle.endpoints, which names its own");
+                }
+            }
+        }
         Some(Oracle {
             model: self.problems.string(table, "model").unwrap_or_else(|| default_model.to_owned()),
             base_url: base_url.or(default_url),
@@ -202,6 +216,10 @@ impl Reader<'_, '_> {
             mode: self.problems.choice(table, "mode", &MODES).unwrap_or_default(),
             deadline_h: self.problems.number(table, "deadline_h", |h| h > 0.0, "hours above 0").unwrap_or_default(),
             online_rpm: self.problems.count(table, "online_rpm", 1).unwrap_or(0).min(u64::from(u32::MAX)) as u32,
+            max_cost_usd,
+            requests_per_minute,
+            tokens_per_minute,
+            endpoints: self.outside_file(table, "endpoints"),
         })
     }
 

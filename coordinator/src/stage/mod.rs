@@ -83,6 +83,9 @@ struct Bill {
     calls: u64,
     reused: u64,
     prompt_tokens: u64,
+    /// Of the prompt tokens, those the API had in its cache.
+    #[serde(default)]
+    cached_tokens: u64,
     completion_tokens: u64,
     cost_usd: f64,
     /// Source and date of the prices.
@@ -94,6 +97,7 @@ impl Bill {
         self.calls += other.calls;
         self.reused += other.reused;
         self.prompt_tokens += other.prompt_tokens;
+        self.cached_tokens += other.cached_tokens;
         self.completion_tokens += other.completion_tokens;
         self.cost_usd += other.cost_usd;
         if self.prices.is_empty() {

@@ -1,7 +1,8 @@
 //! Stages that the oracle service carries out: asked for over gRPC, waited for, paid.
 //!
 //! The service's ledger makes asking again safe: what has an answer costs nothing. So a service that is away is waited for
-//! and asked again; only its own refusals end the stage.
+//! and asked again; only its own refusals end the stage. A job that pauses (quota, key, cost limit, an operator's word) keeps
+//! its stream and says why in its progress; it goes on when it is resumed there, or its limit raised.
 
 use std::path::Path;
 use std::time::Duration;
@@ -91,6 +92,10 @@ fn job(context: &Context, stage: usize) -> Result<Job> {
         mode: oracle.mode.clone(),
         deadline_s: oracle.deadline_h * 3600.0,
         online_rpm: oracle.online_rpm,
+        endpoints: oracle.endpoints.clone().map(path).unwrap_or_default(),
+        max_cost_usd: oracle.max_cost_usd,
+        requests_per_minute: oracle.requests_per_minute,
+        tokens_per_minute: oracle.tokens_per_minute,
     })
 }
 
@@ -136,7 +141,8 @@ async fn ask(context: &Context, stage: usize, job: &Job, progress: &(dyn Fn(Prog
                             }
                             account.save_now_and_then(&file)?;
                             let cost_usd = account.total().cost_usd;
-                            progress(Progress { done: now.done, total: now.total, cost_usd, note: now.note });
+                            let note = note(&now);
+                            progress(Progress { done: now.done, total: now.total, cost_usd, note });
                         }
                         Some(Event::Ended(ended)) => {
                             if let Some(bill) = &ended.bill {
@@ -171,6 +177,22 @@ async fn ask(context: &Context, stage: usize, job: &Job, progress: &(dyn Fn(Prog
         tokio::time::sleep(wait).await;
         away += wait;
     }
+}
+
+/// Returns what a job waits for and what it will cost, for people.
+fn note(now: &proto::oracle::Progress) -> String {
+    let mut parts = Vec::new();
+    if !now.note.is_empty() {
+        parts.push(now.note.clone());
+    }
+    if let Some(projected) = now.projected_usd {
+        let cap = now.bill.as_ref().and_then(|bill| bill.cap_usd);
+        parts.push(match cap {
+            Some(cap) => format!("about ${projected:.2} at the end, the run's limit is ${cap:.2}"),
+            None => format!("about ${projected:.2} at the end"),
+        });
+    }
+    parts.join("; ")
 }
 
 /// Returns how long to wait before asking for the n-th time again.
@@ -240,6 +262,7 @@ impl Account {
             reused: bill.reused,
             prompt_tokens: bill.prompt_tokens,
             completion_tokens: bill.completion_tokens,
+            cached_tokens: bill.cached_tokens,
             cost_usd: bill.cost_usd,
             prices: bill.prices.clone(),
         };
@@ -284,6 +307,17 @@ mod tests {
         assert_eq!((second.total().calls, second.total().reused, second.total().cost_usd), (100, 10, 100.0));
         second.save(&file).unwrap();
         assert_eq!(Account::open(&file).total().calls, 100);
+    }
+
+    #[test]
+    fn a_note_says_what_a_job_waits_for_and_what_it_will_cost() {
+        let mut now = proto::oracle::Progress::default();
+        assert_eq!(note(&now), "");
+        now.projected_usd = Some(12.345);
+        assert_eq!(note(&now), "about $12.35 at the end");
+        now.note = "paused: the quota".into();
+        now.bill = Some(proto::oracle::Bill { cap_usd: Some(20.0), ..Default::default() });
+        assert_eq!(note(&now), "paused: the quota; about $12.35 at the end, the run's limit is $20.00");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use proto::oracle::job::Work as Asked;
 use proto::oracle::job_event::Event;
 use proto::oracle::oracle_server::{Oracle, OracleServer};
-use proto::oracle::{Ended, Job, JobEvent, StatusReply, StatusRequest};
+use proto::oracle::{Changed, Ended, Job, JobEvent, JobSelection, RetuneRequest, StatusReply, StatusRequest};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
@@ -41,6 +41,18 @@ impl Oracle for Scripted {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         Err(Status::unimplemented("not asked"))
     }
+
+    async fn pause(&self, _: Request<JobSelection>) -> Result<Response<Changed>, Status> {
+        Err(Status::unimplemented("not asked"))
+    }
+
+    async fn resume(&self, _: Request<JobSelection>) -> Result<Response<Changed>, Status> {
+        Err(Status::unimplemented("not asked"))
+    }
+
+    async fn retune(&self, _: Request<RetuneRequest>) -> Result<Response<Changed>, Status> {
+        Err(Status::unimplemented("not asked"))
+    }
 }
 
 fn bill(calls: u64, reused: u64) -> Option<proto::oracle::Bill> {
@@ -54,7 +66,7 @@ fn bill(calls: u64, reused: u64) -> Option<proto::oracle::Bill> {
 }
 
 fn progress(done: u64, calls: u64) -> Result<JobEvent, Status> {
-    let progress = proto::oracle::Progress { done, total: 4, bill: bill(calls, 0), note: String::new() };
+    let progress = proto::oracle::Progress { done, total: 4, bill: bill(calls, 0), ..Default::default() };
     Ok(JobEvent { event: Some(Event::Progress(progress)) })
 }
 
@@ -97,12 +109,15 @@ fn labelled() -> TestRun {
 
 #[test]
 fn a_service_that_is_cut_off_is_asked_again_and_the_bill_adds_up() {
-    let mut run = labelled();
+    let mut run = TestRun::new(RUN, &["oracle.max_cost_usd=2.5", "oracle.requests_per_minute=600"]);
+    run.write("world/pairs.json", "[]");
+    run.todo("triage");
     let cut = vec![progress(1, 2), Err(Status::unavailable("gone"))];
     let (done, jobs, shown) = triage(&mut run, vec![cut, vec![progress(4, 6), ended(0, 6, 2)]]);
     done.unwrap();
     assert_eq!(jobs.len(), 2);
     assert_eq!(jobs[0], jobs[1]);
+    assert_eq!((jobs[0].max_cost_usd, jobs[0].requests_per_minute), (Some(2.5), Some(600.0)));
     assert_eq!((jobs[0].model.as_str(), jobs[0].base_url.as_str()), ("mock-oracle", "http://mock/v1"));
     assert!(
         matches!(&jobs[0].work, Some(Asked::Triage(work)) if work.output.ends_with("triage/gold.json") && work.both)

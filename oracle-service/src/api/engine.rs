@@ -3,24 +3,30 @@
 //! A request that waits for its next try holds no place in line, so that others go on meanwhile. Equal requests of one
 //! process are sent once.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+mod batched;
 
-use tokio::sync::{Semaphore, watch};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::batch::{self, Front, Parts};
+use super::account::{Account, Reservation};
+use super::batch::Front;
+use super::bill::Bill;
+pub(crate) use super::bill::BillNow;
+use super::budget::Money;
+use super::endpoint::{Endpoint, Endpoints, Spec};
+use super::gate::{Admission, EndpointView, Gate, Pause, Retune, Size};
 use super::ledger::{Answer, Ledger};
-use super::openai::OpenAi;
 use super::prices::{Prices, Tokens};
 use super::request::Request;
-use super::retry::{self, Course, TRIES};
+use super::retry::{self, Course, TRIES, Trouble};
+use super::tokens::{self, Counter};
 use crate::error::{Error, Result};
-
-/// Of the online price.
-const BATCH_PRICE: f64 = 0.5;
+use batched::{Batches, Note};
 
 /// Requests on their way, by key: who asks the same waits for the same answer.
 type InFlight = Arc<Mutex<HashMap<String, watch::Receiver<Option<Asked>>>>>;
@@ -40,73 +46,93 @@ pub(crate) struct Engine {
     _dropped: DropGuard,
 }
 
-/// What first rounds in batches need.
-struct Batches {
-    api: batch::Api,
-    parts: Parts,
-    turn: Arc<tokio::sync::Mutex<()>>,
+/// How a job asks.
+pub(crate) struct Setup {
+    pub(crate) endpoints: Endpoints,
+    pub(crate) model: String,
+    /// Requests on their way at once.
+    pub(crate) concurrency: usize,
+    pub(crate) prices: Prices,
+    /// Who pays.
+    pub(crate) account: String,
+    /// What the account may pay in all; what was set before stays where none is given.
+    pub(crate) max_cost_usd: Option<f64>,
+    /// From sending a request to the last byte of its answer.
+    pub(crate) deadline: Duration,
+    /// Whether it waits where someone must act, instead of ending.
+    pub(crate) is_patient: bool,
 }
 
 struct Shared {
     ledger: Ledger,
     front: Front,
+    note: Note,
     begun_ms: u64,
     in_flight: InFlight,
-    api: OpenAi,
-    base_url: String,
-    places: Semaphore,
+    gate: Arc<Gate>,
+    counter: Counter,
+    account: Arc<Account>,
     prices: Prices,
     bill: Bill,
-    waiting: Mutex<Option<String>>,
     dropped: CancellationToken,
 }
 
-/// What a job cost so far.
-#[derive(Debug, Default)]
-struct Bill {
-    calls: AtomicU64,
-    reused: AtomicU64,
-    prompt: AtomicU64,
-    cached: AtomicU64,
-    completion: AtomicU64,
-    /// In millionths of a millionth of a USD, so that sums do not depend on their order.
-    cost: AtomicU64,
-    unpriced: AtomicU64,
-}
-
-/// The bill as numbers.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
-pub(crate) struct BillNow {
-    /// Requests answered now.
-    pub(crate) calls: u64,
-    /// Answers taken from the ledger.
-    pub(crate) reused: u64,
-    pub(crate) prompt_tokens: u64,
-    pub(crate) cached_tokens: u64,
-    pub(crate) completion_tokens: u64,
-    pub(crate) cost_usd: f64,
-    /// Calls to a model that the price table does not know; not in the cost.
-    pub(crate) unpriced_calls: u64,
-    pub(crate) prices: String,
-}
+/// A hold on a job from outside, to look at it and to change how it runs.
+#[derive(Clone)]
+pub(crate) struct Handle(Arc<Shared>);
 
 /// What is shared by all jobs of a process.
 #[derive(Clone)]
 pub(crate) struct Home {
     pub(crate) ledger: Ledger,
     in_flight: InFlight,
+    endpoints: Arc<Mutex<HashMap<String, Arc<Endpoint>>>>,
+    accounts: Arc<Mutex<HashMap<String, Arc<Account>>>>,
+    /// Told whenever limits, money or places may have become free.
+    changed: Arc<Notify>,
     /// Held by the job that has batches.
     batch_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Home {
     pub(crate) fn new(ledger: Ledger) -> Home {
-        Home { ledger, in_flight: InFlight::default(), batch_turn: Arc::default() }
+        Home {
+            ledger,
+            in_flight: InFlight::default(),
+            endpoints: Arc::default(),
+            accounts: Arc::default(),
+            changed: Arc::default(),
+            batch_turn: Arc::default(),
+        }
     }
 
-    /// Returns the ledger that all jobs share.
-    pub(crate) fn ledger(&self) -> &Ledger {
-        &self.ledger
+    /// Returns an account, from the ledger when it is first named.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub(crate) fn account(&self, name: &str) -> Result<Arc<Account>> {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = accounts.get(name) {
+            return Ok(account.clone());
+        }
+        let account = Account::new(name, self.ledger.accounts()?);
+        accounts.insert(name.to_owned(), account.clone());
+        Ok(account)
+    }
+
+    fn endpoint(&self, spec: &Spec, setup: &Setup) -> Result<Arc<Endpoint>> {
+        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let identity = format!("{} {:?}", spec.identity(&setup.model), setup.deadline);
+        if let Some(endpoint) = endpoints.get(&identity) {
+            // Jobs that share a key share its limits; the latest job's word counts.
+            if spec.limits() != endpoint.spec.limits() {
+                endpoint.lock().pacer.set(spec.limits(), Instant::now());
+            }
+            return Ok(endpoint.clone());
+        }
+        let endpoint = Arc::new(Endpoint::new(spec, setup.deadline, Instant::now())?);
+        endpoints.insert(identity, endpoint.clone());
+        Ok(endpoint)
     }
 }
 
@@ -114,27 +140,36 @@ impl Engine {
     /// Returns an engine for a job.
     ///
     /// # Errors
-    /// The HTTP client cannot be made.
-    pub(crate) fn new(home: &Home, base_url: &str, key: &str, concurrency: usize, prices: Prices) -> Result<Engine> {
+    /// The HTTP client cannot be made, the account cannot be read, or there is a cap and no price to keep it by.
+    pub(crate) fn new(home: &Home, setup: Setup) -> Result<Engine> {
+        let account = home.account(&setup.account)?;
+        if let Some(cap) = setup.max_cost_usd {
+            account.set_cap(Some(Money::of_usd(cap)));
+        }
         let dropped = CancellationToken::new();
+        let endpoints = setup.endpoints.iter().map(|spec| home.endpoint(spec, &setup)).collect::<Result<Vec<_>>>()?;
+        let gate = Gate::new(
+            endpoints,
+            account.clone(),
+            setup.concurrency.max(1),
+            setup.is_patient,
+            home.changed.clone(),
+            dropped.clone(),
+        );
         Ok(Engine {
             _dropped: dropped.clone().drop_guard(),
-            batches: Batches {
-                api: batch::Api::new(base_url, key)?,
-                parts: Parts::of(&home.ledger),
-                turn: home.batch_turn.clone(),
-            },
+            batches: Batches::new(home, &setup)?,
             shared: Arc::new(Shared {
                 ledger: home.ledger.clone(),
                 front: Front::default(),
+                note: Note::default(),
                 begun_ms: now_ms(),
                 in_flight: home.in_flight.clone(),
-                api: OpenAi::new(base_url, key)?,
-                base_url: base_url.to_owned(),
-                places: Semaphore::new(concurrency.max(1)),
-                prices,
+                gate,
+                counter: Counter::new(&setup.model),
+                account,
+                prices: setup.prices,
                 bill: Bill::default(),
-                waiting: Mutex::new(None),
                 dropped,
             }),
         })
@@ -168,7 +203,7 @@ impl Engine {
             let Some(sender) = sender else {
                 match other.wait_for(Option::is_some).await.map(|found| found.clone()) {
                     Ok(Some(asked)) => {
-                        shared.bill.reused.fetch_add(1, Ordering::Relaxed);
+                        shared.bill.reuse();
                         return Ok(asked);
                     }
                     // It came to nothing there; here it may.
@@ -190,66 +225,67 @@ impl Engine {
         }
     }
 
-    /// Returns where requests without an answer go.
-    pub(super) fn front(&self) -> &Front {
-        &self.shared.front
-    }
-
-    /// Returns the parts of the ledger.
-    pub(super) fn parts(&self) -> &Parts {
-        &self.batches.parts
-    }
-
-    /// Returns the API of files and batches.
-    pub(super) fn batch_api(&self) -> &batch::Api {
-        &self.batches.api
-    }
-
-    /// Returns what the job holds that has batches.
-    pub(super) fn batch_turn(&self) -> &tokio::sync::Mutex<()> {
-        &self.batches.turn
-    }
-
-    pub(super) fn base_url(&self) -> &str {
-        &self.shared.base_url
-    }
-
-    /// Returns what tokens cost online and in batches; none where the price table does not know the model.
-    pub(super) fn prices_of(&self, model: &str, tokens: Tokens) -> Option<(f64, f64)> {
-        let online = self.shared.prices.cost(model, tokens)?;
-        Some((online, online * BATCH_PRICE))
-    }
-
-    /// Prices an answer that came with a batch.
-    pub(super) fn price_batched(&self, answer: &mut Answer, asked_model: &str) {
-        let price = |model: &str| self.prices_of(model, answer.tokens).map(|(_, batch)| batch);
-        answer.cost_usd = price(&answer.model).or_else(|| price(asked_model));
-    }
-
-    /// Counts an answer that came with a batch and is in the ledger.
-    pub(super) fn count_batched(&self, answer: &Answer) {
-        self.shared.count(answer, answer.cost_usd, &answer.model);
-    }
-
     /// Returns what the job cost so far.
     pub(crate) fn bill(&self) -> BillNow {
-        let bill = &self.shared.bill;
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        BillNow {
-            calls: of(&bill.calls),
-            reused: of(&bill.reused),
-            prompt_tokens: of(&bill.prompt),
-            cached_tokens: of(&bill.cached),
-            completion_tokens: of(&bill.completion),
-            cost_usd: of(&bill.cost) as f64 / 1e12,
-            unpriced_calls: of(&bill.unpriced),
-            prices: self.shared.prices.origin(),
-        }
+        self.shared.bill()
     }
 
     /// Returns what requests wait for, where one does.
     pub(crate) fn waiting(&self) -> Option<String> {
-        self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.waits()
+    }
+
+    /// Returns a hold on the job.
+    pub(crate) fn handle(&self) -> Handle {
+        Handle(self.shared.clone())
+    }
+}
+
+impl Handle {
+    /// Stops sending; what is on its way is still stored.
+    pub(crate) fn pause(&self) {
+        self.0.gate.pause();
+    }
+
+    /// Goes on.
+    pub(crate) fn resume(&self) {
+        self.0.gate.resume();
+    }
+
+    /// Changes limits. Returns whether the endpoint it names is there.
+    pub(crate) fn retune(&self, retune: &Retune) -> bool {
+        self.0.gate.retune(retune, Instant::now())
+    }
+
+    /// Changes the cap of the job's account.
+    pub(crate) fn set_cap(&self, cap_usd: Option<f64>) {
+        self.0.account.set_cap(cap_usd.map(Money::of_usd));
+        self.0.gate.look_again();
+    }
+
+    /// Returns why the job does not go on, where it does not.
+    pub(crate) fn paused(&self) -> Option<Pause> {
+        self.0.gate.paused()
+    }
+
+    /// Returns what requests wait for, where one does.
+    pub(crate) fn waits(&self) -> Option<String> {
+        self.0.waits()
+    }
+
+    /// Returns what the job cost so far.
+    pub(crate) fn bill(&self) -> BillNow {
+        self.0.bill()
+    }
+
+    /// Returns the requests on their way, and how many there may be.
+    pub(crate) fn in_flight(&self) -> (usize, usize) {
+        self.0.gate.in_flight()
+    }
+
+    /// Returns how the job's endpoints are doing.
+    pub(crate) fn endpoints(&self) -> Vec<EndpointView> {
+        self.0.gate.endpoints(Instant::now())
     }
 }
 
@@ -258,91 +294,146 @@ impl Shared {
     async fn send(&self, key: &str, request: &Request) -> Result<Option<Asked>> {
         // Another job may have stored it between the look and the wait.
         if let Some(answer) = self.ledger.answer(key)? {
-            self.bill.reused.fetch_add(1, Ordering::Relaxed);
+            self.bill.reuse();
             return Ok(Some(Asked::Answered(answer)));
         }
         let model = request.body["model"].as_str().unwrap_or_default();
-        let mut last = String::new();
-        for number in 1..=TRIES {
-            let place = self.places.acquire().await.expect("places are never closed");
-            if self.dropped.is_cancelled() {
-                self.ledger.withdraw(key).await?;
-                return Ok(None);
+        let (item, worst) = (retry::word(key), self.worst(model, &request.body)?);
+        let mut money: Option<Reservation> = None;
+        let (mut tries, mut attempts, mut has_intent) = (0, 0, false);
+        loop {
+            let counted = self.gate.counts_tokens().then(|| self.counter.prompt(&request.body));
+            let size = Size { tokens: self.counter.likely(counted, &request.body), worst };
+            let admission = self.gate.admit(size, &mut money).await;
+            let mut ticket = match admission {
+                Admission::Go(ticket) => ticket,
+                Admission::Dropped | Admission::Stopped(_) => {
+                    self.withdraw(key, money.as_ref().filter(|_| has_intent)).await?;
+                    return match admission {
+                        Admission::Stopped(pause) => Err(Error::Paused(pause.to_string())),
+                        _ => Ok(None),
+                    };
+                }
+            };
+            let paid = money.as_mut().expect("a request is admitted with its money");
+            if !has_intent {
+                self.ledger.intend(key, model, now_ms(), paid.opened()).await?;
+                has_intent = true;
             }
-            self.ledger.intend(key, model, now_ms()).await?;
-            let outcome = self.api.complete(&request.body, now_ms).await;
-            let trouble = match outcome {
-                Ok(answer) => {
-                    self.ledger.settle(key, &answer).await?;
-                    let cost = self.prices.cost(&answer.model, answer.tokens);
-                    self.count(&answer, cost.or_else(|| self.prices.cost(model, answer.tokens)), model);
-                    self.waits(None);
+            attempts += 1;
+            let mut body = request.body.clone();
+            let spec = &ticket.endpoint().spec;
+            if let Some(alias) = &spec.model {
+                body["model"] = alias.clone().into();
+            }
+            let endpoint = spec.name.clone();
+            let exchange = ticket.endpoint().api.complete(body, now_ms).await;
+            let trouble = match exchange.outcome {
+                Ok(mut answer) => {
+                    let used = answer.tokens.prompt + answer.tokens.completion;
+                    ticket.answered(exchange.has_usage.then_some(used as f64), &exchange.heard);
+                    self.counter.reported(counted.unwrap_or(0), answer.tokens.prompt);
+                    // What does not say what it took is taken for the worst.
+                    let cost = if exchange.has_usage { self.cost(&answer, model) } else { Some(worst) };
+                    answer.attempts = attempts;
+                    answer.endpoint = endpoint;
+                    answer.cost_usd = cost.map(Money::usd);
+                    self.ledger.settle(key, &answer, paid.settled(cost.unwrap_or_default())).await?;
+                    if self.bill.charge(answer.tokens, cost) {
+                        tracing::warn!("the price table does not know model {model:?}; its cost is counted as 0");
+                    }
                     return Ok(Some(Asked::Answered(answer)));
                 }
                 Err(trouble) => trouble,
             };
-            drop(place);
-            last = trouble.to_string();
-            let pause = match trouble.course() {
-                Course::Again(server) => retry::wait(key, number + 1, server),
+            let last = trouble.to_string();
+            if trouble.may_be_charged() {
+                self.ledger.withdraw(key, Some(paid.lost())).await?;
+                (money, has_intent) = (None, false);
+            }
+            match trouble.course() {
+                Course::Slower => {
+                    ticket.slowed(&exchange.heard);
+                    continue;
+                }
+                Course::Halt(reason) => {
+                    ticket.halted(&reason);
+                    continue;
+                }
                 Course::GiveUpItem(reason) => {
-                    self.ledger.withdraw(key).await?;
+                    ticket.declined();
+                    self.withdraw(key, money.as_ref()).await?;
                     return Ok(Some(Asked::Dead(reason)));
                 }
-                Course::StopJob(reason) => {
-                    self.ledger.withdraw(key).await?;
-                    return Err(Error::Api { url: self.base_url.clone(), problem: reason });
+                Course::Again => tries += u32::from(ticket.failed(item, &last)),
+            }
+            if tries >= TRIES {
+                // Nothing ever came back: the address is wrong or the server away, and no other item will fare better.
+                if matches!(trouble, Trouble::Connection { .. }) && ticket.gone(&last) {
+                    tries = 0;
+                    continue;
                 }
-            };
-            if number < TRIES {
-                tracing::debug!(try = number, ?pause, %last, "a request failed and is tried again");
-                self.waits(Some(format!("{last}; next try in {:.1} s", pause.as_secs_f64())));
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = self.dropped.cancelled() => return Ok(None),
-                }
+                self.withdraw(key, money.as_ref()).await?;
+                return Ok(Some(Asked::Dead(format!("no answer after {TRIES} tries, the last time: {last}"))));
+            }
+            drop(ticket);
+            let pause = retry::wait(key, tries + 1);
+            tracing::debug!(attempts, ?pause, %last, "a request failed and is tried again");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // The gate sees that it was dropped.
+                () = self.dropped.cancelled() => {}
             }
         }
-        if self.bill.calls.load(Ordering::Relaxed) == 0 && last.contains("error sending request") {
-            // Nothing ever came back: the address is wrong or the server away, and no other item will fare better.
-            let problem = format!("cannot be reached after {TRIES} tries: {last}; nothing is lost, run again");
-            return Err(Error::Api { url: self.base_url.clone(), problem });
-        }
-        Ok(Some(Asked::Dead(format!("no answer after {TRIES} tries, the last time: {last}"))))
     }
 
-    fn waits(&self, why: Option<String>) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    async fn withdraw(&self, key: &str, money: Option<&Reservation>) -> Result<()> {
+        match money {
+            Some(money) => Ok(self.ledger.withdraw(key, Some(money.closed())).await?),
+            None => Ok(()),
+        }
+    }
+
+    fn bill(&self) -> BillNow {
+        self.bill.now(self.prices.origin(), self.account.budget())
+    }
+
+    fn waits(&self) -> Option<String> {
+        let note = self.note.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        note.or_else(|| self.gate.waits())
     }
 
     /// Counts an answer that the ledger had. One that came with a batch of this job is counted already.
     fn reuse(&self, answer: &Answer) {
         let own = answer.batch.is_some() && answer.at_ms >= self.begun_ms;
         if !own && !self.front.is_walking() {
-            self.bill.reused.fetch_add(1, Ordering::Relaxed);
+            self.bill.reuse();
         }
     }
 
-    fn count(&self, answer: &Answer, cost: Option<f64>, asked_model: &str) {
-        let Tokens { prompt, cached, completion } = answer.tokens;
-        let bill = &self.bill;
-        bill.calls.fetch_add(1, Ordering::Relaxed);
-        bill.prompt.fetch_add(prompt, Ordering::Relaxed);
-        bill.cached.fetch_add(cached, Ordering::Relaxed);
-        bill.completion.fetch_add(completion, Ordering::Relaxed);
-        match cost {
-            Some(cost) => {
-                bill.cost.fetch_add((cost * 1e12).round() as u64, Ordering::Relaxed);
-            }
-            None => {
-                if bill.unpriced.fetch_add(1, Ordering::Relaxed) == 0 {
-                    tracing::warn!("the price table does not know model {asked_model:?}; its cost is counted as 0");
-                }
-            }
+    /// Returns what a request costs at most.
+    fn worst(&self, model: &str, body: &Value) -> Result<Money> {
+        let tokens = Tokens { prompt: tokens::most(body), cached: 0, completion: tokens::completion_limit(body) };
+        match self.prices.cost(model, tokens) {
+            Some(usd) => Ok(Money::of_usd(usd)),
+            None if self.account.budget().cap.is_some() => Err(shared::Error::Config(format!(
+                "the price table does not know model {model:?}, so that no cost limit can be kept; add it to the table \
+                 (--prices FILE)"
+            ))
+            .into()),
+            None => Ok(Money::default()),
         }
+    }
+
+    fn cost(&self, answer: &Answer, asked_model: &str) -> Option<Money> {
+        let cost = self.prices.cost(&answer.model, answer.tokens);
+        cost.or_else(|| self.prices.cost(asked_model, answer.tokens)).map(Money::of_usd)
     }
 }
 
 pub(super) fn now_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use shared::Result;
 use shared::store::{Change, Store};
 
+use super::account::{self, Slot};
 use super::prices::Tokens;
 
 const ANSWERS: &str = "answers";
@@ -116,21 +117,21 @@ impl Ledger {
         self.store.count(ANSWERS)
     }
 
-    /// Notes that a request is about to be sent.
+    /// Notes that a request is about to be sent, and what it may cost.
     ///
     /// # Errors
     /// The disk refused: the request must not be sent.
-    pub(super) async fn intend(&self, key: &str, model: &str, at_ms: u64) -> Result<()> {
+    pub(super) async fn intend(&self, key: &str, model: &str, at_ms: u64, account: Change) -> Result<()> {
         let intent = Intent { model: model.to_owned(), at_ms };
-        self.store.commit(vec![Change::put(INTENTS, key, &intent)]).await
+        self.store.commit(vec![Change::put(INTENTS, key, &intent), account]).await
     }
 
-    /// Stores an answer.
+    /// Stores an answer, and what its account paid.
     ///
     /// # Errors
     /// The disk refused: the answer is lost.
-    pub(super) async fn settle(&self, key: &str, answer: &Answer) -> Result<()> {
-        self.store.commit(vec![Change::put(ANSWERS, key, answer), Change::remove(INTENTS, key)]).await
+    pub(super) async fn settle(&self, key: &str, answer: &Answer, account: Change) -> Result<()> {
+        self.store.commit(vec![Change::put(ANSWERS, key, answer), Change::remove(INTENTS, key), account]).await
     }
 
     /// Stores answers that came together.
@@ -155,7 +156,15 @@ impl Ledger {
     ///
     /// # Errors
     /// The disk refused.
-    pub(super) async fn withdraw(&self, key: &str) -> Result<()> {
-        self.store.commit(vec![Change::remove(INTENTS, key)]).await
+    pub(super) async fn withdraw(&self, key: &str, account: Option<Change>) -> Result<()> {
+        self.store.commit([Change::remove(INTENTS, key)].into_iter().chain(account).collect()).await
+    }
+
+    /// Returns what accounts have paid, slot by slot.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(super) fn accounts(&self) -> Result<Vec<(String, Slot)>> {
+        self.store.scan(account::TREE)
     }
 }

@@ -5,16 +5,29 @@
 //! item ─▶ request (pure) ─▶ ledger: known? ──yes──▶ reading (pure)
 //!                              │ no
 //!                              ▼
-//!           place in line ─▶ intent (synced) ─▶ HTTP ─▶ answer (synced) ─▶ reading
-//!                   ▲                            │ failed for now
-//!                   └────── back-off (pure) ◀────┘
+//!    gate: a turn, money (budget), leave to send (pacer), an endpoint in health
+//!                              │                  ▲
+//!                              ▼                  │ back-off
+//!                       intent (synced) ─▶ HTTP ──┤
+//!                                                 ▼
+//!                                      answer (synced), settled ─▶ reading
 //! ```
 
+mod account;
 pub(crate) mod batch;
+mod bill;
+mod budget;
+pub(crate) mod endpoint;
 pub(crate) mod engine;
+pub(crate) mod gate;
+mod health;
 pub(crate) mod ledger;
+mod limits;
 mod openai;
+pub(crate) mod options;
+pub(crate) mod pacer;
 pub(crate) mod prices;
 pub(crate) mod reading;
 pub(crate) mod request;
 mod retry;
+pub(crate) mod tokens;

@@ -1,9 +1,11 @@
 //! The HTTP client: the only file that names async-openai and reqwest.
 //!
 //! async-openai repeats requests by itself and drops the headers of errors; our own service under it sends once and keeps
-//! what a decision needs. The key is held in async-openai's secret type and goes nowhere else.
+//! what a decision needs. The key is in the headers of an endpoint, marked as sensitive, and goes nowhere else.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use async_openai::Client;
 use async_openai::config::OpenAIConfig;
@@ -12,18 +14,27 @@ use async_openai::middleware::HttpRequestFactory;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::endpoint::Spec;
 use super::ledger::Answer;
+use super::limits::Heard;
 use super::prices::Tokens;
 use super::retry::Trouble;
 
-/// From sending to the last byte.
-const DEADLINE: Duration = Duration::from_secs(120);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A connection to one API.
+/// A connection to one endpoint.
 #[derive(Clone)]
 pub(super) struct OpenAi {
     client: Client<OpenAIConfig>,
+}
+
+/// What sending a request once came to.
+pub(super) struct Exchange {
+    pub(super) outcome: Result<Answer, Trouble>,
+    /// What the server said of its limits.
+    pub(super) heard: Heard,
+    /// Whether the answer says what it took; where not, its tokens are 0.
+    pub(super) has_usage: bool,
 }
 
 /// An error of the HTTP exchange, passed through async-openai.
@@ -31,38 +42,50 @@ pub(super) struct OpenAi {
 #[error("{0}")]
 struct Carried(Trouble);
 
+tokio::task_local! {
+    /// Where the headers of the answer to this task's request go: async-openai hands on the body alone.
+    static HEARD: Arc<Mutex<Heard>>;
+}
+
 impl OpenAi {
-    /// Returns a client for an API's address, up to and including `/v1`.
+    /// Returns a client for an endpoint.
     ///
     /// # Errors
     /// The system's certificates cannot be used.
-    pub(super) fn new(base_url: &str, key: &str) -> shared::Result<OpenAi> {
+    pub(super) fn new(spec: &Spec, deadline: Duration) -> shared::Result<OpenAi> {
         // Another part of the process may have chosen one before; any will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().timeout(DEADLINE).connect_timeout(CONNECT_DEADLINE);
+        let http = reqwest::Client::builder().timeout(deadline).connect_timeout(CONNECT_DEADLINE);
         let http = http.build().map_err(|error| shared::Error::Config(format!("the HTTP client: {error}")))?;
+        let (headers, query) = (Arc::new(spec.headers()), Arc::new(spec.query.clone()));
         let service = tower::service_fn(move |factory: HttpRequestFactory| {
-            let http = http.clone();
-            async move { send_once(&http, factory).await }
+            let (http, headers, query) = (http.clone(), headers.clone(), query.clone());
+            async move { send_once(&http, factory, &headers, &query).await }
         });
-        let config = OpenAIConfig::new().with_api_base(base_url.trim_end_matches('/')).with_api_key(key);
+        // The key goes into our own headers; async-openai gets none to send.
+        let config = OpenAIConfig::new().with_api_base(spec.base_url.trim_end_matches('/')).with_api_key("");
         Ok(OpenAi { client: Client::with_config(config).with_http_service(service) })
     }
 
     /// Sends a chat completion once.
-    pub(super) async fn complete(&self, body: &Value, at_ms: impl Fn() -> u64) -> Result<Answer, Trouble> {
-        let reply: Result<Value, OpenAIError> = self.client.chat().create_byot(body.clone()).await;
-        read(reply.map_err(trouble)?, at_ms())
+    pub(super) async fn complete(&self, body: Value, at_ms: impl Fn() -> u64) -> Exchange {
+        let heard = Arc::new(Mutex::new(Heard::default()));
+        let reply = HEARD.scope(heard.clone(), async { self.client.chat().create_byot(body).await }).await;
+        let heard = *heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = reply.map_err(trouble).and_then(|reply| answer(reply, at_ms()));
+        let has_usage = answer.as_ref().is_ok_and(|(_, has_usage)| *has_usage);
+        Exchange { outcome: answer.map(|(answer, _)| answer), heard, has_usage }
     }
 }
 
-/// Reads a chat completion, wherever it came from.
-pub(super) fn read(reply: Value, at_ms: u64) -> Result<Answer, Trouble> {
+/// Reads a chat completion, wherever it came from; also whether it says what it took.
+pub(super) fn answer(reply: Value, at_ms: u64) -> Result<(Answer, bool), Trouble> {
     let reply: Reply = serde_json::from_value(reply).map_err(|error| Trouble::Garbage(error.to_string()))?;
     let choice = reply.choices.into_iter().next();
     let choice = choice.ok_or_else(|| Trouble::Garbage("\"choices\" is empty".into()))?;
+    let has_usage = reply.usage.is_some();
     let usage = reply.usage.unwrap_or_default();
-    Ok(Answer {
+    let answer = Answer {
         text: choice.message.content,
         finish: choice.finish_reason.unwrap_or_default(),
         refusal: choice.message.refusal,
@@ -75,13 +98,30 @@ pub(super) fn read(reply: Value, at_ms: u64) -> Result<Answer, Trouble> {
         at_ms,
         fingerprint: reply.system_fingerprint,
         ..Answer::default()
-    })
+    };
+    Ok((answer, has_usage))
 }
 
-async fn send_once(http: &reqwest::Client, factory: HttpRequestFactory) -> Result<reqwest::Response, OpenAIError> {
-    let request = factory.build().await?;
+async fn send_once(
+    http: &reqwest::Client,
+    factory: HttpRequestFactory,
+    headers: &http::HeaderMap,
+    query: &BTreeMap<String, String>,
+) -> Result<reqwest::Response, OpenAIError> {
+    let mut request = factory.build().await?;
+    request.headers_mut().remove("authorization");
+    for (name, value) in headers {
+        request.headers_mut().insert(name.clone(), value.clone());
+    }
+    if !query.is_empty() {
+        request.url_mut().query_pairs_mut().extend_pairs(query);
+    }
     let carried = |trouble| OpenAIError::Boxed(Box::new(Carried(trouble)));
-    let response = http.execute(request).await.map_err(|error| carried(Trouble::Connection(chain(&error))))?;
+    let response = http.execute(request).await;
+    let response = response.map_err(|error| carried(connection(&error)))?;
+    let _ = HEARD.try_with(|heard| {
+        *heard.lock().unwrap_or_else(PoisonError::into_inner) = Heard::of(response.headers(), SystemTime::now());
+    });
     if response.status().is_success() {
         return Ok(response);
     }
@@ -91,23 +131,25 @@ async fn send_once(http: &reqwest::Client, factory: HttpRequestFactory) -> Resul
 /// Reads what a server says that does not do what it was asked.
 pub(super) async fn refusal(response: reqwest::Response) -> Trouble {
     let status = response.status().as_u16();
-    let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
-    let retry_after = retry_after.and_then(|seconds| seconds.trim().parse::<f64>().ok());
-    let retry_after = retry_after.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let text = response.text().await.unwrap_or_default();
     let said: ErrorBody = serde_json::from_str(&text).unwrap_or_default();
     let message = said.error.message.unwrap_or_else(|| text.chars().take(200).collect());
-    let code = said.error.code.or(said.error.kind).unwrap_or_default();
-    Trouble::Status { status, code, message, retry_after }
+    let code = said.error.code.as_ref().and_then(Value::as_str).map(str::to_owned).or(said.error.kind);
+    Trouble::Status { status, code: code.unwrap_or_default(), message }
+}
+
+/// Reads why there is no answer at all.
+pub(super) fn connection(error: &reqwest::Error) -> Trouble {
+    Trouble::Connection { problem: chain(error), is_sent: !error.is_connect() && !error.is_builder() }
 }
 
 fn trouble(error: OpenAIError) -> Trouble {
     match error {
         OpenAIError::Boxed(error) => match error.downcast::<Carried>() {
             Ok(carried) => carried.0,
-            Err(error) => Trouble::Connection(error.to_string()),
+            Err(error) => Trouble::Connection { problem: error.to_string(), is_sent: true },
         },
-        OpenAIError::Reqwest(error) => Trouble::Connection(chain(&error)),
+        OpenAIError::Reqwest(error) => connection(&error),
         other => Trouble::Garbage(other.to_string().chars().take(300).collect()),
     }
 }
@@ -168,7 +210,8 @@ struct ErrorBody {
 #[derive(Default, Deserialize)]
 struct ErrorDetails {
     message: Option<String>,
-    code: Option<String>,
+    /// A string, but some servers say a number.
+    code: Option<Value>,
     #[serde(rename = "type")]
     kind: Option<String>,
 }

@@ -25,6 +25,13 @@ struct Price {
     prompt: f64,
     cached: f64,
     completion: f64,
+    /// What a batch costs of the price of asking at once.
+    #[serde(default = "half")]
+    batch: f64,
+}
+
+fn half() -> f64 {
+    0.5
 }
 
 /// Tokens of an answer, as the API reports them; `cached` ones are among the prompt's.
@@ -50,8 +57,12 @@ impl Prices {
         };
         let prices: Prices = toml::from_str(&text).map_err(|error| Error::file(&name, error.message().to_owned()))?;
         for price in &prices.model {
-            for (field, value) in [("prompt", price.prompt), ("cached", price.cached), ("completion", price.completion)]
-            {
+            for (field, value) in [
+                ("prompt", price.prompt),
+                ("cached", price.cached),
+                ("completion", price.completion),
+                ("batch", price.batch),
+            ] {
                 if !value.is_finite() || value < 0.0 {
                     let problem = format!("model {:?}: {field} is {value}; expected a price from 0", price.name);
                     return Err(Error::file(&name, problem));
@@ -69,16 +80,22 @@ impl Prices {
     /// Returns the price of an answer in USD; none for a model that is not in the table. A dated snapshot
     /// (`gpt-4o-2024-08-06`) costs what its model does.
     pub(crate) fn cost(&self, model: &str, tokens: Tokens) -> Option<f64> {
-        let price = self
-            .model
-            .iter()
-            .filter(|price| model == price.name || is_snapshot(model, &price.name))
-            .max_by_key(|price| price.name.len())?;
+        let price = self.price(model)?;
         let full = tokens.prompt.saturating_sub(tokens.cached) as f64;
         Some(
             (full * price.prompt + tokens.cached as f64 * price.cached + tokens.completion as f64 * price.completion)
                 / 1e6,
         )
+    }
+
+    /// Returns the price of an answer that came with a batch, in USD; none for a model that is not in the table.
+    pub(crate) fn batch_cost(&self, model: &str, tokens: Tokens) -> Option<f64> {
+        Some(self.price(model)?.batch * self.cost(model, tokens)?)
+    }
+
+    fn price(&self, model: &str) -> Option<&Price> {
+        let named = self.model.iter().filter(|price| model == price.name || is_snapshot(model, &price.name));
+        named.max_by_key(|price| price.name.len())
     }
 }
 
@@ -99,6 +116,7 @@ mod tests {
         assert_eq!(prices.cost("gpt-4o-2024-08-06", tokens), prices.cost("gpt-4o", tokens));
         assert!(prices.cost("gpt-4o-mini", tokens) < prices.cost("gpt-4o", tokens));
         assert_eq!(prices.cost("gpt-4o-audio", tokens), None);
+        assert_eq!(prices.batch_cost("gpt-4o", tokens), Some(1.5));
     }
 
     #[test]

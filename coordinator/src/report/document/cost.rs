@@ -47,10 +47,24 @@ pub(super) fn cost(report: &Report) -> Section {
             let (model, prices) = (&oracle.model, &oracle.prices);
             paragraphs
                 .push(format!("The oracle was {model}. Its cost follows from the tokens and these prices: {prices}."));
-            let heads = ["calls", "answers reused", "prompt tokens", "completion tokens", "cost (USD)"];
+            let heads = [
+                "calls",
+                "answers reused",
+                "prompt tokens",
+                "of these cached",
+                "completion tokens",
+                "cost (USD)",
+                "per label (USD)",
+            ];
             let mut table = Table::new("Oracle", &heads);
-            let counts = [oracle.calls, oracle.reused, oracle.prompt_tokens, oracle.completion_tokens];
-            table.push(counts.map(|count| count.to_string()).into_iter().chain([usd(oracle.cost_usd)]));
+            let counts =
+                [oracle.calls, oracle.reused, oracle.prompt_tokens, oracle.cached_tokens, oracle.completion_tokens];
+            let triage = &report.triage;
+            let labels = triage.invert + triage.punish + triage.retain;
+            let spent = report.stages.iter().filter(|stage| stage.name == "triage").map(|stage| stage.cost_usd);
+            let per_label = if labels == 0 { "–".to_owned() } else { usd(spent.sum::<f64>() / labels as f64) };
+            let cells = counts.map(|count| count.to_string()).into_iter();
+            table.push(cells.chain([usd(oracle.cost_usd), per_label]));
             tables.push(table);
         }
     }

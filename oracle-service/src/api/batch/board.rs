@@ -90,6 +90,7 @@ mod tests {
             number: 1,
             attempt: 1,
             base_url: String::new(),
+            account: String::new(),
             model: "m".into(),
             requests: 100,
             bytes: 1,

@@ -19,15 +19,20 @@ use super::part::{Batch, Effect, Event, Part, Status};
 use super::parts::Parts;
 use super::plan::must_take_back;
 
+use crate::api::account::Reservation;
+use crate::api::budget::{Money, Refused};
 use crate::api::engine::{Engine, now_ms};
+use crate::api::gate::Pause;
 use crate::api::ledger::Answer;
-use crate::api::retry::{self, Course, TRIES, Trouble};
+use crate::api::retry::{self, TRIES, Trouble};
 use crate::error::{Error, Result};
 
 /// Files on their way up at once.
 const UPLOADS: usize = 2;
 /// Answers stored with one sync.
 const SETTLED_AT_ONCE: usize = 1000;
+/// Until it is looked again whether someone has acted.
+const LOOK: Duration = Duration::from_secs(60);
 /// Between two looks at a batch, at first; half as much more each time.
 const FIRST_REST: Duration = Duration::from_secs(1);
 
@@ -55,6 +60,16 @@ pub(super) struct Driver<'a> {
     /// Something has come back from the API.
     reached: AtomicBool,
     taken_back: CancellationToken,
+    /// Why a part was left as it is: the cap.
+    capped: Mutex<Option<String>>,
+}
+
+/// What a batch's files came to.
+struct Fetched {
+    event: Event,
+    /// What is to be asked again.
+    rest: Option<Part>,
+    cost: Money,
 }
 
 impl<'a> Driver<'a> {
@@ -75,6 +90,7 @@ impl<'a> Driver<'a> {
             next_number: AtomicU32::new(next_number),
             reached: AtomicBool::new(false),
             taken_back: CancellationToken::new(),
+            capped: Mutex::default(),
         }
     }
 
@@ -103,7 +119,10 @@ impl<'a> Driver<'a> {
             done = all => done?,
             never = self.watch(deadline) => match never {},
         }
-        Ok(self.taken_back.is_cancelled())
+        match self.capped.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(why) => Err(Error::Paused(why)),
+            None => Ok(self.taken_back.is_cancelled()),
+        }
     }
 
     /// Takes everything back when the deadline demands it.
@@ -131,7 +150,15 @@ impl<'a> Driver<'a> {
         let (mut event, mut rest, mut tries, mut rests) = (Event::Woke, None, 0, 0);
         // How many answers the last look at the files brought, where the API had promised more.
         let mut short: Option<u64> = None;
+        let (mut money, mut cost) = (None::<Reservation>, Money::default());
         while part.is_open() {
+            let taking_back = part.taken_back || self.taken_back.is_cancelled();
+            if money.is_none() && (part.is_on_its_way() || !taking_back) {
+                money = self.admit(&part).await?;
+                if money.is_none() && !self.taken_back.is_cancelled() {
+                    return Ok(None);
+                }
+            }
             let mut effects = Vec::new();
             if self.taken_back.is_cancelled() && !part.taken_back {
                 effects.extend(part.apply(Event::TakenBack));
@@ -143,7 +170,12 @@ impl<'a> Driver<'a> {
                 let outcome = match effect {
                     Effect::Save => {
                         self.pass("batch.save");
-                        self.parts.save(std::iter::once(&part).chain(&rest)).await?;
+                        // What it cost counts with its end; until then its worst case is set aside.
+                        let paid = match (part.is_open(), &mut money) {
+                            (false, Some(money)) => Some(money.settled(cost)),
+                            _ => None,
+                        };
+                        self.parts.save(std::iter::once(&part).chain(&rest), paid).await?;
                         self.pass("batch.saved");
                         continue;
                     }
@@ -167,9 +199,9 @@ impl<'a> Driver<'a> {
                         self.call("batch.cancel", self.api.cancel(&batch)).await.map(Event::Cancelling)
                     }
                     Effect::Fetch(batch) => match self.fetch(&part, &batch, &mut short).await? {
-                        Ok(Some((fetched, next))) => {
-                            rest = next;
-                            Ok(fetched)
+                        Ok(Some(Fetched { event, rest: next, cost: paid })) => {
+                            (rest, cost) = (next, paid);
+                            Ok(event)
                         }
                         Ok(None) => Ok(Event::Woke),
                         Err(trouble) => Err(trouble),
@@ -190,7 +222,12 @@ impl<'a> Driver<'a> {
                         self.retry(&part, tries, trouble).await?;
                         continue;
                     }
-                    Effect::Stop(problem) => return Err(Error::Api { url: part.base_url, problem }),
+                    Effect::Stop(problem) if self.engine.is_patient() && part.is_open() => {
+                        self.trouble(Some(format!("paused: {problem}")));
+                        self.rest(LOOK, &part).await;
+                        continue;
+                    }
+                    Effect::Stop(problem) => return Err(Error::Paused(format!("{}: {problem}", part.base_url))),
                     Effect::Finish => continue,
                 };
                 event = match outcome {
@@ -220,9 +257,9 @@ impl<'a> Driver<'a> {
         part: &Part,
         batch: &Batch,
         short: &mut Option<u64>,
-    ) -> Result<std::result::Result<Option<(Event, Option<Part>)>, Trouble>> {
+    ) -> Result<std::result::Result<Option<Fetched>, Trouble>> {
         let mut sorter = Sorter::new(self.parts.keys(part)?);
-        let mut answers = Vec::new();
+        let (mut answers, mut cost) = (Vec::new(), Money::default());
         for file in [&batch.output, &batch.errors].into_iter().flatten() {
             let mut response = match self.call("batch.fetch", self.api.content(file)).await {
                 Ok(response) => response,
@@ -236,12 +273,12 @@ impl<'a> Driver<'a> {
                     Err(trouble) => return Ok(Err(trouble)),
                 }
                 if answers.len() >= SETTLED_AT_ONCE {
-                    self.settle(part, batch, &mut answers).await?;
+                    cost += self.settle(part, batch, &mut answers).await?;
                 }
             }
             splitter.finish(|line| answers.extend(sorter.take(line, now_ms())));
         }
-        self.settle(part, batch, &mut answers).await?;
+        cost += self.settle(part, batch, &mut answers).await?;
         let answered = sorter.answered();
         if answered < batch.completed && *short != Some(answered) {
             tracing::warn!(
@@ -276,17 +313,21 @@ impl<'a> Driver<'a> {
         };
         self.pass("batch.rest");
         let again = again.len() as u64;
-        Ok(Ok(Some((Event::Fetched { answered, left, again, stop: lines.stop }, next))))
+        let event = Event::Fetched { answered, left, again, stop: lines.stop };
+        Ok(Ok(Some(Fetched { event, rest: next, cost })))
     }
 
-    /// Stores answers that the ledger does not have.
-    async fn settle(&self, part: &Part, batch: &Batch, answers: &mut Vec<(Key, Answer)>) -> Result<()> {
+    /// Stores answers that the ledger does not have. Returns what all of them cost.
+    async fn settle(&self, part: &Part, batch: &Batch, answers: &mut Vec<(Key, Answer)>) -> Result<Money> {
+        let mut paid = Money::default();
         let mut fresh = Vec::with_capacity(answers.len());
         for (key, mut answer) in answers.drain(..) {
+            let cost = self.engine.price_batched(&answer, &part.model);
+            paid += cost.unwrap_or_default();
             if !self.parts.is_answered(key)? {
+                answer.cost_usd = cost.map(Money::usd);
                 answer.batch = Some(batch.id.clone());
                 answer.attempts = part.attempt;
-                self.engine.price_batched(&mut answer, &part.model);
                 fresh.push((key, answer));
             }
         }
@@ -296,7 +337,7 @@ impl<'a> Driver<'a> {
             self.pass("batch.settled");
             fresh.iter().for_each(|(_, answer)| self.engine.count_batched(answer));
         }
-        Ok(())
+        Ok(paid)
     }
 
     /// Does one exchange with the API.
@@ -314,17 +355,46 @@ impl<'a> Driver<'a> {
         outcome
     }
 
-    async fn retry(&self, part: &Part, tries: u32, trouble: Trouble) -> Result<()> {
-        if tries > TRIES && !self.reached.load(Ordering::Relaxed) {
-            // Nothing ever came back: the address is wrong or the server away.
-            let problem = format!("cannot be reached after {TRIES} tries: {trouble}; nothing is lost, run again");
-            return Err(Error::Api { url: part.base_url.clone(), problem });
+    /// Sets aside what a part may cost, once the job may go on; none where the cap leaves no room for it.
+    async fn admit(&self, part: &Part) -> Result<Option<Reservation>> {
+        loop {
+            let on_its_way = part.is_on_its_way();
+            let refused = match self.engine.is_paused() && !on_its_way {
+                true => {
+                    self.trouble(Some(Pause::Asked.to_string()));
+                    None
+                }
+                false => match self.engine.reserve_batch(&part.account, &part.model, part.worst, on_its_way)? {
+                    Ok(money) => return Ok(Some(money)),
+                    Err(refused) => Some(refused),
+                },
+            };
+            if refused == Some(Refused::Reached) {
+                let why = format!(
+                    "the cost limit leaves no room for a batch of {} requests; raise it to go on",
+                    part.requests
+                );
+                self.trouble(Some(why.clone()));
+                if !self.engine.is_patient() {
+                    *self.capped.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+                    return Ok(None);
+                }
+            }
+            self.rest(FIRST_REST.min(self.pace.batch_poll), part).await;
+            if self.taken_back.is_cancelled() {
+                // Nothing of it will be sent.
+                return Ok(None);
+            }
         }
-        let server = match trouble.course() {
-            Course::Again(server) => server,
-            Course::GiveUpItem(_) | Course::StopJob(_) => None,
-        };
-        let pause = retry::wait(&part.tag(), tries + 1, server);
+    }
+
+    async fn retry(&self, part: &Part, tries: u32, trouble: Trouble) -> Result<()> {
+        if tries > TRIES && !self.engine.is_patient() && !self.reached.load(Ordering::Relaxed) {
+            // Nothing ever came back: the address is wrong or the server away.
+            let problem = format!("cannot be reached after {TRIES} tries: {trouble}");
+            return Err(Error::Paused(format!("{}: {problem}", part.base_url)));
+        }
+        let pause = retry::wait(&part.tag(), tries + 1);
         self.trouble(Some(format!("{trouble}; next try in {:.1} s", pause.as_secs_f64())));
         self.rest(pause, part).await;
         Ok(())

@@ -189,7 +189,11 @@ impl Walk {
 impl Gathering {
     /// Writes a request into the file at hand, or the next; false for one that no file can hold.
     fn push(&mut self, number: Key, key: &str, request: &Request) -> Result<bool> {
-        let line = lines::request(key, &request.body);
+        let mut body = request.body.clone();
+        if let Some(alias) = &self.origin.alias {
+            body["model"] = alias.clone().into();
+        }
+        let line = lines::request(key, &body);
         if !Filled::default().has_room(line.len() as u64) {
             return Ok(false);
         }

@@ -3,10 +3,10 @@
 //! Files go up and come down as streams. A file that was uploaded and then forgotten, because the process died, costs
 //! nothing, and the API drops files of batches by itself after some weeks.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use super::lines::ENDPOINT;
 use super::part::{Batch, Part, Problem, Status};
-use crate::api::openai::{chain, refusal};
+use crate::api::endpoint::Spec;
+use crate::api::openai::{connection, refusal};
 use crate::api::retry::Trouble;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -32,25 +33,23 @@ const WINDOW: &str = "24h";
 pub(crate) struct Api {
     http: reqwest::Client,
     base_url: String,
+    query: BTreeMap<String, String>,
 }
 
 type Told<T> = Result<T, Trouble>;
 
 impl Api {
-    /// Returns a client for an API's address, up to and including `/v1`.
+    /// Returns a client for an endpoint.
     ///
     /// # Errors
-    /// The key cannot stand in a header; the system's certificates cannot be used.
-    pub(crate) fn new(base_url: &str, key: &str) -> shared::Result<Api> {
+    /// The system's certificates cannot be used.
+    pub(crate) fn new(spec: &Spec) -> shared::Result<Api> {
         // Another part of the process may have chosen one before; any will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let unfit = |_| shared::Error::Config("the API's key holds characters that no header may have".into());
-        let mut key = HeaderValue::from_str(&format!("Bearer {key}")).map_err(unfit)?;
-        key.set_sensitive(true);
-        let headers = HeaderMap::from_iter([(AUTHORIZATION, key)]);
-        let http = reqwest::Client::builder().default_headers(headers).connect_timeout(CONNECT_DEADLINE).build();
+        let http = reqwest::Client::builder().default_headers(spec.headers()).connect_timeout(CONNECT_DEADLINE).build();
         let http = http.map_err(|error| shared::Error::Config(format!("the HTTP client: {error}")))?;
-        Ok(Api { http, base_url: base_url.trim_end_matches('/').to_owned() })
+        let base_url = spec.base_url.trim_end_matches('/').to_owned();
+        Ok(Api { http, base_url, query: spec.query.clone() })
     }
 
     /// Uploads a part's requests and returns the file's id.
@@ -59,7 +58,7 @@ impl Api {
         struct Uploaded {
             id: String,
         }
-        let unread = |error: std::io::Error| Trouble::Connection(format!("{}: {error}", file.display()));
+        let unread = |error: std::io::Error| not_sent(format!("{}: {error}", file.display()));
         let content = reqwest::multipart::Part::file(file).await.map_err(unread)?;
         let content = content.file_name(format!("{}.jsonl", part.tag()));
         let form = reqwest::multipart::Form::new().text("purpose", "batch").part("file", content);
@@ -116,23 +115,28 @@ impl Api {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base_url)).timeout(DEADLINE)
+        let request = self.http.request(method, format!("{}{path}", self.base_url)).timeout(DEADLINE);
+        if self.query.is_empty() { request } else { request.query(&self.query) }
     }
 }
 
 /// Returns the next piece of a file.
 pub(super) async fn chunk(response: &mut Response) -> Told<Option<Vec<u8>>> {
-    let chunk = response.chunk().await.map_err(|error| Trouble::Connection(chain(&error)))?;
+    let chunk = response.chunk().await.map_err(|error| connection(&error))?;
     Ok(chunk.map(|bytes| bytes.to_vec()))
 }
 
+fn not_sent(problem: String) -> Trouble {
+    Trouble::Connection { problem, is_sent: false }
+}
+
 async fn send(request: RequestBuilder) -> Told<Response> {
-    let response = request.send().await.map_err(|error| Trouble::Connection(chain(&error)))?;
+    let response = request.send().await.map_err(|error| connection(&error))?;
     if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
 }
 
 async fn read<T: DeserializeOwned>(response: Response) -> Told<T> {
-    let bytes = response.bytes().await.map_err(|error| Trouble::Connection(chain(&error)))?;
+    let bytes = response.bytes().await.map_err(|error| connection(&error))?;
     serde_json::from_slice(&bytes).map_err(|error| Trouble::Garbage(error.to_string()))
 }
 

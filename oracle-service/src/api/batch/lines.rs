@@ -122,15 +122,15 @@ fn read(line: &[u8], at_ms: u64) -> Result<(Key, Said), String> {
     let line: Line = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     let key = number(&line.custom_id).ok_or("its custom_id is none of ours")?;
     let said = match (line.response, line.error) {
-        (Some(Response { status_code: 200..=299, body }), _) => match openai::read(body, at_ms) {
-            Ok(answer) => Said::Answered(answer),
+        (Some(Response { status_code: 200..=299, body }), _) => match openai::answer(body, at_ms) {
+            Ok((answer, _)) => Said::Answered(answer),
             Err(trouble) => Said::Failed(trouble),
         },
         (Some(Response { status_code, body }), _) => {
             let part = |name: &str| body["error"][name].as_str().map(str::to_owned);
             let code = part("code").or_else(|| part("type")).unwrap_or_default();
             let message = part("message").unwrap_or_default();
-            Said::Failed(Trouble::Status { status: status_code, code, message, retry_after: None })
+            Said::Failed(Trouble::Status { status: status_code, code, message })
         }
         (None, Some(error)) => {
             let code = error.code.unwrap_or_default();
@@ -228,11 +228,11 @@ impl Sorter {
         for key in self.open {
             match self.failed.get(&key).map(Trouble::course) {
                 Some(Course::GiveUpItem(reason)) => left.refused.push((key, reason)),
-                Some(Course::StopJob(reason)) => {
+                Some(Course::Halt(reason)) => {
                     left.stop.get_or_insert(reason);
                     left.again.push(key);
                 }
-                Some(Course::Again(_)) | None => left.again.push(key),
+                Some(Course::Again | Course::Slower) | None => left.again.push(key),
             }
         }
         left.again.sort_unstable();

@@ -33,6 +33,8 @@ pub(crate) struct Part {
     pub(crate) attempt: u32,
     /// The API it belongs to.
     pub(crate) base_url: String,
+    /// The account that pays.
+    pub(crate) account: String,
     pub(crate) model: String,
     pub(crate) requests: u64,
     pub(crate) bytes: u64,
@@ -175,6 +177,11 @@ impl Part {
         !matches!(self.phase, Phase::Done { .. })
     }
 
+    /// Returns whether it may cost something already.
+    pub(super) fn is_on_its_way(&self) -> bool {
+        matches!(self.phase, Phase::Creating { .. } | Phase::Running { .. } | Phase::Ended { .. })
+    }
+
     /// Returns how many requests the API has answered or refused, as far as it says.
     pub(crate) fn progressed(&self) -> u64 {
         match &self.phase {
@@ -237,9 +244,9 @@ impl Part {
             (Phase::Creating { .. }, Event::Created(batch) | Event::Found(Some(batch))) => self.running(batch),
             (Phase::Creating { .. }, Event::Failed(trouble)) => after(trouble, "its batch cannot be looked for"),
             (Phase::Creating { .. }, Event::NotCreated(trouble)) => match trouble.course() {
-                Course::Again(_) => vec![Effect::Retry(trouble)],
+                Course::Again | Course::Slower => vec![Effect::Retry(trouble)],
                 // A clear no: there is no batch, and perhaps no longer a file.
-                Course::GiveUpItem(said) | Course::StopJob(said) => {
+                Course::GiveUpItem(said) | Course::Halt(said) => {
                     self.phase = Phase::Spooled;
                     vec![Effect::Save, Effect::Stop(format!("no batch could be made of it: {said}"))]
                 }
@@ -314,8 +321,8 @@ impl Part {
 /// Returns what a failure leads to where it changes nothing.
 fn after(trouble: Trouble, what: &str) -> Vec<Effect> {
     match trouble.course() {
-        Course::Again(_) => vec![Effect::Retry(trouble)],
-        Course::GiveUpItem(said) | Course::StopJob(said) => vec![Effect::Stop(format!("{what}: {said}"))],
+        Course::Again | Course::Slower => vec![Effect::Retry(trouble)],
+        Course::GiveUpItem(said) | Course::Halt(said) => vec![Effect::Stop(format!("{what}: {said}"))],
     }
 }
 

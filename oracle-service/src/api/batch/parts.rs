@@ -16,6 +16,7 @@ use super::plan::Filled;
 use crate::api::ledger::{Answer, Ledger};
 use crate::api::prices::Tokens;
 use crate::api::request::Request;
+use crate::api::tokens;
 use crate::error::Result;
 
 const PARTS: &str = "batch_parts";
@@ -39,6 +40,9 @@ struct Begun {
 pub(super) struct Origin {
     pub(super) job: String,
     pub(super) base_url: String,
+    pub(super) account: String,
+    /// What the model is called there, where it has another name.
+    pub(super) alias: Option<String>,
 }
 
 impl Parts {
@@ -58,12 +62,13 @@ impl Parts {
         Ok(parts)
     }
 
-    /// Saves parts, all or none.
+    /// Saves parts and what their account paid, all or none.
     ///
     /// # Errors
     /// The disk refused.
-    pub(super) async fn save(&self, parts: impl IntoIterator<Item = &Part>) -> Result<()> {
-        let changes: Vec<Change> = parts.into_iter().map(|part| Change::put(PARTS, &part.id, part)).collect();
+    pub(super) async fn save(&self, parts: impl IntoIterator<Item = &Part>, paid: Option<Change>) -> Result<()> {
+        let parts = parts.into_iter().map(|part| Change::put(PARTS, &part.id, part));
+        let changes: Vec<Change> = parts.chain(paid).collect();
         if !changes.is_empty() {
             self.ledger.store().commit(changes).await?;
         }
@@ -122,7 +127,8 @@ impl Parts {
                 spool.push(key, &format!("{line}\n"), worst)?;
             }
         }
-        let origin = Origin { job: part.job.clone(), base_url: part.base_url.clone() };
+        let Part { job, base_url, account, .. } = part.clone();
+        let origin = Origin { job, base_url, account, alias: None };
         spool.finish(&origin, &part.model, number, part.attempt + 1)
     }
 
@@ -226,6 +232,7 @@ impl Spool {
             number,
             attempt,
             base_url: origin.base_url.clone(),
+            account: origin.account.clone(),
             model: model.to_owned(),
             requests: self.filled.requests,
             bytes: self.filled.bytes,
@@ -243,10 +250,7 @@ impl Spool {
     }
 }
 
-/// Returns the most that a request can cost, in tokens: no token is shorter than a byte of text, and few are shorter
-/// than two.
+/// Returns the most that a request can cost, in tokens.
 pub(super) fn worst(request: &Request) -> Tokens {
-    let limit = ["max_completion_tokens", "max_tokens"].iter().find_map(|name| request.body[*name].as_u64());
-    let prompt = request.body["messages"].to_string().len().div_ceil(2) as u64;
-    Tokens { prompt, cached: 0, completion: limit.unwrap_or_default() }
+    Tokens { prompt: tokens::most(&request.body), cached: 0, completion: tokens::completion_limit(&request.body) }
 }

@@ -46,7 +46,13 @@ pub(crate) async fn run(
     parts.sweep()?;
     let rounds = Rounds { engine, parts, args, job, sink, begun: Instant::now() };
     let deadline = rounds.deadline().await?;
-    while rounds.round(deadline, &walk).await? {}
+    let rounds = async {
+        while rounds.round(deadline, &walk).await? {}
+        Ok(())
+    };
+    let done: Result<()> = rounds.await;
+    engine.note(None);
+    done?;
     parts.ended(job).await
 }
 
@@ -82,17 +88,22 @@ impl Rounds<'_> {
                      `oracle-service batches --cancel`",
                     part.base_url
                 );
-                return Err(Error::Api { url: self.engine.base_url().to_owned(), problem });
+                return Err(Error::Paused(problem));
             }
             claimed.extend(self.parts.keys(part)?);
         }
         let division = self.divide(deadline, &claimed, walk).await?;
         if division.batch > 0 {
-            let origin = Origin { job: self.job.to_owned(), base_url: self.engine.base_url().to_owned() };
+            let origin = Origin {
+                job: self.job.to_owned(),
+                base_url: self.engine.base_url().to_owned(),
+                account: self.engine.account_name().to_owned(),
+                alias: self.engine.alias().map(str::to_owned),
+            };
             let gathering = Walk::gathering(claimed.clone(), self.parts, origin, next_number, division.batch);
             let gathered = self.walk(gathering, walk).await?.finish()?;
             self.pass("batch.gathered");
-            self.parts.save(&gathered).await?;
+            self.parts.save(&gathered, None).await?;
             self.pass("batch.saved");
             for part in &gathered {
                 claimed.extend(self.parts.keys(part)?);
@@ -108,6 +119,7 @@ impl Rounds<'_> {
         let report = |board: &mut Board| {
             let (done, total) = board.done();
             let waiting = Some(board.line(self.begun.elapsed()));
+            self.engine.note(waiting.clone());
             (self.sink)(Progress { done, total, bill: Some(self.engine.bill()), waiting });
         };
         let driver = Driver::new(self.engine, &self.args.pace, next_number, &report);

@@ -29,7 +29,7 @@ async fn item(front: &Front, n: u32) -> Result<()> {
 }
 
 fn origin() -> Origin {
-    Origin { job: "j".into(), base_url: "http://a/v1".into() }
+    Origin { job: "j".into(), base_url: "http://a/v1".into(), account: "a".into(), alias: None }
 }
 
 #[tokio::test]

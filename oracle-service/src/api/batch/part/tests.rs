@@ -9,6 +9,7 @@ fn part() -> Part {
         number: 1,
         attempt: 1,
         base_url: "http://a/v1".into(),
+        account: "a".into(),
         model: "m".into(),
         requests: 10,
         bytes: 1000,
@@ -23,11 +24,11 @@ fn batch(status: Status) -> Batch {
 }
 
 fn unclear() -> Event {
-    Event::Failed(Trouble::Connection("cut".into()))
+    Event::Failed(Trouble::Connection { problem: "cut".into(), is_sent: true })
 }
 
 fn refused(status: u16) -> Event {
-    Event::Failed(Trouble::Status { status, code: String::new(), message: "no".into(), retry_after: None })
+    Event::Failed(Trouble::Status { status, code: String::new(), message: "no".into() })
 }
 
 fn not_created(event: Event) -> Event {

@@ -1,0 +1,227 @@
+//! Whether an endpoint can be used at all: pure.
+//!
+//! One item's failure is the item's. Failures of many items with no answer between them are the endpoint's: it is *away*,
+//! and no item's tries are spent on it. An endpoint that *refuses* (its key, its quota, the model) helps nobody until
+//! someone acts. Either way one request at a time is let through now and then to find out whether it is over.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// So many items in a row make a failure the endpoint's.
+const AWAY_ITEMS: usize = 8;
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// After so many looks it is a minute.
+const HOPELESS_LOOKS: u32 = 6;
+const LAST_LOOK: Duration = Duration::from_secs(60);
+/// What refuses changes when someone acts; it is asked again so often.
+const REFUSED_LOOK: Duration = Duration::from_secs(300);
+/// Failures for so long are no outage any more: the items that cause them are given up one by one.
+const LONGEST_OUTAGE: Duration = Duration::from_secs(6 * 3600);
+
+/// Why an endpoint is not used.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Halt {
+    /// It cannot be reached or answers with errors.
+    Away(String),
+    /// It will not answer before someone acts.
+    Refused(String),
+}
+
+impl Halt {
+    pub(crate) fn reason(&self) -> &str {
+        match self {
+            Halt::Away(reason) | Halt::Refused(reason) => reason,
+        }
+    }
+}
+
+/// The state of an endpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    halt: Option<Halt>,
+    /// Items that failed since the last answer.
+    failing: BTreeSet<u64>,
+    since: Option<Instant>,
+    next_look: Option<Instant>,
+    looks: u32,
+    is_looking: bool,
+    answers: u64,
+}
+
+impl Health {
+    /// Returns why it is not used.
+    pub(crate) fn halt(&self) -> Option<&Halt> {
+        self.halt.as_ref()
+    }
+
+    /// Returns whether it has ever answered.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answers > 0
+    }
+
+    /// Returns how long until a request may be sent; zero for now, none while a look is on its way.
+    pub(crate) fn wait(&self, now: Instant) -> Option<Duration> {
+        match (&self.halt, self.next_look) {
+            (None, _) => Some(Duration::ZERO),
+            (Some(_), _) if self.is_looking => None,
+            (Some(_), next) => Some(next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now))),
+        }
+    }
+
+    /// Notes that a request goes out.
+    pub(crate) fn sent(&mut self) {
+        self.is_looking = self.halt.is_some();
+    }
+
+    /// Notes an answer, or anything else that only a server in use says.
+    pub(crate) fn answered(&mut self) {
+        *self = Health { answers: self.answers + 1, ..Health::default() };
+    }
+
+    /// Notes a refusal for the rate: the server is there.
+    pub(crate) fn limited(&mut self) {
+        *self = Health { answers: self.answers, ..Health::default() };
+    }
+
+    /// Notes a failure that may pass. Returns whether it counts against the item.
+    pub(crate) fn failed(&mut self, item: u64, reason: &str, now: Instant) -> bool {
+        self.failing.insert(item);
+        let since = *self.since.get_or_insert(now);
+        if self.failing.len() < AWAY_ITEMS && self.halt.is_none() {
+            return true;
+        }
+        self.failing.retain(|_| false);
+        self.away(reason, now);
+        now.saturating_duration_since(since) >= LONGEST_OUTAGE
+    }
+
+    /// Takes the endpoint for away.
+    pub(crate) fn away(&mut self, reason: &str, now: Instant) {
+        if matches!(self.halt, Some(Halt::Refused(_))) {
+            self.looked(REFUSED_LOOK, now);
+            return;
+        }
+        let is_first = self.halt.is_none();
+        self.halt = Some(Halt::Away(reason.to_owned()));
+        // Failures of requests that were sent before it was found out are no looks.
+        if is_first || self.is_looking {
+            self.looked((FIRST_LOOK * (1 << self.looks.min(6))).min(LAST_LOOK), now);
+        }
+    }
+
+    /// Takes the endpoint for away, and for nothing that waiting would help.
+    pub(crate) fn hopeless(&mut self, reason: &str, now: Instant) {
+        self.looks = self.looks.max(HOPELESS_LOOKS);
+        self.is_looking = true;
+        self.away(reason, now);
+    }
+
+    /// Returns whether it has never answered, for a minute at least: its address is likely wrong.
+    pub(crate) fn is_hopeless(&self) -> bool {
+        self.halt.is_some() && self.answers == 0 && self.looks > HOPELESS_LOOKS
+    }
+
+    /// Notes that it will not answer before someone acts.
+    pub(crate) fn refused(&mut self, reason: &str, now: Instant) {
+        self.halt = Some(Halt::Refused(reason.to_owned()));
+        self.looked(REFUSED_LOOK, now);
+    }
+
+    /// Looks again at once: someone acted.
+    pub(crate) fn look_now(&mut self) {
+        self.next_look = None;
+        self.looks = 0;
+    }
+
+    fn looked(&mut self, pause: Duration, now: Instant) {
+        self.next_look = Some(now + pause);
+        self.looks += 1;
+        self.is_looking = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_items_failures_are_its_own_and_many_items_are_the_endpoints() {
+        let start = Instant::now();
+        let mut health = Health::default();
+        for _ in 0..20 {
+            assert!(health.failed(1, "500", start));
+        }
+        for item in 2..AWAY_ITEMS as u64 {
+            assert!(health.failed(item, "500", start));
+        }
+        assert_eq!(health.halt(), None);
+        assert!(!health.failed(99, "500", start));
+        assert_eq!(health.halt(), Some(&Halt::Away("500".into())));
+        // An answer makes all good.
+        health.answered();
+        assert_eq!((health.halt(), health.wait(start)), (None, Some(Duration::ZERO)));
+        assert!(health.failed(99, "500", start) && health.has_answered());
+    }
+
+    #[test]
+    fn an_outage_is_looked_at_by_one_request_ever_less_often() {
+        let start = Instant::now();
+        let mut health = Health::default();
+        health.away("cut", start);
+        health.away("cut", start);
+        let mut now = start;
+        for expected in [1, 2, 4, 8, 16, 32, 60, 60] {
+            let wait = health.wait(now).unwrap();
+            assert_eq!(wait, Duration::from_secs(expected));
+            now += wait;
+            assert_eq!(health.wait(now), Some(Duration::ZERO));
+            health.sent();
+            assert_eq!(health.wait(now), None, "one at a time");
+            assert!(!health.failed(1, "cut", now), "an outage is not the item's fault");
+        }
+    }
+
+    #[test]
+    fn an_endless_outage_ends_in_items_given_up() {
+        let start = Instant::now();
+        let mut health = Health::default();
+        for item in 0..AWAY_ITEMS as u64 {
+            health.failed(item, "500", start);
+        }
+        health.sent();
+        assert!(health.failed(1, "500", start + LONGEST_OUTAGE));
+    }
+
+    #[test]
+    fn what_never_answered_is_hopeless_and_what_did_is_not() {
+        let start = Instant::now();
+        let mut health = Health::default();
+        for _ in 0..HOPELESS_LOOKS {
+            health.away("refused", start);
+            health.sent();
+        }
+        assert!(!health.is_hopeless());
+        health.away("refused", start);
+        assert!(health.is_hopeless());
+        let mut other = Health::default();
+        other.answered();
+        other.hopeless("cut", start);
+        assert!(!other.is_hopeless());
+    }
+
+    #[test]
+    fn a_refusal_waits_for_someone_to_act() {
+        let start = Instant::now();
+        let mut health = Health::default();
+        health.refused("quota", start);
+        assert!(health.wait(start).unwrap() > Duration::from_secs(200));
+        health.look_now();
+        assert_eq!(health.wait(start), Some(Duration::ZERO));
+        health.sent();
+        // Cut off while looking: it still refuses, as far as one knows.
+        health.failed(1, "cut", start);
+        assert_eq!(health.halt(), Some(&Halt::Refused("quota".into())));
+        health.limited();
+        assert_eq!(health.halt(), None);
+    }
+}
