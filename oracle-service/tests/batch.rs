@@ -210,6 +210,26 @@ fn auto_divides_by_the_deadline_and_takes_back_what_is_late() {
 }
 
 #[test]
+fn a_batch_is_not_sent_where_its_worst_case_is_over_the_cap() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    world(folder, 30);
+    let mock = Server::mock(folder, &[]);
+    let api = mock.api();
+    let output = run(folder, &triage(&api, &["--mode", "batch", "--max-cost-usd", "0.001"]));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    assert!(text.contains("cost limit") && text.contains("raise it"), "{text}");
+    assert_eq!((&mock.bill()["calls"], parts(folder)[0]["state"].as_str()), (&json!(0), Some("to be sent")));
+    let output = succeed(folder, &triage(&api, &["--mode", "batch", "--max-cost-usd", "1"]));
+    check_labels(folder);
+    let bill = summary(&output)["bill"].clone();
+    assert_eq!(bill["account_usd"], bill["cost_usd"], "what it cost is settled, and no more: {bill}");
+    assert_eq!(bill["lost_usd"], json!(0.0));
+    assert_eq!((times(&mock.bill()).0, parts(folder).len()), (1, 1));
+}
+
+#[test]
 fn a_batch_that_is_refused_as_a_whole_says_why_and_can_be_sent_again() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();

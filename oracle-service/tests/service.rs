@@ -55,6 +55,22 @@ async fn finish(client: &mut Client, job: Job) -> Result<(Ended, usize), Status>
 }
 
 #[tokio::test]
+async fn a_job_may_ask_in_batches() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    world(folder, 10);
+    let mock = Server::mock(folder, &[]);
+    let service = service(folder);
+    let mut client = client(&service, None);
+    let batch = Job { mode: "batch".into(), ..job(folder, &mock.api(), "gold.json") };
+    let (ended, _) = finish(&mut client, batch).await.unwrap();
+    let charged = mock.bill();
+    assert_eq!((&charged["batch_calls"], charged["calls"].as_u64()), (&charged["calls"], Some(ended.bill.unwrap().calls)));
+    let wrong = Job { mode: "later".into(), ..job(folder, &mock.api(), "gold.json") };
+    assert!(finish(&mut client, wrong).await.unwrap_err().message().contains("batch or auto"));
+}
+
+#[tokio::test]
 async fn jobs_run_once_and_cost_once() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
