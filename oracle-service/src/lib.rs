@@ -12,6 +12,7 @@ mod judge;
 mod mock;
 mod oracle;
 mod progress;
+mod rehearse;
 mod service;
 mod table;
 mod triage;
@@ -39,6 +40,7 @@ enum Command {
     Export(export::Args),
     Serve(service::Args),
     Mock(mock::Args),
+    Rehearse(rehearse::Args),
 }
 
 /// How a command ended that did not fail.
@@ -72,6 +74,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Export(args) => export::run(&args),
         Command::Serve(args) => service::run(&args),
         Command::Mock(args) => mock::run(&args),
+        Command::Rehearse(args) => rehearse::run(&args),
     }
 }
 
