@@ -16,6 +16,7 @@ mod judge;
 mod mock;
 mod oracle;
 mod progress;
+mod rehearse;
 mod service;
 mod table;
 mod triage;
@@ -49,6 +50,7 @@ enum Command {
     Retune(control::RetuneArgs),
     Serve(service::Args),
     Mock(mock::Args),
+    Rehearse(rehearse::Args),
 }
 
 /// How a command ended that did not fail.
@@ -88,6 +90,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Retune(args) => control::retune(&args),
         Command::Serve(args) => service::run(&args),
         Command::Mock(args) => mock::run(&args),
+        Command::Rehearse(args) => rehearse::run(&args),
     }
 }
 

@@ -25,6 +25,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
@@ -51,6 +52,7 @@ use files::Files;
 use limits::Limits;
 pub(crate) use plan::Plan;
 use reply::Refusal;
+pub(crate) use stats::Stats;
 
 /// Plays an OpenAI-compatible API that answers by a rule file
 ///
@@ -87,7 +89,8 @@ pub(crate) struct Args {
     with_parent: bool,
 }
 
-fn speed(text: &str) -> std::result::Result<f64, String> {
+/// Reads how much faster than the clock the mock's time runs.
+pub(crate) fn speed(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(speed) if (0.01..=10_000.0).contains(&speed) => Ok(speed),
         _ => Err("expected a factor from 0.01 to 10000".to_owned()),
@@ -171,6 +174,11 @@ impl Mock {
         axum::serve(listener, self.router()).await.map_err(|error| Error::Serve(error.to_string()))
     }
 
+    /// Returns how long a reply hangs on plan, in the client's time; none: for ever.
+    fn hang(&self) -> Option<Duration> {
+        self.plan.hang_s.map(|hang| self.clock.for_client(Duration::from_secs_f64(hang)))
+    }
+
     fn router(self: Arc<Self>) -> axum::Router {
         let files = axum::Router::new()
             .route("/v1/files", post(files::upload).get(files::list))
@@ -241,18 +249,18 @@ async fn failing(State((mock, of)): State<(Arc<Mock>, Of)>, request: Request, ne
     if let Some(Fault::Status { status, code, retry_after_s, .. }) = &fault {
         let mut response = reply::planned(*status, code).into_response();
         if let Some(seconds) = retry_after_s {
-            reply::come_back(&mut response, &mock.clock, std::time::Duration::from_secs(*seconds));
+            reply::come_back(&mut response, &mock.clock, Duration::from_secs(*seconds));
         }
         return response;
     }
     let whole = next.run(request).await;
-    reply::broken(fault.as_ref(), whole).await
+    reply::broken(fault.as_ref(), mock.hang(), whole).await
 }
 
 /// Dates replies by the mock's own clock, which is off.
 async fn dated(State(mock): State<Arc<Mock>>, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
-    let date = std::time::UNIX_EPOCH + std::time::Duration::from_secs(mock.clock.date(mock.clock.now()));
+    let date = std::time::UNIX_EPOCH + Duration::from_secs(mock.clock.date(mock.clock.now()));
     let date = httpdate::fmt_http_date(date).parse().expect("a date is a header's value");
     response.headers_mut().insert("date", date);
     response
@@ -278,11 +286,11 @@ fn described(model: &str) -> Value {
     json!({"id": model, "object": "model", "created": 0, "owned_by": "mock"})
 }
 
-async fn bill(State(mock): State<Arc<Mock>>) -> std::result::Result<Json<Value>, Refusal> {
-    batches::blocking(move || {
+async fn bill(State(mock): State<Arc<Mock>>) -> std::result::Result<Response, Refusal> {
+    let text = batches::blocking(move || {
         mock.settle_batches();
         let told = lock(&mock.bill).told(&mock.model, &mock.prices);
-        Ok(serde_json::to_value(told).unwrap_or_default())
-    })
-    .await
+        Ok(serde_json::to_vec(&told).unwrap_or_default())
+    });
+    Ok(([("content-type", "application/json")], text.await?).into_response())
 }

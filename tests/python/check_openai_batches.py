@@ -36,6 +36,10 @@ of = "batch"
 request = 5
 what = "expired"
 [[fault]]
+of = "batch"
+request = 6
+what = "queue-full"
+[[fault]]
 of = "line"
 request = 3
 what = "missing"
@@ -139,10 +143,13 @@ def check(client: openai.OpenAI, url: str) -> None:
     assert len(read(client, stopped.error_file_id)) + len(read(client, stopped.output_file_id)) == 20
     refused(openai.ConflictError, lambda: client.batches.cancel(stopped.id))
 
+    crowded_out, _ = end(client, create(client, [line("a")], "6"))
+    assert [error.code for error in crowded_out.errors.data] == ["token_limit_exceeded"], crowded_out
+
     # A crash that lost a batch's id finds it by its metadata: newest first, page by page.
-    assert [batch.metadata["part"] for batch in client.batches.list(limit=2)] == ["5", "4", "3", "2", "1"]
+    assert [batch.metadata["part"] for batch in client.batches.list(limit=2)] == list("654321")
     page = client.batches.list(limit=2)
-    assert page.has_more and page.data[0].id == stopped.id
+    assert page.has_more and page.data[1].id == stopped.id
 
     used = whole.input_file_id
     assert client.files.delete(used).deleted

@@ -37,16 +37,16 @@ pub(super) fn answer(judge: &Judge, user: &str, schema: Option<&Value>) -> Resul
     }
 }
 
-/// Answers one of our questions as JSON: the instance of the schema whose verdicts are the rules'. A property is a verdict
-/// where it is a boolean or an `enum` of our two words; a question about one response has that verdict in all of them.
-///
-/// A new layout of a question is mapped here: from what it asks to the verdict of each property, by name.
+/// Answers one of our questions as JSON: the plainest instance of the schema whose verdicts are the rules'. A property is a
+/// verdict where it is a boolean or an `enum` of our two words.
 fn structured(judge: &Judge, question: Option<Asked<'_>>, schema: &Value, flip: bool) -> Result<Value, String> {
-    let compliant = match question {
-        Some(Asked::Verdict { prompt, response }) => verdict(judge, prompt, response)?,
-        Some(Asked::Correction { .. }) | None => true,
+    // What a question asks, by the name of the property that answers it; a question with one verdict names none.
+    let verdicts: Vec<(&str, bool)> = match question {
+        Some(Asked::Verdict { prompt, response }) => vec![("", verdict(judge, prompt, response)?)],
+        Some(Asked::Correction { .. }) | None => Vec::new(),
     };
-    Ok(instance(schema, &|_property| compliant != flip))
+    let of = |property: &str| verdicts.iter().find(|(name, _)| name.is_empty() || *name == property);
+    Ok(instance(schema, &|property| of(property).is_none_or(|(_, compliant)| *compliant) != flip))
 }
 
 /// Returns the plainest instance of a schema, with verdicts where it has room for them.

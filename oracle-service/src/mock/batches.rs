@@ -73,7 +73,7 @@ pub(super) async fn create(State(mock): State<Arc<Mock>>, _: Entitled, body: Byt
         let message = format!("Cannot find file {input_id}, or project does not have access to it.");
         Refusal::of_param("file_id", message)
     })?;
-    blocking(move || mock.create_batch(input_id, input, create.metadata)).await
+    blocking(move || mock.create_batch(input_id, input, create.metadata)).await.map(Json)
 }
 
 pub(super) async fn show(
@@ -81,7 +81,7 @@ pub(super) async fn show(
     _: Entitled,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
-    blocking(move || mock.show_batch(&id)).await
+    blocking(move || mock.show_batch(&id)).await.map(Json)
 }
 
 pub(super) async fn cancel(
@@ -89,7 +89,7 @@ pub(super) async fn cancel(
     _: Entitled,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
-    blocking(move || mock.cancel_batch(&id)).await
+    blocking(move || mock.cancel_batch(&id)).await.map(Json)
 }
 
 pub(super) async fn list(
@@ -97,15 +97,15 @@ pub(super) async fn list(
     _: Entitled,
     Query(wanted): Query<Wanted>,
 ) -> Result<Json<Value>, Refusal> {
-    blocking(move || mock.list_batches(&wanted)).await
+    blocking(move || mock.list_batches(&wanted)).await.map(Json)
 }
 
 /// Runs work that may take a while, such as answering a whole batch.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-) -> Result<Json<T>, Refusal> {
+) -> Result<T, Refusal> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Refusal { status: 500, ..Refusal::bad(error.to_string()) })?.map(Json)
+    done.map_err(|error| Refusal { status: 500, ..Refusal::bad(error.to_string()) })?
 }
 
 impl Create {
@@ -150,8 +150,13 @@ impl Mock {
     ) -> Result<Value, Refusal> {
         let (number, fault) = self.faults.next(Of::Batch);
         let (count, mut errors) = lines::check(&input, ENDPOINT, &self.model);
-        if fault == Some(Fault::Failed) {
-            errors = vec![lines::error("planned_failure", "planned failure")];
+        match fault {
+            Some(Fault::Failed) => errors = vec![lines::error("planned_failure", "planned failure")],
+            Some(Fault::QueueFull) => {
+                let message = format!("Enqueued token limit reached for {}.", self.model);
+                errors = vec![lines::error("token_limit_exceeded", &message)];
+            }
+            _ => {}
         }
         let course = Course {
             pace: self.plan.batches,

@@ -72,6 +72,11 @@ impl Bill {
         charged.batch_times += u64::from(in_batch);
     }
 
+    /// Returns how many requests were charged more than once.
+    pub(super) fn paid_twice(&self) -> u64 {
+        self.requests.values().filter(|charged| charged.times > 1).count() as u64
+    }
+
     pub(super) fn told<'a>(&self, model: &'a str, prices: &Prices) -> Told<'a> {
         let (online, batch) = (self.online, self.batch);
         let cost = prices.cost(model, online.tokens).zip(prices.cost(model, batch.tokens));

@@ -32,7 +32,7 @@ pub(super) async fn complete(State(mock): State<Arc<Mock>>, _: Entitled, body: B
         }
         // Broken replies are never charged: the work is not done.
         Some(Fault::Hang | Fault::Cut | Fault::Garbage) => {
-            return reply::broken(fault.as_ref(), Response::default()).await;
+            return reply::broken(fault.as_ref(), mock.hang(), Response::default()).await;
         }
         _ => {}
     }
@@ -58,6 +58,23 @@ pub(super) async fn complete(State(mock): State<Arc<Mock>>, _: Entitled, body: B
     response
 }
 
+/// A request on its way, whether its client waits for the answer or goes.
+struct OnItsWay<'a>(&'a Mock);
+
+impl<'a> OnItsWay<'a> {
+    fn enter(mock: &'a Mock) -> OnItsWay<'a> {
+        let in_flight = mock.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
+        mock.most_in_flight.fetch_max(in_flight, Ordering::Relaxed);
+        OnItsWay(mock)
+    }
+}
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Returns a request's name on the bill.
 pub(super) fn name(body: &[u8]) -> u128 {
     let hash = blake3::hash(body);
@@ -67,12 +84,10 @@ pub(super) fn name(body: &[u8]) -> u128 {
 impl Mock {
     /// Lets a time of the mock's pass, as one of the requests on their way.
     async fn wait(&self, time: Duration) {
-        let in_flight = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
-        self.most_in_flight.fetch_max(in_flight, Ordering::Relaxed);
+        let _on_its_way = OnItsWay::enter(self);
         if !time.is_zero() {
             tokio::time::sleep(self.clock.for_client(time)).await;
         }
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn over_limit(&self, taken: &Taken) -> Response {

@@ -81,6 +81,8 @@ pub(super) enum Fault {
     Expired,
     /// A batch that does not pass its validation.
     Failed,
+    /// A batch that the account has no room for at this time.
+    QueueFull,
 }
 
 /// The plan, and how many of each came.
@@ -115,6 +117,7 @@ impl Rule {
             "duplicate" => Fault::Duplicate,
             "expired" => Fault::Expired,
             "failed" => Fault::Failed,
+            "queue-full" => Fault::QueueFull,
             other => return Err(format!("what = {other:?} is no failure this server knows")),
         };
         let possible = match fault {
@@ -125,7 +128,7 @@ impl Rule {
             }
             Fault::Missing | Fault::Duplicate => self.of == Of::Line,
             Fault::Expired => matches!(self.of, Of::Batch | Of::Line),
-            Fault::Failed => self.of == Of::Batch,
+            Fault::Failed | Fault::QueueFull => self.of == Of::Batch,
         };
         if possible { Ok(fault) } else { Err(format!("what = {:?} cannot happen of = {:?}", self.what, self.of)) }
     }

@@ -32,7 +32,7 @@ impl Latency {
     }
 
     /// Draws the time of the answer number `number`.
-    pub(super) fn draw(&self, seed: u64, number: u64, tokens: u64) -> Duration {
+    pub(crate) fn draw(&self, seed: u64, number: u64, tokens: u64) -> Duration {
         let spread = match self.p99_ms {
             Some(p99) if self.median_ms > 0.0 => {
                 let sigma = (p99 / self.median_ms).ln() / NORMAL_99;

@@ -212,7 +212,7 @@ mod tests {
         let (count, errors) = check(many.as_bytes(), CHAT, "m");
         assert_eq!((count, errors.len()), (MOST_REQUESTS + 1, 1));
         assert!(errors[0]["message"].as_str().unwrap().contains("50000"), "{errors:?}");
-        let (_, fine) = check(many[..many.len() - line("50000").len() - 1].as_bytes(), CHAT, "m");
+        let (_, fine) = check(&many.as_bytes()[..many.len() - line("50000").len() - 1], CHAT, "m");
         assert!(fine.is_empty(), "{fine:?}");
     }
 }

@@ -25,6 +25,8 @@ pub(crate) struct Plan {
     pub(crate) clock_skew_s: i64,
     /// Share of the questions whose verdict the model is unsure of: its answer may be either, by the request's seed.
     pub(crate) unsure_share: f64,
+    /// After so long a reply that hangs is cut; none: it hangs for ever.
+    pub(crate) hang_s: Option<f64>,
     pub(crate) limits: Vec<Step>,
     pub(crate) latency: Latency,
     pub(crate) batches: BatchPace,
@@ -54,6 +56,7 @@ impl Default for Plan {
             limits_repeat_s: None,
             clock_skew_s: 0,
             unsure_share: 0.0,
+            hang_s: None,
             limits: Vec::new(),
             latency: Latency::default(),
             batches: BatchPace::default(),
@@ -87,6 +90,9 @@ impl Plan {
     pub(crate) fn check(&self) -> std::result::Result<(), String> {
         if !(0.0..=1.0).contains(&self.unsure_share) {
             return Err("unsure_share must be from 0 to 1".into());
+        }
+        if self.hang_s.is_some_and(|s| !(0.0..=1e9).contains(&s)) {
+            return Err("hang_s must be a number from 0".into());
         }
         let BatchPace { validate_s, run_s, finalize_s, window_s, cancel_s } = self.batches;
         if [validate_s, run_s, finalize_s, window_s, cancel_s].iter().any(|s| !(0.0..=1e9).contains(s)) {
@@ -129,6 +135,7 @@ mod tests {
         for (text, named) in [
             ("unsure_share = 2", "unsure_share"),
             ("speling = 1", "speling"),
+            ("hang_s = -1", "hang_s"),
             ("[batches]\nrun_s = -1", "batches"),
             ("[latency]\nmedian_ms = -5", "latency"),
             ("[[limits]]\nat_s = 5\nrpm = 1", "limits 0"),

@@ -1,9 +1,12 @@
 //! Errors as the API sends them, and replies that are broken on plan.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::clock::Clock;
@@ -54,7 +57,7 @@ pub(super) fn planned(status: u16, code: &'static str) -> Refusal {
 }
 
 /// Says when to come back, in the client's time.
-pub(super) fn come_back(response: &mut Response, clock: &Clock, wait: std::time::Duration) {
+pub(super) fn come_back(response: &mut Response, clock: &Clock, wait: Duration) {
     let wait = clock.for_client(wait);
     let headers = response.headers_mut();
     // Seconds that are whole are sent as such, as the real API does.
@@ -65,19 +68,30 @@ pub(super) fn come_back(response: &mut Response, clock: &Clock, wait: std::time:
     }
 }
 
-/// Breaks a reply as planned: the work is done, its answer does not arrive. Other failures leave it as it is.
-pub(super) async fn broken(fault: Option<&Fault>, whole: Response) -> Response {
+/// Breaks a reply as planned: the work is done, its answer does not arrive. Other failures leave it as it is. A reply that
+/// hangs is cut after `hang`, in the client's time, where there is one.
+pub(super) async fn broken(fault: Option<&Fault>, hang: Option<Duration>, whole: Response) -> Response {
     match fault {
-        Some(Fault::Hang) => std::future::pending().await,
-        Some(Fault::Garbage) => (StatusCode::OK, "<html>not JSON</html>").into_response(),
-        Some(Fault::Cut) => {
-            // A length that is never reached: the connection ends in the middle of the body.
-            let body = futures::stream::iter([
-                Ok::<_, std::io::Error>(Bytes::from_static(b"{\"id\": ")),
-                Err(std::io::Error::other("planned cut")),
-            ]);
-            Response::new(Body::from_stream(body))
+        Some(Fault::Hang) => {
+            match hang {
+                Some(hang) => tokio::time::sleep(hang).await,
+                None => std::future::pending().await,
+            }
+            cut()
         }
+        Some(Fault::Garbage) => (StatusCode::OK, "<html>not JSON</html>").into_response(),
+        Some(Fault::Cut) => cut(),
         _ => whole,
     }
+}
+
+/// Returns a reply whose connection ends in the middle of the body.
+fn cut() -> Response {
+    let begun = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"{\"id\": "))]);
+    // What is written together with its end would not be sent at all.
+    let end = futures::stream::once(async {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        Err(std::io::Error::other("planned cut"))
+    });
+    Response::new(Body::from_stream(begun.chain(end)))
 }

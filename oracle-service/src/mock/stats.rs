@@ -13,7 +13,7 @@ use super::limits::Use;
 use super::{Mock, lock};
 
 /// What happened so far, in the mock's time.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Stats {
     /// Chat completions that came, those refused included.
     pub(crate) requests: u64,
@@ -35,6 +35,11 @@ pub(super) async fn stats(State(mock): State<Arc<Mock>>) -> Json<Stats> {
 }
 
 impl Mock {
+    /// Returns how many requests were charged more than once.
+    pub(crate) fn paid_twice(&self) -> u64 {
+        lock(&self.bill).paid_twice()
+    }
+
     /// Returns what happened so far.
     pub(crate) fn stats(&self) -> Stats {
         let limits = lock(&self.limits).usage();
