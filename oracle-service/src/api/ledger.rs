@@ -15,7 +15,7 @@ const ANSWERS: &str = "answers";
 const INTENTS: &str = "intents";
 
 /// A stored answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Answer {
     /// The text; none where the model sent none (refused, filtered).
     pub(crate) text: Option<String>,
@@ -28,6 +28,40 @@ pub(crate) struct Answer {
     pub(crate) tokens: Tokens,
     /// When it came, in Unix milliseconds.
     pub(crate) at_ms: u64,
+    /// The server's name for the configuration that answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fingerprint: Option<String>,
+    /// How likely each token of the text was, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) logprobs: Option<Vec<TokenLogprob>>,
+    /// How often it was sent until the answer came; 0 in answers older than the count.
+    #[serde(default)]
+    pub(crate) attempts: u32,
+    /// What it cost; none where the price table does not know the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cost_usd: Option<f64>,
+    /// Which endpoint answered.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) endpoint: String,
+    /// The batch it came with; none where it was asked alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) batch: Option<String>,
+}
+
+/// One token of an answer with its log-probability, and the likeliest tokens of its place.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TokenLogprob {
+    pub(crate) token: String,
+    pub(crate) logprob: f64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", rename = "top_logprobs")]
+    pub(crate) top: Vec<TopLogprob>,
+}
+
+/// A token that could have stood in a place.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TopLogprob {
+    pub(crate) token: String,
+    pub(crate) logprob: f64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

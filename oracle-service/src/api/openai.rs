@@ -68,6 +68,8 @@ impl OpenAi {
                 completion: usage.completion_tokens,
             },
             at_ms: at_ms(),
+            fingerprint: reply.system_fingerprint,
+            ..Answer::default()
         })
     }
 }
@@ -116,6 +118,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 struct Reply {
     #[serde(default)]
     model: String,
+    system_fingerprint: Option<String>,
     choices: Vec<Choice>,
     usage: Option<Usage>,
 }
