@@ -4,14 +4,20 @@
 //! that are whole or absent. Every paid answer is in the ledger before it counts, so nothing is paid for twice. Results
 //! go to standard output, progress and log lines to standard error.
 
+mod agreement;
 mod api;
+mod canary;
 mod correct;
 mod error;
+mod explain;
 mod export;
 mod judge;
+mod judging;
 mod mock;
 mod oracle;
 mod progress;
+mod relabel;
+mod review;
 mod service;
 mod table;
 mod triage;
@@ -36,6 +42,9 @@ enum Command {
     Triage(triage::Args),
     Correct(correct::Args),
     Judge(judge::Args),
+    JudgeAgreement(agreement::Args),
+    Explain(explain::Args),
+    Review(review::Args),
     Export(export::Args),
     Serve(service::Args),
     Mock(mock::Args),
@@ -69,6 +78,9 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Triage(args) => triage::run(&args),
         Command::Correct(args) => correct::run(&args),
         Command::Judge(args) => judge::run(&args),
+        Command::JudgeAgreement(args) => agreement::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Review(args) => review::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Serve(args) => service::run(&args),
         Command::Mock(args) => mock::run(&args),

@@ -202,6 +202,13 @@ fn answer(judge: &Judge, messages: &[Value]) -> std::result::Result<String, Stri
             let verdict = judge.verdict(prompt, response, true).map_err(|unknown| format!("the prompt {unknown}"))?;
             Ok(if verdict.compliant { "COMPLIANT" } else { "NON-COMPLIANT" }.to_owned())
         }
+        Some(Asked::Pair { prompt, a, b }) => {
+            let word = |response| match judge.verdict(prompt, response, true) {
+                Ok(verdict) => Ok(if verdict.compliant { "COMPLIANT" } else { "NON-COMPLIANT" }),
+                Err(unknown) => Err(format!("the prompt {unknown}")),
+            };
+            Ok(json!({"response_a": word(a)?, "response_b": word(b)?}).to_string())
+        }
         Some(Asked::Correction { prompt }) => {
             judge.correct(prompt).ok_or_else(|| "the rules offer no correction for this prompt".to_owned())
         }

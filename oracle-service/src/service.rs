@@ -20,8 +20,10 @@ use crate::api::engine::{BillNow, Engine, Home};
 use crate::api::ledger::Ledger;
 use crate::api::prices::Prices;
 use crate::api::request::Model;
+use crate::canary::{Canary, CanaryArgs};
 use crate::error::{Error, Result};
-use crate::oracle::{self, Asker, Oracle};
+use crate::judging::{Judging, PairForm};
+use crate::oracle::{self, Asker, CorrectionLimit, Oracle};
 use crate::progress::Progress;
 use crate::{Outcome, correct, judge, triage};
 
@@ -158,11 +160,32 @@ impl Service {
         oracle::check_url(&job.base_url)?;
         let prices = if job.prices.is_empty() { self.prices.as_deref() } else { Some(Path::new(&job.prices)) };
         let concurrency = job.concurrency.clamp(1, 4096) as usize;
-        let engine = Engine::new(&self.home, &job.base_url, &self.key, concurrency, Prices::load(prices)?)?;
+        let prices = Prices::load(prices)?;
+        let engine = Engine::new(&self.home, &job.base_url, &self.key, concurrency, prices.clone())?;
         let model =
             Model { name: job.model.clone(), policy: job.policy.trim().to_owned(), completion_tokens_key: false };
-        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency })))
+        let (judging, canary) = (judging(job).map_err(|problem| own(&format!("the job's {problem}")))?, canary(job)?);
+        let ledger = self.home.ledger.clone();
+        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency, ledger, prices, judging, canary })))
     }
+}
+
+fn judging(job: &Job) -> std::result::Result<Judging, String> {
+    Judging {
+        votes: job.votes,
+        swap_wording: job.swap_wording,
+        logprobs: job.logprobs,
+        min_confidence: (job.min_confidence != 0.0).then_some(job.min_confidence),
+    }
+    .checked()
+}
+
+fn canary(job: &Job) -> Result<Option<Canary>> {
+    Canary::load(&CanaryArgs {
+        canary: (!job.canary.is_empty()).then(|| PathBuf::from(&job.canary)),
+        canary_stop: job.canary_stop,
+        canary_tolerance: job.canary_tolerance,
+    })
 }
 
 type Events = mpsc::Sender<std::result::Result<JobEvent, Status>>;
@@ -186,7 +209,12 @@ async fn carry_out(work: Work, oracle: &Oracle, events: &Events) -> Result<Ended
                 input: work.input.into(),
                 output: work.output.into(),
                 checkpoints,
-                both: work.both,
+                pairs: match (work.one_call, work.both) {
+                    (true, _) => PairForm::OneCall,
+                    (_, true) => PairForm::Both,
+                    _ => PairForm::SkipRejected,
+                },
+                relabel: work.relabel,
                 num_samples: None,
                 seed: 0,
             };
@@ -197,7 +225,10 @@ async fn carry_out(work: Work, oracle: &Oracle, events: &Events) -> Result<Ended
             let job = correct::Job {
                 input: work.input.into(),
                 output: work.output.into(),
-                max_tokens: if work.max_tokens == 0 { 512 } else { work.max_tokens },
+                limit: CorrectionLimit {
+                    max_tokens: if work.max_tokens == 0 { 512 } else { work.max_tokens },
+                    tries: if work.tries == 0 { correct::CORRECTION_TRIES } else { work.tries.min(20) },
+                },
             };
             let counts = correct::work(&job, oracle, &sink).await?;
             (0, counts.not_accepted, json(&counts))

@@ -10,6 +10,7 @@
 //!                   └────── back-off (pure) ◀────┘
 //! ```
 
+pub(crate) mod confidence;
 pub(crate) mod engine;
 pub(crate) mod ledger;
 mod openai;

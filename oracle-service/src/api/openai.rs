@@ -12,7 +12,7 @@ use async_openai::middleware::HttpRequestFactory;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::ledger::Answer;
+use super::ledger::{Answer, TokenLogprob};
 use super::prices::Tokens;
 use super::retry::Trouble;
 
@@ -69,6 +69,7 @@ impl OpenAi {
             },
             at_ms: at_ms(),
             fingerprint: reply.system_fingerprint,
+            logprobs: choice.logprobs.and_then(|logprobs| logprobs.content),
             ..Answer::default()
         })
     }
@@ -127,6 +128,12 @@ struct Reply {
 struct Choice {
     message: Message,
     finish_reason: Option<String>,
+    logprobs: Option<Logprobs>,
+}
+
+#[derive(Deserialize)]
+struct Logprobs {
+    content: Option<Vec<TokenLogprob>>,
 }
 
 #[derive(Deserialize)]
