@@ -15,6 +15,8 @@ use crate::run_file::{Located, RunFile, Source};
 /// Instructions around prompt and response in a question, in characters.
 const QUESTION_CHARS: u64 = 150;
 const VERDICT_TOKENS: u64 = 2;
+/// Of the object that answers for both responses of a pair.
+const PAIR_TOKENS: u64 = 20;
 /// Characters of a response that is not there yet: a correction, an answer of the model.
 const RESPONSE_CHARS: u64 = 400;
 const PUNISH_SHARE: f64 = 0.25;
@@ -90,22 +92,32 @@ fn usage(file: &RunFile, pairs: Texts, policy_chars: u64) -> Usage {
     let around = policy_chars + QUESTION_CHARS;
     let mut usage = Usage::default();
     let n = pairs.count;
-    usage.ask(n, pairs.prompt_chars + pairs.chosen_chars + n * around, n * VERDICT_TOKENS);
-    // Without `both` the second question is asked where the first answer violates; half is a guess on the safe side.
-    let second = if file.oracle.both { 1.0 } else { 0.5 };
+    let judging = &file.oracle.judging;
+    // Every verdict is asked for in each wording by each vote.
+    let forms = u64::from(judging.votes.max(1)) * if judging.swap_wording { 2 } else { 1 };
     let part = |value: u64, share: f64| (value as f64 * share) as u64;
-    let chars = part(pairs.prompt_chars + pairs.rejected_chars + n * around, second);
-    usage.ask(part(n, second), chars, part(n, second) * VERDICT_TOKENS);
+    let first = pairs.prompt_chars + pairs.chosen_chars + n * around;
+    if judging.one_call_per_pair {
+        usage.ask(forms * n, forms * (first + pairs.rejected_chars), forms * n * PAIR_TOKENS);
+    } else {
+        usage.ask(forms * n, forms * first, forms * n * VERDICT_TOKENS);
+        // Without `both` the second question is asked where the first answer violates; half is a guess on the safe side.
+        let second = if file.oracle.both { 1.0 } else { 0.5 };
+        let chars = part(pairs.prompt_chars + pairs.rejected_chars + n * around, second);
+        usage.ask(forms * part(n, second), forms * chars, forms * part(n, second) * VERDICT_TOKENS);
+    }
     if file.corrects() {
         let punish = part(n, PUNISH_SHARE);
         let prompts = part(pairs.prompt_chars, PUNISH_SHARE);
         let written = prompts + part(pairs.chosen_chars, PUNISH_SHARE) + punish * around;
         usage.ask(punish, written, punish * RESPONSE_CHARS / 4);
-        usage.ask(punish, prompts + punish * (RESPONSE_CHARS + around), punish * VERDICT_TOKENS);
+        let chars = prompts + punish * (RESPONSE_CHARS + around);
+        usage.ask(forms * punish, forms * chars, forms * punish * VERDICT_TOKENS);
     }
     for variant in &file.variants {
         let (count, chars) = prompts(file, variant, pairs);
-        usage.ask(count, chars + count * (RESPONSE_CHARS + around), count * VERDICT_TOKENS);
+        let chars = chars + count * (RESPONSE_CHARS + around);
+        usage.ask(forms * count, forms * chars, forms * count * VERDICT_TOKENS);
     }
     usage
 }

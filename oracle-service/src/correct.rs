@@ -1,4 +1,5 @@
-//! Corrections: a compliant response for every PUNISH record, judged before it is accepted (spec 4.3).
+//! Corrections: a compliant response for every PUNISH record, judged before it is accepted and written again where it is
+//! not (spec 4.3). What every try came to is in `<stem>_provenance.jsonl`.
 
 use std::path::PathBuf;
 
@@ -9,15 +10,20 @@ use shared::record::{Category, Record};
 
 use crate::api::engine::BillNow;
 use crate::error::{Error, Result};
-use crate::oracle::{Correction, Oracle, OracleArgs};
+use crate::judging::provenance::{Given, Grounds, Lines};
+use crate::oracle::{Corrected, Correction, CorrectionLimit, Oracle, OracleArgs};
 use crate::progress::{Progress, Shown, Sink};
 use crate::{Outcome, table};
+
+/// How often a correction is written, unless told otherwise.
+pub(crate) const CORRECTION_TRIES: u32 = 3;
 
 /// Adds a compliant response to every PUNISH record
 ///
 /// Every record gains `oracle_response`, which is empty for INVERT and RETAIN. Each correction is judged before it is
-/// accepted; where the judge rejects it, `oracle_response` stays empty (training falls back to punishing both responses),
-/// the record is counted and the exit code is 3.
+/// accepted, and written again where it is not; where no try is accepted, `oracle_response` stays empty (training falls back
+/// to punishing both responses of that record), the record is counted and the exit code is 3. `<stem>_provenance.jsonl`
+/// tells for each PUNISH record what was tried and why it was not accepted.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Triaged records: JSON array or JSON lines, .gz and .xz too
@@ -31,6 +37,9 @@ pub(crate) struct Args {
     /// Longest correction in tokens
     #[arg(long, value_name = "N", default_value_t = 512)]
     oracle_max_tokens: u32,
+    /// Write a correction at most this often, until the judge accepts one
+    #[arg(long, value_name = "N", default_value_t = CORRECTION_TRIES, value_parser = clap::value_parser!(u32).range(1..=20))]
+    correction_tries: u32,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -41,7 +50,7 @@ pub(crate) struct Args {
 pub(crate) struct Job {
     pub(crate) input: PathBuf,
     pub(crate) output: PathBuf,
-    pub(crate) max_tokens: u32,
+    pub(crate) limit: CorrectionLimit,
 }
 
 /// What was done, for people and scripts.
@@ -60,8 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let inputs = [("--input-json", Some(args.input_json.as_path()))];
     shared::output::check_spared("--output-json", &args.output_json, &inputs)?;
     let oracle = args.oracle.open()?;
-    let job =
-        Job { input: args.input_json.clone(), output: args.output_json.clone(), max_tokens: args.oracle_max_tokens };
+    let limit = CorrectionLimit { max_tokens: args.oracle_max_tokens, tries: args.correction_tries };
+    let job = Job { input: args.input_json.clone(), output: args.output_json.clone(), limit };
     let shown = Shown::new("correct");
     let counts = crate::block_on(work(&job, &oracle, &|progress| shown.show(progress)));
     shown.finish();
@@ -89,7 +98,7 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
     }
     let correct = async |record: &Record| {
         let (prompt, violating) = (record.prompt.prompt_text(), record.chosen.response());
-        oracle.correct(&prompt, &violating, job.max_tokens).await
+        oracle.correct(&prompt, &violating, job.limit).await
     };
     let name = format!("correct {}", input.display());
     oracle
@@ -101,6 +110,7 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
         })
         .await?;
     let mut output = ArrayWriter::create(&job.output)?;
+    let mut provenance = Lines::create(&job.output, matches!(oracle, Oracle::Model(_)))?;
     let punish = records.iter().filter(|record| record.category == Some(Category::Punish)).count();
     let (mut corrected, mut not_accepted, mut done) = (0, 0, 0);
     let mut answered = futures::stream::iter(records.into_iter().enumerate())
@@ -117,7 +127,8 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
         if let Some(correction) = correction {
             done += 1;
             sink(Progress { done, total: punish as u64, bill: oracle.bill(), waiting: oracle.waiting() });
-            match correction {
+            provenance.push(&Line::of(index, &correction))?;
+            match correction.correction {
                 Correction::Accepted(text) => {
                     corrected += 1;
                     response = text;
@@ -135,8 +146,38 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
         output.push(&record)?;
     }
     drop(answered);
+    provenance.finish()?;
     let total = output.finish()?;
     Ok(Counts { total, punish, corrected, not_accepted, output: job.output.clone(), bill: oracle.bill() })
+}
+
+/// What was tried for a PUNISH record.
+#[derive(Serialize)]
+struct Line<'a> {
+    /// Of the record in the input file, from 0.
+    index: usize,
+    accepted: bool,
+    tries: Vec<TryLine<'a>>,
+}
+
+#[derive(Serialize)]
+struct TryLine<'a> {
+    reply: Option<Given<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<&'a str>,
+    judged: Option<Grounds<'a>>,
+}
+
+impl<'a> Line<'a> {
+    fn of(index: usize, corrected: &'a Corrected) -> Line<'a> {
+        let tries = corrected.tries.iter().map(|one| TryLine {
+            reply: one.reply.as_ref().map(|(key, answer)| Given::of(key, answer)),
+            problem: one.problem.as_deref(),
+            judged: one.judged.as_ref().map(Grounds::of),
+        });
+        let accepted = matches!(corrected.correction, Correction::Accepted(_));
+        Line { index, accepted, tries: tries.collect() }
+    }
 }
 
 impl Counts {

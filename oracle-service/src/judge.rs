@@ -16,6 +16,8 @@ use shared::rules::{Judge, Verdict, WorldVerdict};
 use shared::{Error, input};
 
 use crate::error::Result;
+use crate::judging::Judged;
+use crate::judging::provenance::{Line, Lines};
 use crate::oracle::{Decision, Oracle, OracleArgs};
 use crate::progress::{Progress, Shown, Sink};
 use crate::{Outcome, table};
@@ -26,6 +28,7 @@ use summary::Summary;
 /// Each result gains `compliant`; in a world, a response to a task also gains `garbled` and `attack_success`, an answer to
 /// a skill question `garbled` and `correct`. The metadata gain the agreement with the policy, overall and by category. A
 /// response without a verdict gains `undecided` with the reason instead, counts for nothing, and the exit code is 3.
+/// `<stem>_provenance.jsonl` tells what each verdict of a model rests on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Responses: {"metadata": {…}, "results": [{"prompt", "model_response", "finished", …}]}
@@ -120,22 +123,27 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<D
     let total = results.len() as u64;
     let mut judged = Vec::with_capacity(results.len());
     let mut undecided = 0;
+    let mut provenance = Lines::create(&job.output, matches!(oracle, Oracle::Model(_)))?;
     let mut verdicts = futures::stream::iter(results.into_iter().enumerate())
         .map(|(index, result)| {
             let world = world.as_ref();
             async move {
                 let found = found(oracle, world, &result, file, index).await?;
-                Ok::<_, crate::Error>((result, found))
+                Ok::<_, crate::Error>((index, result, found))
             }
         })
         .buffered(oracle.window());
-    while let Some((mut result, found)) = verdicts.try_next().await? {
+    while let Some((index, mut result, (found, grounds))) = verdicts.try_next().await? {
+        if let Some(grounds) = &grounds {
+            provenance.push(&Line::new(index, "model_response", grounds))?;
+        }
         undecided += usize::from(found.is_err());
         keep(&mut result, &found);
         judged.push(result);
         sink(Progress { done: judged.len() as u64, total, bill: oracle.bill(), waiting: oracle.waiting() });
     }
     drop(verdicts);
+    provenance.finish()?;
     let summary = Summary::of(&judged);
     metadata.insert("judge".into(), oracle.name().into());
     metadata.extend(summary.metrics());
@@ -146,13 +154,14 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<D
 /// A verdict, or why there is none.
 type Found = std::result::Result<Verdict, String>;
 
+/// Judges one result; what a model's verdict rests on comes with it.
 async fn found(
     oracle: &Oracle,
     world: Option<&Judge>,
     result: &Map<String, Value>,
     file: &Path,
     index: usize,
-) -> Result<Found> {
+) -> Result<(Found, Option<Judged>)> {
     let item = item(oracle, world, result, file, index)?;
     let unknown = |unknown: String| Error::field(file, index, "prompt", unknown);
     let by_rules = match oracle {
@@ -162,20 +171,21 @@ async fn found(
     let by_rules = by_rules.map(|judge| judge.verdict(&item.prompt, item.response, item.finished)).transpose();
     let by_rules = by_rules.map_err(|problem| unknown(problem.to_string()))?;
     if matches!(oracle, Oracle::Rules { .. }) {
-        return Ok(Ok(by_rules.expect("rules always decide")));
+        return Ok((Ok(by_rules.expect("rules always decide")), None));
     }
     let world = by_rules.and_then(|verdict| verdict.world.map(|world| (verdict, world)));
     if let Some((verdict, WorldVerdict::Skill { .. } | WorldVerdict::Task { garbled: true, .. })) = world {
-        return Ok(Ok(verdict));
+        return Ok((Ok(verdict), None));
     }
     let world = world.map(|(_, world)| world);
-    Ok(match oracle.decide(&item.prompt, item.response).await? {
+    let judged = oracle.judge(&item.prompt, item.response).await?;
+    let found = match &judged.decision {
         Decision::Compliant => Ok(Verdict { compliant: true, reason: None, world }),
         Decision::Violates => Ok(Verdict { compliant: false, reason: None, world }),
-        Decision::Uncertain(answer) => Err(format!("the answer is no verdict: {answer:?}")),
-        Decision::Dead(reason) => Err(reason),
-        Decision::UnknownPrompt(problem) => return Err(unknown(problem).into()),
-    })
+        Decision::Uncertain(reason) | Decision::Dead(reason) => Err(reason.clone()),
+        Decision::UnknownPrompt(problem) => return Err(unknown(problem.clone()).into()),
+    };
+    Ok((found, Some(judged)))
 }
 
 struct Item<'a> {

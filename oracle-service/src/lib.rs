@@ -4,19 +4,25 @@
 //! that are whole or absent. Every paid answer is in the ledger before it counts, so nothing is paid for twice. Results
 //! go to standard output, progress and log lines to standard error.
 
+mod agreement;
 mod api;
 mod batches;
+mod canary;
 mod control;
 mod correct;
 mod error;
 mod estimate;
+mod explain;
 mod export;
 mod fault;
 mod judge;
+mod judging;
 mod mock;
 mod oracle;
 mod progress;
 mod rehearse;
+mod relabel;
+mod review;
 mod service;
 mod table;
 mod triage;
@@ -42,6 +48,9 @@ enum Command {
     Correct(correct::Args),
     Judge(judge::Args),
     Batches(batches::Args),
+    JudgeAgreement(agreement::Args),
+    Explain(explain::Args),
+    Review(review::Args),
     Export(export::Args),
     Estimate(estimate::Args),
     Status(control::StatusArgs),
@@ -82,6 +91,9 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Correct(args) => correct::run(&args),
         Command::Judge(args) => judge::run(&args),
         Command::Batches(args) => batches::run(&args),
+        Command::JudgeAgreement(args) => agreement::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Review(args) => review::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Estimate(args) => estimate::run(&args),
         Command::Status(args) => control::status(&args),

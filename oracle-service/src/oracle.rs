@@ -12,10 +12,12 @@ use crate::api::engine::{Asked, BillNow, Engine, Handle, Home, Setup};
 use crate::api::ledger::{Answer, Ledger};
 use crate::api::options::ApiArgs;
 use crate::api::prices::Prices;
-use crate::api::reading::{Reading, read};
 use crate::api::request::Model;
+use crate::canary::{Canary, CanaryArgs};
 use crate::error::{Error, Result};
+use crate::judging::{Judged, Judging, PairForm, PairJudged, Panel, Source, written};
 use crate::progress::Sink;
+use crate::review;
 
 /// Where the key is read from; it is no option, since options show in process lists.
 pub(crate) const KEY_VARIABLE: &str = "OPENAI_API_KEY";
@@ -51,6 +53,9 @@ pub(crate) struct OracleArgs {
     pub(crate) batch: BatchArgs,
     #[command(flatten)]
     pub(crate) api: ApiArgs,
+    pub(crate) judging: Judging,
+    #[command(flatten)]
+    pub(crate) canary: CanaryArgs,
 }
 
 /// Who pays for commands: whoever has the state folder.
@@ -74,6 +79,10 @@ pub(crate) struct Asker {
     pub(crate) model: Model,
     pub(crate) concurrency: usize,
     pub(crate) batch: BatchArgs,
+    pub(crate) ledger: Ledger,
+    pub(crate) prices: Prices,
+    pub(crate) judging: Judging,
+    pub(crate) canary: Option<Canary>,
 }
 
 /// A verdict on one response.
@@ -81,7 +90,7 @@ pub(crate) struct Asker {
 pub(crate) enum Decision {
     Compliant,
     Violates,
-    /// The model's answer is neither of the two words, twice.
+    /// There are answers and no sure verdict among them, and why.
     Uncertain(String),
     /// There is no answer to be had.
     Dead(String),
@@ -93,9 +102,25 @@ pub(crate) enum Decision {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Correction {
     Accepted(String),
-    /// Written, and found to violate, or not decided; with the reason.
+    /// Written as often as allowed, and found to violate each time, or not decided; with the last reason.
     NotAccepted(String),
     UnknownPrompt(String),
+}
+
+/// A correction with all that was tried for it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Corrected {
+    pub(crate) correction: Correction,
+    pub(crate) tries: Vec<Try>,
+}
+
+/// One reply that was written, by the key of its answer, and its verdict; without a reply there is no verdict.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Try {
+    pub(crate) reply: Option<(String, Answer)>,
+    pub(crate) judged: Option<Judged>,
+    /// Why it was not accepted.
+    pub(crate) problem: Option<String>,
 }
 
 impl OracleArgs {
@@ -110,21 +135,27 @@ impl OracleArgs {
         let policy = read_policy(self.policy.as_deref().ok_or(Error::NoJudge)?)?;
         let prices = Prices::load(self.prices.as_deref())?;
         let endpoints = self.api.endpoints(self.base_url.as_deref().unwrap_or(DEFAULT_URL), key)?;
-        let home = Home::new(Ledger::open(&self.state)?);
+        let canary = Canary::load(&self.canary)?;
+        let ledger = Ledger::open(&self.state)?;
         let setup = Setup {
             endpoints,
             model: self.oracle_model.clone(),
             concurrency: self.concurrency,
-            prices,
+            prices: prices.clone(),
             account: ACCOUNT.to_owned(),
             max_cost_usd: self.api.max_cost_usd,
             deadline: self.api.deadline(),
             is_patient: false,
         };
-        let engine = Engine::new(&home, setup)?;
-        let model =
-            Model { name: self.oracle_model.clone(), policy, completion_tokens_key: self.max_completion_tokens };
-        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency: self.concurrency, batch: self.batch.clone() })))
+        let engine = Engine::new(&Home::new(ledger.clone()), setup)?;
+        let (concurrency, judging, batch) = (self.concurrency, self.judging, self.batch.clone());
+        let model = self.model(policy);
+        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency, batch, ledger, prices, judging, canary })))
+    }
+
+    /// Returns the model that these arguments name, under a policy.
+    pub(crate) fn model(&self, policy: String) -> Model {
+        Model { name: self.oracle_model.clone(), policy, completion_tokens_key: self.max_completion_tokens }
     }
 }
 
@@ -231,87 +262,156 @@ impl Oracle {
     ///
     /// # Errors
     /// No question can be answered until someone acts.
-    pub(crate) async fn decide(&self, prompt: &str, response: &str) -> Result<Decision> {
+    pub(crate) async fn judge(&self, prompt: &str, response: &str) -> Result<Judged> {
         match self {
-            Oracle::Rules { judge, .. } => Ok(match judge.verdict(prompt, response, true) {
+            Oracle::Rules { judge, .. } => Ok(Judged::ruled(match judge.verdict(prompt, response, true) {
                 Ok(verdict) if verdict.compliant => Decision::Compliant,
                 Ok(_) => Decision::Violates,
                 Err(unknown) => Decision::UnknownPrompt(unknown.to_string()),
-            }),
-            Oracle::Model(asker) => asker.decide(prompt, response).await,
+            })),
+            Oracle::Model(asker) => asker.judge(prompt, response).await,
         }
     }
 
-    /// Writes a compliant reply to a prompt and judges it. `violating` is the reply not to be imitated.
+    /// Decides whether the responses of a pair comply.
     ///
     /// # Errors
-    /// As [`Oracle::decide`].
-    pub(crate) async fn correct(&self, prompt: &str, violating: &str, max_tokens: u32) -> Result<Correction> {
-        let text = match self {
-            Oracle::Rules { judge, .. } => match judge.correct(prompt) {
-                Some(text) => text,
-                None => return Ok(Correction::UnknownPrompt(shared::rules::UnknownPrompt.to_string())),
-            },
-            Oracle::Model(asker) => {
-                match asker.engine.ask(&asker.model.correction(prompt, violating, max_tokens)).await? {
-                    Asked::Answered(answer) if answer.finish == "length" => {
-                        return Ok(Correction::NotAccepted(format!("the reply is longer than {max_tokens} tokens")));
-                    }
-                    Asked::Answered(answer) => match written(&answer) {
-                        Ok(text) => text,
-                        Err(reason) => return Ok(Correction::NotAccepted(reason)),
-                    },
-                    Asked::Dead(reason) => return Ok(Correction::NotAccepted(reason)),
-                }
+    /// As [`Oracle::judge`].
+    pub(crate) async fn judge_pair(
+        &self,
+        prompt: &str,
+        chosen: &str,
+        rejected: &str,
+        form: PairForm,
+    ) -> Result<PairJudged> {
+        match (form, self) {
+            (PairForm::SkipRejected, _) => {
+                let chosen = self.judge(prompt, chosen).await?;
+                let needed = chosen.decision == Decision::Violates;
+                let rejected = if needed { Some(self.judge(prompt, rejected).await?) } else { None };
+                Ok(PairJudged { chosen, rejected })
             }
+            (PairForm::OneCall, Oracle::Model(asker)) => asker.judge_at_once(prompt, [chosen, rejected]).await,
+            _ => {
+                let (chosen, rejected) = futures::try_join!(self.judge(prompt, chosen), self.judge(prompt, rejected))?;
+                Ok(PairJudged { chosen, rejected: Some(rejected) })
+            }
+        }
+    }
+
+    /// Writes a compliant reply to a prompt and judges it, again where it is not accepted. `violating` is the reply not to
+    /// be imitated. Rules always write the same, so they try once.
+    ///
+    /// # Errors
+    /// As [`Oracle::judge`].
+    pub(crate) async fn correct(&self, prompt: &str, violating: &str, limit: CorrectionLimit) -> Result<Corrected> {
+        let asker = match self {
+            Oracle::Rules { judge, .. } => {
+                let Some(text) = judge.correct(prompt) else {
+                    let problem = shared::rules::UnknownPrompt.to_string();
+                    return Ok(Corrected { correction: Correction::UnknownPrompt(problem), tries: Vec::new() });
+                };
+                let judged = self.judge(prompt, &text).await?;
+                let correction = match not_accepted(&judged.decision) {
+                    None => Correction::Accepted(text),
+                    Some(problem) => Correction::NotAccepted(problem),
+                };
+                return Ok(Corrected { correction, tries: Vec::new() });
+            }
+            Oracle::Model(asker) => asker,
         };
-        Ok(match self.decide(prompt, &text).await? {
-            Decision::Compliant => Correction::Accepted(text),
-            Decision::Violates => Correction::NotAccepted("the judge finds that it violates the policy".into()),
-            Decision::Uncertain(answer) => Correction::NotAccepted(format!("the judge answered {answer:?}")),
-            Decision::Dead(reason) => Correction::NotAccepted(format!("the judge gave no answer: {reason}")),
-            Decision::UnknownPrompt(problem) => Correction::UnknownPrompt(problem),
-        })
+        let mut tries: Vec<Try> = Vec::new();
+        let mut rejected: Option<String> = None;
+        for earlier in 0..limit.tries.max(1) {
+            let request = asker.model.correction(prompt, violating, limit.max_tokens, earlier, rejected.as_deref());
+            let (reply, text) = match asker.engine.ask(&request).await? {
+                Asked::Dead(reason) => (None, Err(reason)),
+                Asked::Answered(answer) => {
+                    let text = match written(&answer) {
+                        Ok(_) if answer.finish == "length" => {
+                            Err(format!("the reply is longer than {} tokens", limit.max_tokens))
+                        }
+                        text => text,
+                    };
+                    (Some((request.key(), answer)), text)
+                }
+            };
+            let text = match text {
+                Ok(text) => text,
+                Err(problem) => {
+                    tries.push(Try { reply, judged: None, problem: Some(problem) });
+                    continue;
+                }
+            };
+            let judged = asker.judge(prompt, &text).await?;
+            let problem = not_accepted(&judged.decision);
+            tries.push(Try { reply, judged: Some(judged), problem: problem.clone() });
+            if problem.is_none() {
+                return Ok(Corrected { correction: Correction::Accepted(text), tries });
+            }
+            rejected = Some(text);
+        }
+        let last = tries.last().and_then(|last| last.problem.clone()).unwrap_or_default();
+        Ok(Corrected { correction: Correction::NotAccepted(last), tries })
+    }
+}
+
+/// How long a correction may be and how often one is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CorrectionLimit {
+    pub(crate) max_tokens: u32,
+    pub(crate) tries: u32,
+}
+
+/// Returns why a correction with this verdict is not used.
+fn not_accepted(decision: &Decision) -> Option<String> {
+    match decision {
+        Decision::Compliant => None,
+        Decision::Violates => Some("the judge finds that it violates the policy".into()),
+        Decision::Uncertain(reason) => Some(format!("the judge is not sure: {reason}")),
+        Decision::Dead(reason) => Some(format!("the judge gave no answer: {reason}")),
+        Decision::UnknownPrompt(problem) => Some(problem.clone()),
     }
 }
 
 impl Asker {
-    async fn decide(&self, prompt: &str, response: &str) -> Result<Decision> {
-        let first = match self.engine.ask(&self.model.verdict(prompt, response)).await? {
-            Asked::Answered(answer) => answer,
-            Asked::Dead(reason) => return Ok(Decision::Dead(reason)),
-        };
-        let text = match written(&first) {
-            Ok(text) => text,
-            Err(reason) => return Ok(Decision::Dead(reason)),
-        };
-        if let Some(decision) = decided(&text) {
-            return Ok(decision);
+    /// Returns the model as it is asked by this job, or by the canary of a day.
+    pub(crate) fn panel(&self, canary_day: Option<u64>) -> Panel<'_> {
+        Panel { source: Source::Engine(&self.engine), model: &self.model, forms: self.judging.forms(canary_day) }
+    }
+
+    async fn judge(&self, prompt: &str, response: &str) -> Result<Judged> {
+        let item = review::item(&self.model.policy, prompt, response);
+        if let Some(review) = review::of(&self.ledger, &item)? {
+            return Ok(Judged::reviewed(item, review));
         }
-        Ok(match self.engine.ask(&self.model.verdict_again(prompt, response, &text)).await? {
-            Asked::Answered(second) => match written(&second) {
-                Ok(again) => decided(&again).unwrap_or(Decision::Uncertain(text)),
-                Err(_) => Decision::Uncertain(text),
-            },
-            Asked::Dead(_) => Decision::Uncertain(text),
-        })
+        self.watch_canary().await?;
+        let ballots = self.panel(None).response(prompt, response).await?;
+        Ok(Judged::voted(item, ballots, self.judging.min_confidence))
     }
-}
 
-fn decided(answer: &str) -> Option<Decision> {
-    match read(answer) {
-        Reading::Compliant => Some(Decision::Compliant),
-        Reading::Violates => Some(Decision::Violates),
-        Reading::Unclear => None,
+    async fn judge_at_once(&self, prompt: &str, responses: [&str; 2]) -> Result<PairJudged> {
+        let items = responses.map(|response| review::item(&self.model.policy, prompt, response));
+        let reviews = [review::of(&self.ledger, &items[0])?, review::of(&self.ledger, &items[1])?];
+        let ballots = if reviews.iter().all(Option::is_some) {
+            [Vec::new(), Vec::new()]
+        } else {
+            self.watch_canary().await?;
+            self.panel(None).pair(prompt, responses).await?
+        };
+        let mut judged = items.into_iter().zip(reviews).zip(ballots).map(|((item, review), ballots)| match review {
+            Some(review) => Judged::reviewed(item, review),
+            None => Judged::voted(item, ballots, self.judging.min_confidence),
+        });
+        let mut next = || judged.next().expect("two responses have two verdicts");
+        Ok(PairJudged { chosen: next(), rejected: Some(next()) })
     }
-}
 
-/// Returns an answer's text, or why there is none.
-fn written(answer: &Answer) -> std::result::Result<String, String> {
-    match (&answer.text, &answer.refusal) {
-        (Some(text), _) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
-        (_, Some(refusal)) => Err(format!("the model refused: {refusal}")),
-        _ => Err(format!("the model sent no text (finish_reason {:?})", answer.finish)),
+    async fn watch_canary(&self) -> Result<()> {
+        match &self.canary {
+            Some(canary) => canary.watch(self).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -332,6 +432,8 @@ pub(crate) mod tests {
             max_completion_tokens: false,
             batch: BatchArgs::default(),
             api: ApiArgs::default(),
+            judging: Judging::default(),
+            canary: CanaryArgs::default(),
         }
     }
 

@@ -27,8 +27,10 @@ use crate::api::options::DEADLINE;
 use crate::api::pacer::PerMinute;
 use crate::api::prices::Prices;
 use crate::api::request::Model;
+use crate::canary::{Canary, CanaryArgs};
 use crate::error::{Error, Result};
-use crate::oracle::{self, Asker, Oracle};
+use crate::judging::{Judging, PairForm};
+use crate::oracle::{self, Asker, CorrectionLimit, Oracle};
 use crate::progress::Progress;
 use crate::{Outcome, correct, judge, triage};
 use jobs::{Jobs, Running, wire};
@@ -227,12 +229,14 @@ impl Service {
         };
         let prices = if job.prices.is_empty() { self.prices.as_deref() } else { Some(Path::new(&job.prices)) };
         let batch = BatchArgs::of_job(&job.mode, job.deadline_s, job.online_rpm)?;
+        let (judging, canary) = (judging(job).map_err(|problem| own(&format!("the job's {problem}")))?, canary(job)?);
         let concurrency = job.concurrency.clamp(1, MOST_IN_FLIGHT) as usize;
+        let prices = Prices::load(prices)?;
         let setup = Setup {
             endpoints,
             model: job.model.clone(),
             concurrency,
-            prices: Prices::load(prices)?,
+            prices: prices.clone(),
             account: format!("run {}", job.run),
             max_cost_usd: job.max_cost_usd,
             deadline: DEADLINE,
@@ -241,8 +245,27 @@ impl Service {
         let engine = Engine::new(&self.home, setup)?;
         let model =
             Model { name: job.model.clone(), policy: job.policy.trim().to_owned(), completion_tokens_key: false };
-        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency, batch })))
+        let ledger = self.home.ledger.clone();
+        Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency, batch, ledger, prices, judging, canary })))
     }
+}
+
+fn judging(job: &Job) -> std::result::Result<Judging, String> {
+    Judging {
+        votes: job.votes,
+        swap_wording: job.swap_wording,
+        logprobs: job.logprobs,
+        min_confidence: (job.min_confidence != 0.0).then_some(job.min_confidence),
+    }
+    .checked()
+}
+
+fn canary(job: &Job) -> Result<Option<Canary>> {
+    Canary::load(&CanaryArgs {
+        canary: (!job.canary.is_empty()).then(|| PathBuf::from(&job.canary)),
+        canary_stop: job.canary_stop,
+        canary_tolerance: job.canary_tolerance,
+    })
 }
 
 type Events = mpsc::Sender<std::result::Result<JobEvent, Status>>;
@@ -269,7 +292,12 @@ async fn carry_out(work: Work, oracle: &Oracle, events: &Events, running: &Runni
                 input: work.input.into(),
                 output: work.output.into(),
                 checkpoints,
-                both: work.both,
+                pairs: match (work.one_call, work.both) {
+                    (true, _) => PairForm::OneCall,
+                    (_, true) => PairForm::Both,
+                    _ => PairForm::SkipRejected,
+                },
+                relabel: work.relabel,
                 num_samples: None,
                 seed: 0,
             };
@@ -280,7 +308,10 @@ async fn carry_out(work: Work, oracle: &Oracle, events: &Events, running: &Runni
             let job = correct::Job {
                 input: work.input.into(),
                 output: work.output.into(),
-                max_tokens: if work.max_tokens == 0 { 512 } else { work.max_tokens },
+                limit: CorrectionLimit {
+                    max_tokens: if work.max_tokens == 0 { 512 } else { work.max_tokens },
+                    tries: if work.tries == 0 { correct::CORRECTION_TRIES } else { work.tries.min(20) },
+                },
             };
             let counts = correct::work(&job, oracle, &sink).await?;
             (0, counts.not_accepted, json(&counts))

@@ -1,9 +1,10 @@
 //! Triage: every pair is judged twice and labelled INVERT, PUNISH or RETAIN (spec 1.3).
 //!
 //! The output keeps input order and all fields; an INVERT record is stored swapped. Beside it lie the labels in original
-//! order (`_triage`), the records that hold no text to judge (`_quarantine`), those with an answer that is no verdict
-//! (`_uncertain`) and those without an answer (`_dead_letter`). Who judges is [`Oracle`]'s business.
+//! order (`_triage`), the records that hold no text to judge (`_quarantine`), those without a sure verdict (`_uncertain`,
+//! and by response `_review`) and those without an answer (`_dead_letter`). Who judges is [`Oracle`]'s business.
 
+mod beside;
 mod checkpoints;
 
 use std::path::{Path, PathBuf};
@@ -17,18 +18,22 @@ use shared::record::{Category, Record, Text};
 
 use crate::api::engine::BillNow;
 use crate::error::{Error, Result};
+use crate::judging::{PairForm, PairJudged};
 use crate::oracle::{Decision, Oracle, OracleArgs};
 use crate::progress::{Progress, Shown, Sink};
-use crate::{Outcome, table};
+use crate::{Outcome, relabel, table};
+use beside::Beside;
 use checkpoints::Checkpoints;
 
 /// Labels every pair INVERT, PUNISH or RETAIN under the new policy
 ///
 /// INVERT: the old winner violates and the old loser complies. PUNISH: both violate. RETAIN: the old winner complies.
 /// INVERT pairs are written with the compliant old loser as `chosen`. `<stem>_triage.json` holds the labels with all pairs
-/// in their original order, `<stem>_quarantine.json` the records with empty text, `<stem>_uncertain.json` those whose
-/// answer is no verdict, `<stem>_dead_letter.json` those without an answer, each with its reason. Exit code 3: some pairs
-/// have no label. Run again, it pays only for what has no stored answer.
+/// in their original order, `<stem>_quarantine.json` the records with empty text, `<stem>_uncertain.json` those without a
+/// sure verdict, `<stem>_dead_letter.json` those without an answer, each with its reason. `<stem>_review.json` lists the
+/// unsure responses for people, see `review import`; `<stem>_provenance.jsonl` tells what each verdict of a model rests on.
+/// Exit code 3: some pairs have no label. Run again, it pays only for what has no stored answer; another model or form of
+/// the question asks for everything anew and wants --relabel.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Pairs {prompt, chosen, rejected}: JSON array or JSON lines, .gz and .xz too
@@ -48,7 +53,14 @@ pub(crate) struct Args {
     /// Do not ask about the rejected response where the chosen one complies: fewer calls, and RETAIN records then have no
     /// rejected_violations
     #[arg(long)]
-    second_if_needed: bool,
+    skip_rejected_when_chosen_complies: bool,
+    /// Judge both responses of a pair in one call, answered by a JSON object: half the calls; measure what it changes by
+    /// `judge-agreement`
+    #[arg(long, conflicts_with = "skip_rejected_when_chosen_complies")]
+    one_call_per_pair: bool,
+    /// Label by this judge although the ledger holds labels of this input by another
+    #[arg(long)]
+    relabel: bool,
     /// Fail when more than this share of the pairs is left without a label; the outputs are written all the same
     #[arg(long, value_name = "PERCENT", default_value_t = 100.0)]
     max_unlabelled: f64,
@@ -70,7 +82,9 @@ pub(crate) struct Job {
     pub(crate) output: PathBuf,
     /// Folder and interval of checkpoint files.
     pub(crate) checkpoints: Option<(PathBuf, usize)>,
-    pub(crate) both: bool,
+    pub(crate) pairs: PairForm,
+    /// Label though another judge has.
+    pub(crate) relabel: bool,
     pub(crate) num_samples: Option<usize>,
     pub(crate) seed: u64,
 }
@@ -129,7 +143,12 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         input: args.input_json.clone(),
         output: args.output_json.clone(),
         checkpoints: kept.then(|| (args.ckpt_dir.clone(), args.ckpt_every)),
-        both: !args.second_if_needed,
+        pairs: match (args.one_call_per_pair, args.skip_rejected_when_chosen_complies) {
+            (true, _) => PairForm::OneCall,
+            (_, true) => PairForm::SkipRejected,
+            _ => PairForm::Both,
+        },
+        relabel: args.relabel,
         num_samples: args.num_samples,
         seed: args.seed,
     };
@@ -148,8 +167,11 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 /// Labels the pairs of a job. Everything answered is in the ledger, however this ends.
 pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<Counts> {
     let input = &job.input;
+    if let Oracle::Model(asker) = oracle {
+        relabel::check(asker, input, job.pairs, job.relabel).await?;
+    }
     let records: Vec<Record> = shared::input::read_all(input)?;
-    let mut quarantine = Quarantine::default();
+    let mut quarantine = Quarantine::of("triage");
     let mut pairs = Vec::with_capacity(records.len());
     for index in order(records.len(), job.num_samples, job.seed) {
         let record = &records[index];
@@ -166,28 +188,30 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
     oracle
         .in_batches(&name, sink, async |front| {
             let asked = futures::stream::iter(&pairs)
-                .map(|(_, record, rejected)| front.visit(decide(oracle, record, rejected, job.both)));
+                .map(|(_, record, rejected)| front.visit(judged(oracle, record, rejected, job.pairs)));
             asked.buffered(oracle.window()).try_for_each(|()| std::future::ready(Ok(()))).await
         })
         .await?;
     let triage_path = sibling(&job.output, "_triage");
     let mut gold = ArrayWriter::create(&job.output)?;
     let mut labels = ArrayWriter::create(&triage_path)?;
+    let mut beside = Beside::create(&job.output, oracle)?;
     let mut checkpoints = job.checkpoints.as_ref().map(|(folder, every)| Checkpoints::new(folder, *every));
     let (mut uncertain, mut dead) = (Vec::new(), Vec::new());
     let mut by_category = [0usize; 3];
     let total = pairs.len() as u64;
     let mut decided = futures::stream::iter(pairs)
         .map(|(index, record, rejected)| async move {
-            let decisions = decide(oracle, record, rejected, job.both).await?;
-            Ok::<_, Error>((index, record, rejected, decisions))
+            let judged = judged(oracle, record, rejected, job.pairs).await?;
+            Ok::<_, Error>((index, record, rejected, judged))
         })
         .buffered(oracle.window());
     let mut done = 0;
-    while let Some((index, record, rejected, decisions)) = decided.try_next().await? {
+    while let Some((index, record, rejected, judged)) = decided.try_next().await? {
         done += 1;
         sink(Progress { done, total, bill: oracle.bill(), waiting: oracle.waiting() });
-        match label(&decisions) {
+        beside.push(index, record, rejected, &judged)?;
+        match label(&judged) {
             Label::Violations(violations) => {
                 let category = violations.category();
                 by_category[category as usize] += 1;
@@ -199,10 +223,7 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
                     checkpoints.push(&relabelled, &labelled)?;
                 }
             }
-            Label::Uncertain(field, answer) => {
-                let reason = format!("the answer is no verdict: {answer:?}");
-                uncertain.push(Unlabelled { index, field, reason, record });
-            }
+            Label::Uncertain(field, reason) => uncertain.push(Unlabelled { index, field, reason, record }),
             Label::Dead(field, reason) => dead.push(Unlabelled { index, field, reason, record }),
             Label::UnknownPrompt(problem) => {
                 return Err(shared::Error::field(input, index, "prompt", problem).into());
@@ -214,6 +235,7 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
     }
     drop(decided);
     labels.finish()?;
+    beside.finish()?;
     let total = gold.finish()?;
     write_or_remove(&sibling(&job.output, "_uncertain"), &uncertain)?;
     write_or_remove(&sibling(&job.output, "_dead_letter"), &dead)?;
@@ -232,11 +254,18 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
     })
 }
 
+async fn judged(oracle: &Oracle, record: &Record, rejected: &Text, form: PairForm) -> Result<PairJudged> {
+    let (prompt, chosen) = (record.prompt.prompt_text(), record.chosen.response());
+    oracle.judge_pair(&prompt, &chosen, &rejected.response(), form).await
+}
+
 /// Writes a list, or removes that of an earlier run where there is nothing to list.
 fn write_or_remove<T: Serialize>(path: &Path, list: &[T]) -> Result<()> {
-    if !list.is_empty() {
-        return Ok(write_json(path, list)?);
-    }
+    if list.is_empty() { remove(path) } else { Ok(write_json(path, list)?) }
+}
+
+/// Removes a file of an earlier run, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(shared::Error::io("remove", path, error).into())
@@ -287,23 +316,6 @@ impl Counts {
     }
 }
 
-/// What was decided about a pair; the second is none where it was not asked.
-type Decisions = (Decision, Option<Decision>);
-
-async fn decide(oracle: &Oracle, record: &Record, rejected: &Text, both: bool) -> Result<Decisions> {
-    let prompt = record.prompt.prompt_text();
-    let (chosen, rejected) = (record.chosen.response(), rejected.response());
-    if both {
-        let (chosen, rejected) =
-            futures::try_join!(oracle.decide(&prompt, &chosen), oracle.decide(&prompt, &rejected))?;
-        return Ok((chosen, Some(rejected)));
-    }
-    let chosen = oracle.decide(&prompt, &chosen).await?;
-    let needed = chosen == Decision::Violates;
-    let rejected = if needed { Some(oracle.decide(&prompt, &rejected).await?) } else { None };
-    Ok((chosen, rejected))
-}
-
 /// What a pair's decisions amount to.
 #[derive(Debug, PartialEq, Eq)]
 enum Label {
@@ -315,8 +327,9 @@ enum Label {
 
 /// Reads a pair's decisions. Without a verdict on either response there is no label; a missing answer outweighs an unclear
 /// one.
-fn label((chosen, rejected): &Decisions) -> Label {
-    let named = [("chosen", Some(chosen)), ("rejected", rejected.as_ref())];
+fn label(judged: &PairJudged) -> Label {
+    let (chosen, rejected) = (&judged.chosen.decision, judged.rejected.as_ref().map(|judged| &judged.decision));
+    let named = [("chosen", Some(chosen)), ("rejected", rejected)];
     for (_, decision) in named {
         if let Some(Decision::UnknownPrompt(problem)) = decision {
             return Label::UnknownPrompt(problem.clone());
@@ -328,12 +341,12 @@ fn label((chosen, rejected): &Decisions) -> Label {
         }
     }
     for (field, decision) in named {
-        if let Some(Decision::Uncertain(answer)) = decision {
-            return Label::Uncertain(field, answer.clone());
+        if let Some(Decision::Uncertain(reason)) = decision {
+            return Label::Uncertain(field, reason.clone());
         }
     }
     let violates = |decision: &Decision| *decision == Decision::Violates;
-    Label::Violations(Violations { chosen: violates(chosen), rejected: rejected.as_ref().map(violates) })
+    Label::Violations(Violations { chosen: violates(chosen), rejected: rejected.map(violates) })
 }
 
 /// Returns the records to take, in order: all, or a draw without replacement in the order drawn (spec 1.3, A.1).
@@ -366,13 +379,18 @@ struct Violations {
 }
 
 impl Violations {
-    /// The truth table of spec 1.3; a pair of two compliant responses carries no signal and is kept with RETAIN.
     fn category(self) -> Category {
-        match (self.chosen, self.rejected) {
-            (true, Some(true)) => Category::Punish,
-            (true, _) => Category::Invert,
-            (false, _) => Category::Retain,
-        }
+        category(self.chosen, self.rejected)
+    }
+}
+
+/// Returns the category of a pair by which of its responses violate: the truth table of spec 1.3. A pair of two compliant
+/// responses carries no signal and is kept with RETAIN.
+pub(crate) fn category(chosen_violates: bool, rejected_violates: Option<bool>) -> Category {
+    match (chosen_violates, rejected_violates) {
+        (true, Some(true)) => Category::Punish,
+        (true, _) => Category::Invert,
+        (false, _) => Category::Retain,
     }
 }
 

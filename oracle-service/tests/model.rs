@@ -207,7 +207,7 @@ fn what_nobody_can_answer_stops_at_once_with_its_reason() {
     check(1, None, &by_model(&locked_api), &["OPENAI_API_KEY is not set"]);
     check(4, Some("wrong-secret"), &by_model(&locked_api), &[&locked_api, "401", "OPENAI_API_KEY"]);
     check(4, Some("test-key"), &by_model(&poor_api), &["quota", "top it up"]);
-    let other = ["--policy", "policy.md", "--oracle-model", "gpt-9", "--base-url", &poor_api, "--state", "state"];
+    let other = ["--policy", "policy.md", "--oracle-model", "gpt-9", "--base-url", &poor_api, "--state", "new"];
     check(4, Some("test-key"), &other, &["404", "gpt-9", "--oracle-model"]);
     check(1, Some("test-key"), &["--policy", "empty.md", "--base-url", &poor_api], &["empty.md", "is empty"]);
     check(1, Some("test-key"), &["--policy", "policy.md", "--base-url", "nowhere"], &["--base-url", "nowhere"]);

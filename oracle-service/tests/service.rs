@@ -24,8 +24,14 @@ fn service(folder: &std::path::Path) -> Server {
 
 fn job(folder: &std::path::Path, api: &str, output: &str) -> Job {
     let path = |name: &str| folder.join(name).display().to_string();
-    let triage =
-        Triage { input: path("pairs.json"), output: path(output), ckpt_dir: String::new(), ckpt_every: 0, both: true };
+    let triage = Triage {
+        input: path("pairs.json"),
+        output: path(output),
+        ckpt_dir: String::new(),
+        ckpt_every: 0,
+        both: true,
+        ..Triage::default()
+    };
     Job {
         run: "r".into(),
         stage: "triage".into(),

@@ -7,6 +7,7 @@
 
 mod check;
 mod document;
+mod judging;
 pub(crate) mod keys;
 mod method;
 mod problems;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use shared::weights::WeightNorm;
 
 use crate::plan::Plan;
+pub(crate) use judging::Judging;
 pub(crate) use keys::Options;
 pub(crate) use method::Method;
 use problems::{Problems, Table};
@@ -145,6 +147,9 @@ pub(crate) struct Oracle {
     /// File of endpoints to ask instead of `base_url`.
     #[serde(default)]
     pub(crate) endpoints: Option<PathBuf>,
+    /// How sure the judge must be of itself.
+    #[serde(default)]
+    pub(crate) judging: Judging,
 }
 
 /// What the mock answers by.

@@ -6,6 +6,7 @@ use shared::weights::WeightNorm;
 
 use super::check::{self, Layers};
 use super::document::{Node, Value};
+use super::judging;
 use super::keys::{Options, Section, Setting};
 use super::problems::{Problems, Table, expected_words, nearest};
 use super::values::{Expected, Reader};
@@ -15,8 +16,19 @@ use super::{
 };
 
 /// Keys whose values are paths.
-pub(super) const PATH_KEYS: [&str; 10] =
-    ["path", "data", "input", "policy", "mock", "prices", "prompts", "gold", "init_adapter", "replay_json_path"];
+pub(super) const PATH_KEYS: [&str; 11] = [
+    "path",
+    "data",
+    "input",
+    "policy",
+    "mock",
+    "prices",
+    "canary",
+    "prompts",
+    "gold",
+    "init_adapter",
+    "replay_json_path",
+];
 const TABLES: [&str; 9] = ["run", "model", "base", "data", "oracle", "score", "train", "eval", "variant"];
 const RUN: [&str; 3] = ["name", "seed", "world_size"];
 const DATA: [&str; 7] = ["world", "input", "num_samples", "split", "train1_size", "train2_size", "group_by_prompt"];
@@ -166,7 +178,7 @@ impl Reader<'_, '_> {
     }
 
     fn oracle(&mut self, table: &Table<'_>, in_world: bool) -> Option<Oracle> {
-        self.problems.unknown_keys(table, &ORACLE);
+        self.problems.unknown_keys(table, &[&ORACLE[..], &judging::KEYS].concat());
         let mock = self.mock(table, in_world)?;
         let policy = self.outside_file(table, "policy");
         if policy.is_none() && mock.is_none() && table.get("policy").is_none() {
@@ -220,6 +232,7 @@ impl Reader<'_, '_> {
             requests_per_minute,
             tokens_per_minute,
             endpoints: self.outside_file(table, "endpoints"),
+            judging: self.judging(table),
         })
     }
 

@@ -140,6 +140,19 @@ fn contradictions_name_the_key_that_was_written() {
             small("", "max_unlabelled_pct = 101", "", ""),
             "run.toml:8: oracle.max_unlabelled_pct: is 101; expected a share",
         ),
+        (small("", "votes = 2", "", ""), "run.toml:8: oracle.votes: is 2; expected an odd number"),
+        (
+            small("", "min_confidence = 1.5", "", ""),
+            "run.toml:8: oracle.min_confidence: is 1.5; expected a probability",
+        ),
+        (
+            small("", "canary_stop = true", "", ""),
+            "run.toml:8: oracle.canary_stop: has no effect without oracle.canary",
+        ),
+        (
+            small("", "one_call_per_pair = true\nboth = false", "", ""),
+            "run.toml:8: oracle.one_call_per_pair: contradicts both = false",
+        ),
         (
             small("", "base_url = \"api.openai.com\"", "", ""),
             "run.toml:8: oracle.base_url: is \"api.openai.com\"; expected",

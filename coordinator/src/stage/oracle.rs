@@ -27,10 +27,17 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// Returns what shapes the oracle's answers: model and policy. Its address does not; an answer is the same elsewhere.
+/// Returns what shapes the oracle's verdicts: model, policy, and how the question is put where it is not the plain one. Its
+/// address does not; an answer is the same elsewhere.
 pub(super) fn identity(context: &Context) -> Result<Value> {
     let hash = blake3::hash(policy(context)?.as_bytes()).to_hex();
-    Ok(json!({"model": context.file.oracle.model, "policy": hash.as_str()}))
+    let oracle = &context.file.oracle;
+    let mut identity = json!({"model": oracle.model, "policy": hash.as_str()});
+    let judging = oracle.judging.identity();
+    if !judging.is_null() {
+        identity["judging"] = judging;
+    }
+    Ok(identity)
 }
 
 /// Returns the policy's text. A mock answers by its rules whatever it is told; there the text names the rules, so that
@@ -67,11 +74,14 @@ fn job(context: &Context, stage: usize) -> Result<Job> {
             ckpt_dir: path(context.at("triage/checkpoints")),
             ckpt_every: oracle.ckpt_every,
             both: oracle.both,
+            one_call: oracle.judging.one_call_per_pair,
+            relabel: oracle.judging.relabel,
         }),
         Work::Correct => Asked::Correct(Correct {
             input: path(gold),
             output: path(context.at("triage/corrected.json")),
             max_tokens: oracle.max_tokens,
+            tries: oracle.judging.correction_tries,
         }),
         Work::Judge(variant) => Asked::Judge(Judge {
             responses: path(context.of_variant(variant, "responses_test.json")),
@@ -96,6 +106,13 @@ fn job(context: &Context, stage: usize) -> Result<Job> {
         max_cost_usd: oracle.max_cost_usd,
         requests_per_minute: oracle.requests_per_minute,
         tokens_per_minute: oracle.tokens_per_minute,
+        votes: oracle.judging.votes,
+        swap_wording: oracle.judging.swap_wording,
+        logprobs: oracle.judging.logprobs,
+        min_confidence: oracle.judging.min_confidence,
+        canary: oracle.judging.canary.clone().map(path).unwrap_or_default(),
+        canary_stop: oracle.judging.canary_stop,
+        canary_tolerance: oracle.judging.canary_tolerance_pct,
     })
 }
 

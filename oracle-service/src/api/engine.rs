@@ -431,7 +431,8 @@ impl Shared {
     }
 }
 
-pub(super) fn now_ms() -> u64 {
+/// Returns the time in Unix milliseconds.
+pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
 }
 

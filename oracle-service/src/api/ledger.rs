@@ -96,6 +96,11 @@ impl Ledger {
         Ok(ledger)
     }
 
+    /// Returns the store, which holds more than answers: people's verdicts, judges of inputs, canaries.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Returns a stored answer.
     ///
     /// # Errors

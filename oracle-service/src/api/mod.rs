@@ -17,6 +17,7 @@ mod account;
 pub(crate) mod batch;
 mod bill;
 mod budget;
+pub(crate) mod confidence;
 pub(crate) mod endpoint;
 pub(crate) mod engine;
 pub(crate) mod gate;

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::endpoint::Spec;
-use super::ledger::Answer;
+use super::ledger::{Answer, TokenLogprob};
 use super::limits::Heard;
 use super::prices::Tokens;
 use super::retry::Trouble;
@@ -97,6 +97,7 @@ pub(super) fn answer(reply: Value, at_ms: u64) -> Result<(Answer, bool), Trouble
         },
         at_ms,
         fingerprint: reply.system_fingerprint,
+        logprobs: choice.logprobs.and_then(|logprobs| logprobs.content),
         ..Answer::default()
     };
     Ok((answer, has_usage))
@@ -178,6 +179,12 @@ struct Reply {
 struct Choice {
     message: Message,
     finish_reason: Option<String>,
+    logprobs: Option<Logprobs>,
+}
+
+#[derive(Deserialize)]
+struct Logprobs {
+    content: Option<Vec<TokenLogprob>>,
 }
 
 #[derive(Deserialize)]

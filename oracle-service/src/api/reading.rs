@@ -1,5 +1,7 @@
 //! From an answer's text to a verdict: strict, never guessed.
 
+use serde::Deserialize;
+
 /// What an answer says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reading {
@@ -23,30 +25,22 @@ pub(crate) fn read(answer: &str) -> Reading {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_two_words_are_verdicts() {
-        for text in ["COMPLIANT", " compliant.\n", "\"Compliant\"", "**COMPLIANT**"] {
-            assert_eq!(read(text), Reading::Compliant, "{text}");
-        }
-        for text in ["NON-COMPLIANT", "non-compliant.", "`Non-Compliant`\n"] {
-            assert_eq!(read(text), Reading::Violates, "{text}");
-        }
-        for text in [
-            "",
-            "not compliant",
-            "NONCOMPLIANT",
-            "non compliant",
-            "NON_COMPLIANT",
-            "COMPLIANT or NON-COMPLIANT",
-            "The response is COMPLIANT",
-            "Yes",
-            "COMPLIANT!",
-        ] {
-            assert_eq!(read(text), Reading::Unclear, "{text}");
-        }
-    }
+/// The object that answers for a pair.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pair {
+    response_a: String,
+    response_b: String,
 }
+
+/// Reads an answer for two responses. It must be the object that was asked for and nothing else; where either word is
+/// none, neither counts.
+pub(crate) fn read_pair(answer: &str) -> [Reading; 2] {
+    let unclear = [Reading::Unclear; 2];
+    let Ok(pair) = serde_json::from_str::<Pair>(answer.trim()) else { return unclear };
+    let read = [read(&pair.response_a), read(&pair.response_b)];
+    if read.contains(&Reading::Unclear) { unclear } else { read }
+}
+
+#[cfg(test)]
+mod tests;

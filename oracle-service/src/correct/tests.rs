@@ -15,6 +15,7 @@ fn correct(folder: &Path, rules: &str, records: &Value) -> Result<(Outcome, Valu
         output_json: folder.join("corrected.json"),
         oracle: crate::oracle::tests::rules(folder.join("rules.toml")),
         oracle_max_tokens: 512,
+        correction_tries: 3,
         json: false,
     })?;
     Ok((outcome, shared::input::read_json(&folder.join("corrected.json")).unwrap()))

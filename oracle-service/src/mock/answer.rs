@@ -33,7 +33,7 @@ pub(super) fn answer(judge: &Judge, user: &str, schema: Option<&Value>) -> Resul
             let text = judge.correct(prompt).ok_or("the rules offer no correction for this prompt")?;
             Ok(Said { text, other: None })
         }
-        None => Ok(Said { text: "This server answers the oracle's questions only.".to_owned(), other: None }),
+        Some(Asked::Pair { .. }) | None => Ok(Said { text: "This server answers the oracle's questions only.".to_owned(), other: None }),
     }
 }
 
@@ -43,6 +43,9 @@ fn structured(judge: &Judge, question: Option<Asked<'_>>, schema: &Value, flip: 
     // What a question asks, by the name of the property that answers it; a question with one verdict names none.
     let verdicts: Vec<(&str, bool)> = match question {
         Some(Asked::Verdict { prompt, response }) => vec![("", verdict(judge, prompt, response)?)],
+        Some(Asked::Pair { prompt, a, b }) => {
+            vec![("response_a", verdict(judge, prompt, a)?), ("response_b", verdict(judge, prompt, b)?)]
+        }
         Some(Asked::Correction { .. }) | None => Vec::new(),
     };
     let of = |property: &str| verdicts.iter().find(|(name, _)| name.is_empty() || *name == property);
