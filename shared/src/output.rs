@@ -5,11 +5,15 @@
 //! JSON is indented by 2, keeps non-ASCII characters and ends without a newline, as the reference's files do (spec 1).
 //! A path that is not a regular file (a device, a folder) is refused; a link is followed.
 
+mod spool;
+
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+
+pub use spool::{ListWriter, Spool};
 
 use crate::error::{Error, Result};
 

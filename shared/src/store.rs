@@ -1,65 +1,41 @@
 //! State that must survive: a small typed store in a folder of its own.
 //!
 //! The truth is `log`, one commit a line, checksummed, `fdatasync`ed before anyone is told. Commits of many callers share
-//! one sync. sled holds an index over it (`index/`), which is brought up to date, or made anew, from the log: sled is
-//! no longer maintained, does not sync by itself and has been seen corrupt after unclean stops. One thread owns both for
-//! writing. Keys are strings and values JSON, so that a log can be read with the eyes.
+//! one sync. sled holds an index over it (`index/`: where in the log each key's value lies), which is brought up to date,
+//! or made anew, from the log: sled is no longer maintained, does not sync by itself and has been seen corrupt after
+//! unclean stops. One thread writes the log, another the index. Keys are strings and values JSON, so that a log can be
+//! read with the eyes; a value is checked against its line's checksum whenever it is read.
 //!
 //! ```text
 //! 5b1e0c7a93d2f814 {"n":1,"c":[["runs","first",{"state":"running"}],["tasks","first/t1",null]]}
 //! └ BLAKE3 of the rest      └ commits count from 1   └ tree, key, value; null removes
 //! ```
 
+mod index;
+mod line;
+mod salvage;
+mod writer;
+
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Error, Result};
 use crate::lock;
+use index::{Applied, Index, index_key};
+pub use line::Change;
+use line::Place;
+pub use salvage::{Lost, Salvaged};
+use writer::{Commit, Writer};
 
-/// Where the index keeps how much of the log it holds; no tree has this name.
-const APPLIED: &[u8] = b"\0applied";
 /// Commits that wait for the thread at most; callers wait beyond.
-const WAITING: usize = 1024;
-
-/// One change of one value.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Change(String, String, Value);
-
-impl Change {
-    /// Sets a value.
-    pub fn put(tree: &str, key: impl Into<String>, value: &impl Serialize) -> Change {
-        Change(tree.to_owned(), key.into(), serde_json::to_value(value).expect("stored values are plain data"))
-    }
-
-    /// Removes a value, if it is there.
-    pub fn remove(tree: &str, key: impl Into<String>) -> Change {
-        Change(tree.to_owned(), key.into(), Value::Null)
-    }
-
-    fn index_key(&self) -> Vec<u8> {
-        index_key(&self.0, &self.1)
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-struct Line {
-    n: u64,
-    c: Vec<Change>,
-}
-
-/// How much of the log the index holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-struct Applied {
-    commits: u64,
-    bytes: u64,
-}
+const WAITING: usize = 4096;
 
 /// An open store; clones are handles on the same one.
 #[derive(Debug, Clone)]
@@ -70,16 +46,29 @@ pub struct Store {
 #[derive(Debug)]
 struct Inner {
     folder: PathBuf,
-    index: sled::Db,
+    log: File,
+    index: Arc<Index>,
     queue: Option<mpsc::Sender<Commit>>,
     thread: Option<std::thread::JoinHandle<()>>,
     _lock: File,
 }
 
-#[derive(Debug)]
-struct Commit {
-    changes: Vec<Change>,
-    done: oneshot::Sender<Result<()>>,
+/// What a store has under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found<T> {
+    /// The value.
+    Value(T),
+    /// Nothing.
+    Nothing,
+    /// A value that was damaged on the disk, and how.
+    Damaged(String),
+}
+
+/// How reading the log up to its end came out.
+enum Replayed {
+    Whole,
+    /// A commit is damaged and others follow it.
+    Damaged(Applied),
 }
 
 impl Store {
@@ -88,24 +77,51 @@ impl Store {
     /// # Errors
     /// Another process has it (its id is named); the log is damaged before its last line; the disk.
     pub fn open(folder: &Path) -> Result<Store> {
-        std::fs::create_dir_all(folder).map_err(|source| Error::io("make", folder, source))?;
-        let lock_path = folder.join("lock");
-        let lock_file = File::options().create(true).truncate(false).write(true).open(&lock_path);
-        let lock_file = lock_file.map_err(|source| Error::io("open", &lock_path, source))?;
-        lock::take(&lock_file, folder, "give another state folder")?;
+        let lock = take(folder)?;
+        let (index, replayed) = replayed(folder)?;
+        if let Replayed::Damaged(before) = replayed {
+            let problem = format!(
+                "commit {} is damaged and others follow it; restore the file, or keep its first {} bytes to go back to \
+                 the commit before",
+                before.commits + 1,
+                before.bytes
+            );
+            return Err(Error::file(&folder.join("log"), problem));
+        }
+        Store::start(folder, index, lock)
+    }
 
-        let log_path = folder.join("log");
-        let log = File::options().create(true).append(true).read(true).open(&log_path);
-        let mut log = log.map_err(|source| Error::io("open", &log_path, source))?;
-        let (index, applied) = open_index(folder, &mut log, &log_path)?;
-        let applied = replay(&mut log, &log_path, &index, applied)?;
+    /// As [`Store::open`]; but a damaged log is set aside, and the store goes on with all its whole commits. What was
+    /// lost is returned, commit by commit.
+    ///
+    /// # Errors
+    /// Another process has it (its id is named); the disk.
+    pub fn open_salvaging(folder: &Path) -> Result<(Store, Option<Salvaged>)> {
+        let lock = take(folder)?;
+        let (index, replayed) = replayed(folder)?;
+        if let Replayed::Whole = replayed {
+            return Ok((Store::start(folder, index, lock)?, None));
+        }
+        drop(index);
+        let salvaged = salvage::salvage(folder)?;
+        let (index, replayed) = self::replayed(folder)?;
+        match replayed {
+            Replayed::Whole => Ok((Store::start(folder, index, lock)?, Some(salvaged))),
+            Replayed::Damaged(_) => Err(Error::file(folder, "the disk returns other bytes than were written to it")),
+        }
+    }
 
+    fn start(folder: &Path, index: Index, lock: File) -> Result<Store> {
+        let path = folder.join("log");
+        let open = |options: &mut std::fs::OpenOptions| options.open(&path).map_err(|e| Error::io("open", &path, e));
+        let index = Arc::new(index);
         let (queue, waiting) = mpsc::channel(WAITING);
-        let writer = Writer { log, path: log_path, index: index.clone(), applied };
+        let writer = Writer::new(open(File::options().append(true))?, path.clone(), index.clone());
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || writer.run(waiting));
         let thread = thread.map_err(|source| Error::io("start a thread for", folder, source))?;
-        let inner =
-            Inner { folder: folder.to_owned(), index, queue: Some(queue), thread: Some(thread), _lock: lock_file };
+        let log = open(File::options().read(true))?;
+        let (queue, thread) = (Some(queue), Some(thread));
+        let inner = Inner { folder: folder.to_owned(), log, index, queue, thread, _lock: lock };
         Ok(Store { inner: Arc::new(inner) })
     }
 
@@ -134,10 +150,26 @@ impl Store {
     /// Returns a value.
     ///
     /// # Errors
-    /// The index cannot be read, or the value is not a `T`.
+    /// The store cannot be read, the value is damaged, or it is not a `T`.
     pub fn get<T: DeserializeOwned>(&self, tree: &str, key: &str) -> Result<Option<T>> {
-        let found = self.inner.index.get(index_key(tree, key)).map_err(|error| self.unreadable(&error))?;
-        found.map(|bytes| self.value(tree, key, &bytes)).transpose()
+        match self.find(tree, key)? {
+            Found::Value(value) => Ok(Some(value)),
+            Found::Nothing => Ok(None),
+            Found::Damaged(problem) => Err(Error::file(&self.inner.folder, problem)),
+        }
+    }
+
+    /// Returns a value, with damage told apart from what stops all reading.
+    ///
+    /// # Errors
+    /// The store cannot be read, or the value is not a `T`.
+    pub fn find<T: DeserializeOwned>(&self, tree: &str, key: &str) -> Result<Found<T>> {
+        let place = self.inner.index.get(&index_key(tree, key)).map_err(|error| index::unreadable(&error))?;
+        let Some(place) = place else { return Ok(Found::Nothing) };
+        match self.read(tree, key, place)? {
+            Some(value) => Ok(Found::Value(self.typed(tree, key, value)?)),
+            None => Ok(Found::Damaged(damaged(tree, key, place))),
+        }
     }
 
     /// Returns all values of a tree by key, in order of keys.
@@ -145,32 +177,83 @@ impl Store {
     /// # Errors
     /// As [`Store::get`].
     pub fn scan<T: DeserializeOwned>(&self, tree: &str) -> Result<Vec<(String, T)>> {
-        let prefix = index_key(tree, "");
         let mut all = Vec::new();
-        for entry in self.inner.index.scan_prefix(&prefix) {
-            let (key, bytes) = entry.map_err(|error| self.unreadable(&error))?;
-            let key = String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
-            let value = self.value(tree, &key, &bytes)?;
-            all.push((key, value));
-        }
+        self.visit(tree, |key, value| {
+            all.push((key.to_owned(), value));
+            Ok(())
+        })?;
         Ok(all)
     }
 
-    /// Returns how many values a tree has.
-    pub fn count(&self, tree: &str) -> usize {
-        self.inner.index.scan_prefix(index_key(tree, "")).count()
-    }
-
-    fn value<T: DeserializeOwned>(&self, tree: &str, key: &str, bytes: &[u8]) -> Result<T> {
-        serde_json::from_slice(bytes).map_err(|error| {
-            let problem = format!("{tree}/{key} holds what this version does not understand: {error}");
-            Error::file(&self.inner.folder, problem)
+    /// Calls `visit` for every key and value of a tree, in order of keys, one in memory at a time.
+    ///
+    /// # Errors
+    /// As [`Store::get`]; what `visit` returns.
+    pub fn visit<T: DeserializeOwned>(&self, tree: &str, mut visit: impl FnMut(&str, T) -> Result<()>) -> Result<()> {
+        let prefix = index_key(tree, "");
+        self.inner.index.visit(&prefix, |key, place| {
+            let key = String::from_utf8_lossy(&key[prefix.len()..]);
+            let value = self.read(tree, &key, place)?;
+            let value = value.ok_or_else(|| Error::file(&self.inner.folder, damaged(tree, &key, place)))?;
+            visit(&key, self.typed(tree, &key, value)?)
         })
     }
 
-    fn unreadable(&self, error: &sled::Error) -> Error {
-        let problem = format!("the index cannot be read ({error}); remove its folder index/, it is made anew");
-        Error::file(&self.inner.folder, problem)
+    /// Returns how many values a tree has.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn count(&self, tree: &str) -> Result<u64> {
+        self.inner.index.count(tree).map_err(|error| index::unreadable(&error))
+    }
+
+    /// Returns the length of what is committed of the log.
+    pub fn committed_bytes(&self) -> u64 {
+        self.inner.index.applied().bytes
+    }
+
+    /// Calls `visit` with tree, key and value (null: removed) of every change committed from a byte of the log to
+    /// another, in order. Damaged lines are passed over.
+    ///
+    /// # Errors
+    /// The disk; what `visit` returns.
+    pub fn changes_between(
+        &self,
+        byte: u64,
+        end: u64,
+        mut visit: impl FnMut(&str, &str, Value) -> Result<()>,
+    ) -> Result<()> {
+        let path = self.inner.folder.join("log");
+        let io = |source| Error::io("read", &path, source);
+        let mut log = File::open(&path).map_err(io)?;
+        log.seek(SeekFrom::Start(byte.min(end))).map_err(io)?;
+        let mut log = BufReader::with_capacity(1 << 18, log.take(end.saturating_sub(byte)));
+        let mut text = Vec::new();
+        while log.read_until(b'\n', &mut text).map_err(io)? > 0 {
+            for (tree, key, value) in line::read(&text).map(|line| line.c).unwrap_or_default() {
+                visit(&tree, &key, value)?;
+            }
+            text.clear();
+        }
+        Ok(())
+    }
+
+    /// Reads a value from the log; none if its line is not what was written.
+    fn read(&self, tree: &str, key: &str, place: Place) -> Result<Option<Value>> {
+        let mut text = vec![0; place.bytes as usize];
+        match self.inner.log.read_exact_at(&mut text, place.line) {
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+            read => read.map_err(|source| Error::io("read", &self.inner.folder.join("log"), source))?,
+        }
+        let change = line::read(&text).and_then(|line| line.c.into_iter().nth(place.change.into()));
+        Ok(change.filter(|(of, name, _)| of == tree && name == key).map(|(_, _, value)| value))
+    }
+
+    fn typed<T: DeserializeOwned>(&self, tree: &str, key: &str, value: Value) -> Result<T> {
+        serde_json::from_value(value).map_err(|error| {
+            let problem = format!("{tree}/{key} holds what this version does not understand: {error}");
+            Error::file(&self.inner.folder, problem)
+        })
     }
 
     fn gone(&self) -> Error {
@@ -188,57 +271,60 @@ impl Drop for Inner {
     }
 }
 
-fn index_key(tree: &str, key: &str) -> Vec<u8> {
-    [tree.as_bytes(), b"\0", key.as_bytes()].concat()
+fn damaged(tree: &str, key: &str, place: Place) -> String {
+    format!("{tree}/{key} is damaged: the line of the log at byte {} is not what was written there", place.line)
 }
 
-/// Opens the index and returns how much of the log it holds; one that does not open, or does not belong to this log, is
-/// set aside and begun anew.
-fn open_index(folder: &Path, log: &mut File, log_path: &Path) -> Result<(sled::Db, Applied)> {
+/// Takes the folder for this process, and makes it where it is missing.
+fn take(folder: &Path) -> Result<File> {
+    std::fs::create_dir_all(folder).map_err(|source| Error::io("make", folder, source))?;
+    let path = folder.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|source| Error::io("open", &path, source))?;
+    lock::take(&file, folder, "give another state folder")?;
+    Ok(file)
+}
+
+/// Opens the index, anew where it must be, and brings it up to the end of the log.
+fn replayed(folder: &Path) -> Result<(Index, Replayed)> {
+    let path = folder.join("log");
+    let log = File::options().create(true).append(true).read(true).open(&path);
+    let mut log = log.map_err(|source| Error::io("open", &path, source))?;
+    let index = open_index(folder, &log)?;
+    let replayed = replay(&mut log, &path, &index)?;
+    Ok((index, replayed))
+}
+
+/// Opens the index; one that does not open, or does not belong to this log, is set aside and begun anew.
+fn open_index(folder: &Path, log: &File) -> Result<Index> {
     let path = folder.join("index");
-    let config = sled::Config::new().path(&path).cache_capacity(64 << 20);
-    let problem = match config.open() {
-        Ok(index) => match belongs(&index, log, log_path)? {
-            Some(applied) => return Ok((index, applied)),
-            None => "does not belong to the log beside it".to_owned(),
-        },
-        Err(error) => error.to_string(),
+    // The byte before must end a line; what follows is checked line by line, its number first.
+    let belongs = |bytes: u64| {
+        let mut byte = [0];
+        bytes == 0 || (log.read_exact_at(&mut byte, bytes - 1).is_ok() && byte == *b"\n")
+    };
+    let problem = match Index::open(&path, belongs) {
+        Ok(index) => return Ok(index),
+        Err(problem) => problem,
     };
     tracing::warn!("{}: {problem}; it is made anew from the log", path.display());
-    let aside = (1..).map(|n| folder.join(format!("index.broken-{n}"))).find(|path| !path.exists());
-    let aside = aside.expect("some number is free");
+    let aside = unused(folder, "index.broken");
     std::fs::rename(&path, &aside).map_err(|source| Error::io("set aside", &path, source))?;
-    let index = config.open().map_err(|error| Error::file(&path, format!("cannot be made: {error}")))?;
-    Ok((index, Applied::default()))
+    Index::open(&path, belongs).map_err(|error| Error::file(&path, format!("cannot be made: {error}")))
 }
 
-/// Returns how much of this log an index holds; none if it speaks of another log.
-fn belongs(index: &sled::Db, log: &mut File, path: &Path) -> Result<Option<Applied>> {
-    let Ok(stored) = index.get(APPLIED) else { return Ok(None) };
-    let Some(stored) = stored else {
-        return Ok(index.is_empty().then(Applied::default));
-    };
-    let Ok(applied) = serde_json::from_slice::<Applied>(&stored) else { return Ok(None) };
-    let length = log.metadata().map_err(|source| Error::io("read", path, source))?.len();
-    if applied.bytes > length {
-        return Ok(None);
-    }
-    if applied.bytes == 0 {
-        return Ok(Some(applied));
-    }
-    // The byte before must end a line; what follows is checked line by line, its number first.
-    let mut byte = [0];
-    let read = log.seek(SeekFrom::Start(applied.bytes - 1)).and_then(|_| std::io::Read::read_exact(log, &mut byte));
-    read.map_err(|source| Error::io("read", path, source))?;
-    Ok((byte == *b"\n").then_some(applied))
+/// Returns a path in a folder that is not in use yet: `name-1`, `name-2` …
+fn unused(folder: &Path, name: &str) -> PathBuf {
+    let aside = (1..).map(|n| folder.join(format!("{name}-{n}"))).find(|path| !path.exists());
+    aside.expect("some number is free")
 }
 
-/// Brings the index up to the end of the log and cuts a torn last line off. Returns how much the index holds then.
-fn replay(log: &mut File, path: &Path, index: &sled::Db, from: Applied) -> Result<Applied> {
+/// Brings the index up to the end of the log and cuts a torn last line off.
+fn replay(log: &mut File, path: &Path, index: &Index) -> Result<Replayed> {
     let io = |source| Error::io("read", path, source);
-    log.seek(SeekFrom::Start(from.bytes)).map_err(io)?;
+    let mut applied = index.applied();
+    log.seek(SeekFrom::Start(applied.bytes)).map_err(io)?;
     let mut reader = BufReader::with_capacity(1 << 18, &mut *log);
-    let mut applied = from;
     let mut text = Vec::new();
     loop {
         text.clear();
@@ -248,107 +334,22 @@ fn replay(log: &mut File, path: &Path, index: &sled::Db, from: Applied) -> Resul
         if text.last() != Some(&b'\n') {
             break; // killed while writing: nobody was told
         }
-        let Some(line) = parse(&text).filter(|line| line.n == applied.commits + 1) else {
+        let Some(line) = line::read(&text).filter(|line| line.n == applied.commits + 1) else {
             let rest = reader.read_until(b'\n', &mut Vec::new()).map_err(io)?;
             if rest == 0 {
                 break; // blocks of the last write that reached the disk out of order
             }
-            let problem = format!(
-                "commit {} is damaged and others follow it; restore the file, or keep its first {} bytes to go back to \
-                 the commit before",
-                applied.commits + 1,
-                applied.bytes
-            );
-            return Err(Error::file(path, problem));
+            return Ok(Replayed::Damaged(applied));
         };
-        applied = Applied { commits: line.n, bytes: applied.bytes + text.len() as u64 };
-        apply(index, &line.c, applied).map_err(|error| Error::file(path, error.to_string()))?;
+        let start = applied.bytes;
+        applied = Applied { commits: line.n, bytes: start + text.len() as u64 };
+        let changes = line.c.iter().map(|(tree, key, value)| (tree.as_str(), key.as_str(), !value.is_null()));
+        if let Some(leaving) = index.note(writer::placed(changes, start, text.len()), applied) {
+            index.bring_in(&leaving);
+        }
     }
     log.set_len(applied.bytes).map_err(|source| Error::io("cut", path, source))?;
-    Ok(applied)
-}
-
-fn parse(text: &[u8]) -> Option<Line> {
-    let text = text.strip_suffix(b"\n")?;
-    let (sum, line) = (text.get(..16)?, text.get(17..)?);
-    (checksum(line).as_bytes() == sum).then(|| serde_json::from_slice(line).ok()).flatten()
-}
-
-fn checksum(line: &[u8]) -> String {
-    blake3::hash(line).to_hex()[..16].to_owned()
-}
-
-fn apply(index: &sled::Db, changes: &[Change], applied: Applied) -> sled::Result<()> {
-    let mut batch = sled::Batch::default();
-    for change in changes {
-        match &change.2 {
-            Value::Null => batch.remove(change.index_key()),
-            value => batch.insert(change.index_key(), serde_json::to_vec(value).expect("JSON")),
-        }
-    }
-    batch.insert(APPLIED, serde_json::to_vec(&applied).expect("plain data"));
-    index.apply_batch(batch)
-}
-
-/// The thread that writes.
-struct Writer {
-    log: File,
-    path: PathBuf,
-    index: sled::Db,
-    applied: Applied,
-}
-
-impl Writer {
-    fn run(mut self, mut waiting: mpsc::Receiver<Commit>) {
-        while let Some(first) = waiting.blocking_recv() {
-            let mut group = vec![first];
-            while let Ok(next) = waiting.try_recv() {
-                group.push(next);
-            }
-            match self.write(&group) {
-                Ok(()) => group.into_iter().for_each(|commit| {
-                    let _ = commit.done.send(Ok(()));
-                }),
-                Err((doing, source)) => {
-                    for commit in group {
-                        let source = source.raw_os_error().map_or_else(
-                            || std::io::Error::new(source.kind(), source.to_string()),
-                            std::io::Error::from_raw_os_error,
-                        );
-                        let _ = commit.done.send(Err(Error::io(doing, &self.path, source)));
-                    }
-                }
-            }
-        }
-        let _ = self.index.flush();
-    }
-
-    /// Writes and syncs a group of commits, then brings the index up to it.
-    fn write(&mut self, group: &[Commit]) -> std::result::Result<(), (&'static str, std::io::Error)> {
-        let mut bytes = Vec::new();
-        let mut after = Vec::with_capacity(group.len());
-        let mut applied = self.applied;
-        for commit in group {
-            let line = Line { n: applied.commits + 1, c: commit.changes.clone() };
-            let line = serde_json::to_vec(&line).expect("changes are plain data");
-            bytes.extend_from_slice(checksum(&line).as_bytes());
-            bytes.push(b' ');
-            bytes.extend_from_slice(&line);
-            bytes.push(b'\n');
-            applied = Applied { commits: applied.commits + 1, bytes: self.applied.bytes + bytes.len() as u64 };
-            after.push(applied);
-        }
-        if let Err(source) = self.log.write_all(&bytes).and_then(|()| self.log.sync_data()) {
-            // What was written of it must not be taken for committed when the store is opened again.
-            let _ = self.log.set_len(self.applied.bytes);
-            return Err(("write", source));
-        }
-        for (commit, applied) in group.iter().zip(after) {
-            apply(&self.index, &commit.changes, applied).map_err(|error| ("index", std::io::Error::other(error)))?;
-        }
-        self.applied = applied;
-        Ok(())
-    }
+    Ok(Replayed::Whole)
 }
 
 #[cfg(test)]
