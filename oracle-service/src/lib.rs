@@ -7,6 +7,7 @@
 mod agreement;
 mod api;
 mod batches;
+mod bench;
 mod canary;
 mod control;
 mod correct;
@@ -60,6 +61,7 @@ enum Command {
     Serve(service::Args),
     Mock(mock::Args),
     Rehearse(rehearse::Args),
+    Bench(bench::Args),
 }
 
 /// How a command ended that did not fail.
@@ -103,6 +105,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Serve(args) => service::run(&args),
         Command::Mock(args) => mock::run(&args),
         Command::Rehearse(args) => rehearse::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

@@ -6,14 +6,13 @@
 
 mod beside;
 mod checkpoints;
+mod pairs;
 
 use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
-use shared::output::{ArrayWriter, sibling, write_json};
-use shared::python_random::PythonRandom;
-use shared::quarantine::Quarantine;
+use shared::output::{ArrayWriter, ListWriter, sibling};
 use shared::record::{Category, Record, Text};
 
 use crate::api::engine::BillNow;
@@ -24,6 +23,7 @@ use crate::progress::{Progress, Shown, Sink};
 use crate::{Outcome, relabel, table};
 use beside::Beside;
 use checkpoints::Checkpoints;
+use pairs::{Pair, Pairs};
 
 /// Labels every pair INVERT, PUNISH or RETAIN under the new policy
 ///
@@ -170,25 +170,13 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
     if let Oracle::Model(asker) = oracle {
         relabel::check(asker, input, job.pairs, job.relabel).await?;
     }
-    let records: Vec<Record> = shared::input::read_all(input)?;
-    let mut quarantine = Quarantine::of("triage");
-    let mut pairs = Vec::with_capacity(records.len());
-    for index in order(records.len(), job.num_samples, job.seed) {
-        let record = &records[index];
-        let Some(rejected) = &record.rejected else {
-            return Err(shared::Error::field(input, index, "rejected", "is missing").into());
-        };
-        match unreadable_field(record, rejected) {
-            Some(field) => quarantine.push(input, index, field, "is empty", record)?,
-            None => pairs.push((index, record, rejected)),
-        }
-    }
-
+    let pairs = Pairs::look_through(input, job.num_samples, job.seed)?;
+    let total = pairs.total;
     let name = format!("triage {}", input.display());
     oracle
         .in_batches(&name, sink, async |front| {
-            let asked = futures::stream::iter(&pairs)
-                .map(|(_, record, rejected)| front.visit(judged(oracle, record, rejected, job.pairs)));
+            let asked = futures::stream::iter(pairs.iter(input)?)
+                .map(|pair| async { front.visit(judged(oracle, &pair?, job.pairs)).await });
             asked.buffered(oracle.window()).try_for_each(|()| std::future::ready(Ok(()))).await
         })
         .await?;
@@ -196,35 +184,40 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
     let mut gold = ArrayWriter::create(&job.output)?;
     let mut labels = ArrayWriter::create(&triage_path)?;
     let mut beside = Beside::create(&job.output, oracle)?;
-    let mut checkpoints = job.checkpoints.as_ref().map(|(folder, every)| Checkpoints::new(folder, *every));
-    let (mut uncertain, mut dead) = (Vec::new(), Vec::new());
+    let checkpoints = job.checkpoints.as_ref().map(|(folder, every)| Checkpoints::new(folder, *every));
+    let mut checkpoints = checkpoints.transpose()?;
+    let mut uncertain = ListWriter::new(&sibling(&job.output, "_uncertain"));
+    let mut dead = ListWriter::new(&sibling(&job.output, "_dead_letter"));
     let mut by_category = [0usize; 3];
-    let total = pairs.len() as u64;
-    let mut decided = futures::stream::iter(pairs)
-        .map(|(index, record, rejected)| async move {
-            let judged = judged(oracle, record, rejected, job.pairs).await?;
-            Ok::<_, Error>((index, record, rejected, judged))
+    let mut decided = futures::stream::iter(pairs.iter(input)?)
+        .map(|pair| async move {
+            let pair = pair?;
+            let judged = judged(oracle, &pair, job.pairs).await?;
+            Ok::<_, Error>((pair, judged))
         })
         .buffered(oracle.window());
     let mut done = 0;
-    while let Some((index, record, rejected, judged)) = decided.try_next().await? {
+    while let Some((Pair { index, record, rejected }, judged)) = decided.try_next().await? {
         done += 1;
         sink(Progress { done, total, bill: oracle.bill(), waiting: oracle.waiting() });
-        beside.push(index, record, rejected, &judged)?;
+        beside.push(index, &record, &rejected, &judged)?;
         match label(&judged) {
             Label::Violations(violations) => {
                 let category = violations.category();
                 by_category[category as usize] += 1;
-                let labelled = Labelled { prompt: &record.prompt, chosen: &record.chosen, rejected, category };
-                labels.push(&labelled)?;
                 let relabelled = relabelled(record.clone(), violations);
                 gold.push(&relabelled)?;
+                let (prompt, chosen) = (&record.prompt, &record.chosen);
+                let labelled = Labelled { prompt, chosen, rejected: &rejected, category };
+                labels.push(&labelled)?;
                 if let Some(checkpoints) = &mut checkpoints {
                     checkpoints.push(&relabelled, &labelled)?;
                 }
             }
-            Label::Uncertain(field, reason) => uncertain.push(Unlabelled { index, field, reason, record }),
-            Label::Dead(field, reason) => dead.push(Unlabelled { index, field, reason, record }),
+            Label::Uncertain(field, reason) => {
+                uncertain.push(&Unlabelled { index, field, reason, record: &record })?;
+            }
+            Label::Dead(field, reason) => dead.push(&Unlabelled { index, field, reason, record: &record })?,
             Label::UnknownPrompt(problem) => {
                 return Err(shared::Error::field(input, index, "prompt", problem).into());
             }
@@ -237,31 +230,24 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
     labels.finish()?;
     beside.finish()?;
     let total = gold.finish()?;
-    write_or_remove(&sibling(&job.output, "_uncertain"), &uncertain)?;
-    write_or_remove(&sibling(&job.output, "_dead_letter"), &dead)?;
     Ok(Counts {
         total,
         invert: by_category[Category::Invert as usize],
         punish: by_category[Category::Punish as usize],
         retain: by_category[Category::Retain as usize],
-        uncertain: uncertain.len(),
-        dead_letter: dead.len(),
-        quarantined: quarantine.len(),
+        uncertain: uncertain.finish()?,
+        dead_letter: dead.finish()?,
+        quarantined: pairs.quarantine.len(),
         output: job.output.clone(),
         triage: triage_path,
-        quarantine: quarantine.write_beside(&job.output)?,
+        quarantine: pairs.quarantine.write_beside(&job.output)?,
         bill: oracle.bill(),
     })
 }
 
-async fn judged(oracle: &Oracle, record: &Record, rejected: &Text, form: PairForm) -> Result<PairJudged> {
-    let (prompt, chosen) = (record.prompt.prompt_text(), record.chosen.response());
-    oracle.judge_pair(&prompt, &chosen, &rejected.response(), form).await
-}
-
-/// Writes a list, or removes that of an earlier run where there is nothing to list.
-fn write_or_remove<T: Serialize>(path: &Path, list: &[T]) -> Result<()> {
-    if list.is_empty() { remove(path) } else { Ok(write_json(path, list)?) }
+async fn judged(oracle: &Oracle, pair: &Pair, form: PairForm) -> Result<PairJudged> {
+    let (prompt, chosen) = (pair.record.prompt.prompt_text(), pair.record.chosen.response());
+    oracle.judge_pair(&prompt, &chosen, &pair.rejected.response(), form).await
 }
 
 /// Removes a file of an earlier run, if it is there.
@@ -347,27 +333,6 @@ fn label(judged: &PairJudged) -> Label {
     }
     let violates = |decision: &Decision| *decision == Decision::Violates;
     Label::Violations(Violations { chosen: violates(chosen), rejected: rejected.map(violates) })
-}
-
-/// Returns the records to take, in order: all, or a draw without replacement in the order drawn (spec 1.3, A.1).
-fn order(records: usize, samples: Option<usize>, seed: u64) -> Vec<usize> {
-    match samples {
-        Some(samples) if samples < records => PythonRandom::new(seed).sample(records, samples),
-        _ => (0..records).collect(),
-    }
-}
-
-/// Returns the first field without text. A conversation can hold turns and still no response.
-fn unreadable_field(record: &Record, rejected: &Text) -> Option<&'static str> {
-    if record.prompt.prompt_text().trim().is_empty() {
-        Some("prompt")
-    } else if record.chosen.response().trim().is_empty() {
-        Some("chosen")
-    } else if rejected.response().trim().is_empty() {
-        Some("rejected")
-    } else {
-        None
-    }
 }
 
 /// Which responses of a pair, in its original order, violate the policy.
