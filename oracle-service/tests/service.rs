@@ -7,8 +7,9 @@ use proto::oracle::job::Work;
 use proto::oracle::job_event::Event;
 use proto::oracle::oracle_client::OracleClient;
 use proto::oracle::{Ended, Job, StatusRequest, Triage};
+use serde_json::Value;
 use shared::net::{SendToken, Token, channel};
-use support::{Server, succeed, world};
+use support::{Server, command, succeed, world};
 use tonic::{Code, Status};
 
 type Client = OracleClient<tonic::service::interceptor::InterceptedService<tonic::transport::Channel, SendToken>>;
@@ -182,4 +183,101 @@ async fn what_is_wrong_with_a_job_or_its_caller_is_told() {
         assert_eq!(status.code(), Code::Unauthenticated, "{status}");
     }
     finish(&mut client(&service, Some("right")), good).await.unwrap();
+}
+
+/// Reads a job's progress until its note holds these words.
+async fn until_noted(events: &mut tonic::Streaming<proto::oracle::JobEvent>, words: &str) -> String {
+    loop {
+        match events.message().await.unwrap().unwrap().event.unwrap() {
+            Event::Progress(progress) if progress.note.contains(words) => return progress.note,
+            Event::Progress(_) => {}
+            Event::Ended(_) => panic!("it ended and never said {words:?}"),
+        }
+    }
+}
+
+async fn ended(events: &mut tonic::Streaming<proto::oracle::JobEvent>) -> Ended {
+    loop {
+        if let Event::Ended(ended) = events.message().await.unwrap().unwrap().event.unwrap() {
+            return ended;
+        }
+    }
+}
+
+fn status(folder: &std::path::Path, service: &Server) -> Value {
+    let output = succeed(folder, &["status", "--service", &service.url, "--json"]);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_job_refused_for_its_quota_pauses_and_goes_on_when_it_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    world(folder, 30);
+    std::fs::write(folder.join("quota.toml"), "[[fault]]\nrequest = 5\nwhat = 'quota'\n").unwrap();
+    let (mock, service) = (Server::mock(folder, &["--fault-plan", "quota.toml"]), service(folder));
+    let job = job(folder, &mock.api(), "gold.json");
+    let mut events = client(&service, None).run(job).await.unwrap().into_inner();
+    let note = until_noted(&mut events, "paused").await;
+    assert!(note.contains("quota") && note.contains(&mock.api()), "{note}");
+    let shown = status(folder, &service);
+    let shown = &shown["jobs"][0];
+    assert!(shown["paused"].as_str().unwrap().contains("quota"), "{shown}");
+    assert!(shown["endpoints"][0]["halted"].as_str().unwrap().contains("quota"), "{shown}");
+    assert!(
+        shown["calls"].as_u64().unwrap() >= 1 && shown["projected_usd"].is_number() | (shown["done"] == 0),
+        "{shown}"
+    );
+
+    let other = command(folder, &["resume", "--service", &service.url, "--run", "none"]).output().unwrap();
+    assert!(!other.status.success() && String::from_utf8_lossy(&other.stderr).contains("r/triage"));
+    let resumed = succeed(folder, &["resume", "--service", &service.url, "--run", "r"]);
+    assert_eq!(String::from_utf8_lossy(&resumed.stdout), "resumed: r/triage\n");
+    ended(&mut events).await;
+    let bill = mock.bill();
+    assert_eq!(bill["requests"].as_object().unwrap().values().map(|r| r["times"].as_u64().unwrap()).max(), Some(1));
+}
+
+#[tokio::test]
+async fn a_job_at_its_cost_limit_pauses_within_it_and_goes_on_when_it_is_raised() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    world(folder, 40);
+    let (mock, service) = (Server::mock(folder, &[]), service(folder));
+    let cap = 0.002;
+    let job = Job { max_cost_usd: Some(cap), concurrency: 64, ..job(folder, &mock.api(), "gold.json") };
+    let mut events = client(&service, None).run(job).await.unwrap().into_inner();
+    until_noted(&mut events, "cost limit").await;
+    let paid = |bill: &Value| {
+        bill["prompt_tokens"].as_f64().unwrap() * 1e-6 + bill["completion_tokens"].as_f64().unwrap() * 4e-6
+    };
+    let bill = mock.bill();
+    assert!(paid(&bill) <= cap && paid(&bill) > cap / 4.0, "{} of {cap}", paid(&bill));
+    let shown = status(folder, &service);
+    assert_eq!(shown["jobs"][0]["cap_usd"], cap);
+    assert!((shown["jobs"][0]["run_usd"].as_f64().unwrap() - paid(&bill)).abs() < 1e-9, "{shown}");
+
+    succeed(folder, &["retune", "--service", &service.url, "--max-cost-usd", "10", "--concurrency", "4"]);
+    let ended = ended(&mut events).await.bill.unwrap();
+    assert_eq!((ended.cap_usd, ended.lost_usd), (Some(10.0), 0.0));
+    assert!((ended.account_usd - paid(&mock.bill())).abs() < 1e-9);
+}
+
+#[tokio::test]
+async fn a_job_paused_by_an_operator_sends_nothing_until_it_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    world(folder, 60);
+    let (mock, service) = (Server::mock(folder, &["--latency-ms", "20"]), service(folder));
+    let mut events = client(&service, None).run(job(folder, &mock.api(), "gold.json")).await.unwrap().into_inner();
+    succeed(folder, &["pause", "--service", &service.url]);
+    until_noted(&mut events, "operator").await;
+    while status(folder, &service)["jobs"][0]["in_flight"] != 0 {}
+    let before = mock.bill()["calls"].clone();
+    // Long enough for the job to tell twice more that it is paused.
+    until_noted(&mut events, "operator").await;
+    until_noted(&mut events, "operator").await;
+    assert_eq!(mock.bill()["calls"], before);
+    succeed(folder, &["resume", "--service", &service.url]);
+    ended(&mut events).await;
 }

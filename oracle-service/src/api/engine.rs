@@ -220,7 +220,12 @@ impl Engine {
                 }
                 outcome
             });
-            let outcome = sending.await.expect("sending does not panic")?;
+            let outcome = match sending.await {
+                Ok(outcome) => outcome?,
+                // The process ends: whoever asked goes with it.
+                Err(error) if error.is_cancelled() => None,
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            };
             return Ok(outcome.unwrap_or(Asked::Dead("its job was dropped".into())));
         }
     }

@@ -73,6 +73,8 @@ pub(super) struct Gate {
 struct State {
     is_paused: bool,
     pause: Option<Pause>,
+    /// Why an impatient job has ended: nothing smaller may slip through after.
+    stopped: Option<Pause>,
     waits: Option<String>,
     concurrency: usize,
     in_flight: usize,
@@ -136,7 +138,8 @@ impl Gate {
         changed: Arc<Notify>,
         dropped: CancellationToken,
     ) -> Arc<Gate> {
-        let state = State { is_paused: false, pause: None, waits: None, concurrency, in_flight: 0, turn: 0.0 };
+        let state =
+            State { is_paused: false, pause: None, stopped: None, waits: None, concurrency, in_flight: 0, turn: 0.0 };
         let turn = tokio::sync::Mutex::default();
         Arc::new(Gate { endpoints, account, state: Mutex::new(state), turn, changed, is_patient, dropped })
     }
@@ -154,6 +157,9 @@ impl Gate {
             if self.dropped.is_cancelled() {
                 return Admission::Dropped;
             }
+            if let Some(pause) = self.lock().stopped.clone() {
+                return Admission::Stopped(pause);
+            }
             let wait = match self.step(size, money, Instant::now()) {
                 Step::Go(ticket) => {
                     self.tell(None, None);
@@ -164,8 +170,12 @@ impl Gate {
                     wait
                 }
                 Step::Paused(pause, look) => {
-                    if !self.is_patient && self.lock().in_flight == 0 {
-                        return Admission::Stopped(pause);
+                    if !self.is_patient {
+                        let mut state = self.lock();
+                        if state.in_flight == 0 {
+                            state.stopped = Some(pause.clone());
+                            return Admission::Stopped(pause);
+                        }
                     }
                     self.tell(Some(pause), None);
                     look
@@ -371,7 +381,7 @@ impl Ticket {
         self.is_told = true;
         let mut of = self.endpoint.lock();
         of.pacer.answered(self.permit, used.unwrap_or(self.permit.tokens()), heard, Instant::now());
-        of.health.answered();
+        of.health.answered(self.permit.at());
     }
 
     /// It was refused for the rate.
@@ -379,12 +389,12 @@ impl Ticket {
         self.is_told = true;
         let mut of = self.endpoint.lock();
         of.pacer.refused(self.permit, heard, Instant::now());
-        of.health.limited();
+        of.health.lives(self.permit.at());
     }
 
     /// It was refused for what it asks: the endpoint is well.
     pub(super) fn declined(&self) {
-        self.endpoint.lock().health.limited();
+        self.endpoint.lock().health.lives(self.permit.at());
     }
 
     /// It failed in a way that may pass. Returns whether that counts against the item.

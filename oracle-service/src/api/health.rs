@@ -42,6 +42,8 @@ pub(crate) struct Health {
     /// Items that failed since the last answer.
     failing: BTreeSet<u64>,
     since: Option<Instant>,
+    /// When it last refused.
+    refused_at: Option<Instant>,
     next_look: Option<Instant>,
     looks: u32,
     is_looking: bool,
@@ -73,14 +75,18 @@ impl Health {
         self.is_looking = self.halt.is_some();
     }
 
-    /// Notes an answer, or anything else that only a server in use says.
-    pub(crate) fn answered(&mut self) {
-        *self = Health { answers: self.answers + 1, ..Health::default() };
+    /// Notes an answer to a request that was sent then.
+    pub(crate) fn answered(&mut self, sent: Instant) {
+        self.answers += 1;
+        self.lives(sent);
     }
 
-    /// Notes a refusal for the rate: the server is there.
-    pub(crate) fn limited(&mut self) {
-        *self = Health { answers: self.answers, ..Health::default() };
+    /// Notes anything else that only a server in use says: a refusal for the rate or of one request's content.
+    pub(crate) fn lives(&mut self, sent: Instant) {
+        // What was sent before it began to refuse says nothing of what it does now.
+        if self.refused_at.is_none_or(|refused| sent > refused) {
+            *self = Health { answers: self.answers, ..Health::default() };
+        }
     }
 
     /// Notes a failure that may pass. Returns whether it counts against the item.
@@ -124,6 +130,7 @@ impl Health {
     /// Notes that it will not answer before someone acts.
     pub(crate) fn refused(&mut self, reason: &str, now: Instant) {
         self.halt = Some(Halt::Refused(reason.to_owned()));
+        self.refused_at = Some(now);
         self.looked(REFUSED_LOOK, now);
     }
 
@@ -158,7 +165,7 @@ mod tests {
         assert!(!health.failed(99, "500", start));
         assert_eq!(health.halt(), Some(&Halt::Away("500".into())));
         // An answer makes all good.
-        health.answered();
+        health.answered(start);
         assert_eq!((health.halt(), health.wait(start)), (None, Some(Duration::ZERO)));
         assert!(health.failed(99, "500", start) && health.has_answered());
     }
@@ -204,7 +211,7 @@ mod tests {
         health.away("refused", start);
         assert!(health.is_hopeless());
         let mut other = Health::default();
-        other.answered();
+        other.answered(start);
         other.hopeless("cut", start);
         assert!(!other.is_hopeless());
     }
@@ -214,6 +221,8 @@ mod tests {
         let start = Instant::now();
         let mut health = Health::default();
         health.refused("quota", start);
+        health.answered(start);
+        assert_eq!(health.halt(), Some(&Halt::Refused("quota".into())), "that was sent before");
         assert!(health.wait(start).unwrap() > Duration::from_secs(200));
         health.look_now();
         assert_eq!(health.wait(start), Some(Duration::ZERO));
@@ -221,7 +230,7 @@ mod tests {
         // Cut off while looking: it still refuses, as far as one knows.
         health.failed(1, "cut", start);
         assert_eq!(health.halt(), Some(&Halt::Refused("quota".into())));
-        health.limited();
+        health.lives(start + Duration::from_millis(1));
         assert_eq!(health.halt(), None);
     }
 }

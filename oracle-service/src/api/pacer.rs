@@ -106,6 +106,11 @@ struct Bucket {
 }
 
 impl Permit {
+    /// Returns when it was taken.
+    pub(crate) fn at(&self) -> Instant {
+        self.at
+    }
+
     /// Returns the tokens it was taken for.
     pub(crate) fn tokens(&self) -> f64 {
         self.tokens
