@@ -1,5 +1,6 @@
 //! `coordinator serve`: the coordinator as a process.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tonic::service::interceptor::InterceptedService;
 
 use crate::driver::{Driver, Surroundings};
 use crate::logs::Logs;
+use crate::scheduler::run::Run;
 use crate::scheduler::{Scheduler, Timing};
 use crate::service::Service;
 use crate::stage::OracleAddress;
@@ -49,6 +51,9 @@ pub(crate) struct Args {
     /// Interval of workers' heartbeats; one is lost after five without
     #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(20..=60_000))]
     heartbeat_ms: u64,
+    /// Drive this run alone; other runs in the state folder stay as they are
+    #[arg(long, value_name = "RUN")]
+    only: Option<String>,
     /// End when standard input ends
     #[arg(long)]
     with_parent: bool,
@@ -106,10 +111,15 @@ pub(crate) async fn serve(
         probe,
     };
     let seed = random()?;
-    let scheduler = |runs| Scheduler::new(timing, seed, runs);
+    let scheduler = |mut runs: BTreeMap<String, Run>| {
+        if let Some(only) = &args.only {
+            runs.retain(|name, _| name == only);
+        }
+        Scheduler::new(timing, seed, runs)
+    };
     let driver = Driver::new(store, logs.clone(), surroundings, scheduler, (inbox_in.clone(), inbox), snapshots_in)?;
 
-    let service = Service { inbox: inbox_in, snapshots, logs };
+    let service = Service { inbox: inbox_in, snapshots, logs, only: args.only.clone() };
     let runs = RunsServer::new(service.clone()).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let workers = WorkersServer::new(service).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let server = shared::net::server()

@@ -32,6 +32,8 @@ pub(crate) struct Service {
     pub(crate) inbox: mpsc::Sender<Input>,
     pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(crate) logs: Logs,
+    /// The one run that is driven here.
+    pub(crate) only: Option<String>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -77,6 +79,10 @@ impl Runs for Service {
         };
         let plan = crate::run_file::plan(&parsed);
         let name = plan.run.clone();
+        if let Some(only) = self.only.as_ref().filter(|only| **only != name) {
+            let problem = format!("this coordinator belongs to a local run of {only} and drives no other");
+            return Err(Status::failed_precondition(problem));
+        }
         self.ask(Event::RunSubmitted { plan, source: Source { text, file, folder, set } }).await?;
         Ok(Response::new(SubmitReply { run: Some(self.run(&name)?), problems: Vec::new() }))
     }

@@ -109,8 +109,41 @@ fn plain_pairs_pass_with_all_fields_and_empty_texts_are_set_aside() {
     assert_eq!(folder.text("p.json"), serde_json::to_string_pretty(&json!([good, good])).unwrap());
     assert_eq!(
         folder.json("p_quarantine.json"),
-        json!([{"index": 1, "file": "plain.jsonl", "field": "chosen", "reason": "is empty", "record": bad}])
+        json!([{"by": "data prepare", "index": 1, "file": "plain.jsonl", "field": "chosen", "reason": "is empty", "record": bad}])
     );
+}
+
+#[test]
+fn no_file_that_is_read_is_written() {
+    let folder = Folder::new();
+    let row = json!({"prompt": "p", "chosen": "c", "rejected": "r", "category": "RETAIN"});
+    std::fs::create_dir(folder.path("trace")).unwrap();
+    for name in ["t.json", "t_unused.json", "t_quarantine.json", "trace/train1.json"] {
+        folder.write(name, json!([row]).to_string());
+    }
+    let before: Vec<String> = folder.files().iter().map(|name| folder.text(name)).collect();
+    for command in [
+        "data prepare --input t.json --output-json t.json",
+        "data prepare --input t_unused.json --output-json t.json --save-unused",
+        "data prepare --input t_quarantine.json --output-json t.json",
+        "data split --ckpt-json trace/train1.json --output-dir . --uniform --train1-size 1 --train2-size 0",
+    ] {
+        folder.fail(command, "would be overwritten");
+    }
+    let after: Vec<String> = folder.files().iter().map(|name| folder.text(name)).collect();
+    assert_eq!(after, before);
+}
+
+#[test]
+fn stages_in_one_folder_keep_each_others_quarantine() {
+    let folder = Folder::new();
+    let good = json!({"prompt": "p", "chosen": "c", "rejected": "r", "category": "RETAIN"});
+    folder.write("rows.json", json!([good, {"prompt": " ", "chosen": "c", "rejected": "r"}]).to_string());
+    folder.succeed("data prepare --input rows.json --output-json pairs.json");
+    let aside = folder.text("pairs_quarantine.json");
+    folder.succeed("data split --ckpt-json pairs.json --output-dir . --uniform --train1-size 1 --train2-size 0");
+    folder.succeed("data noise --input-json pairs.json --output-dir . --noise-rates 0.1");
+    assert_eq!(folder.text("pairs_quarantine.json"), aside);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde::Serialize;
 use shared::record::Record;
 
 use crate::api::prices::{Prices, Tokens};
-use crate::api::request::Model;
+use crate::api::request::{Form, Model};
 use crate::api::tokens::Counter;
 use crate::error::Result;
 use crate::{Outcome, oracle, table};
@@ -90,7 +90,7 @@ fn of(input: &Path, model: &Model, prices: &Prices) -> Result<Estimate> {
         if index % every == 0 {
             let asked = record.prompt.prompt_text();
             for response in [Some(&record.chosen), record.rejected.as_ref()].into_iter().flatten() {
-                prompt += counter.prompt(&model.verdict(&asked, &response.response()).body);
+                prompt += counter.prompt(&model.verdict(&asked, &response.response(), Form::default()).body);
             }
             counted += 1;
         }

@@ -53,6 +53,7 @@ pub(crate) struct OracleArgs {
     pub(crate) batch: BatchArgs,
     #[command(flatten)]
     pub(crate) api: ApiArgs,
+    #[command(flatten)]
     pub(crate) judging: Judging,
     #[command(flatten)]
     pub(crate) canary: CanaryArgs,

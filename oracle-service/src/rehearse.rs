@@ -18,11 +18,14 @@ use futures::StreamExt;
 use shared::rules::Judge;
 
 use crate::Outcome;
-use crate::api::engine::{Asked, Engine, Home};
+use crate::api::endpoint::Endpoints;
+use crate::api::engine::{Asked, Engine, Home, Setup};
 use crate::api::ledger::Ledger;
+use crate::api::options::DEADLINE;
+use crate::api::pacer::PerMinute;
 use crate::api::prices::Prices;
 use crate::api::reading::{Reading, read};
-use crate::api::request::{Model, Request};
+use crate::api::request::{Form, Model, Request};
 use crate::error::{Error, Result};
 use crate::mock::Mock;
 use crate::table::print_json;
@@ -116,12 +119,22 @@ async fn rehearse(job: &Job, args: &Args, prices: Prices) -> Result<Forecast> {
 
 /// Returns the engine as a job has it.
 fn engine(home: &Home, url: &str, job: &Job, prices: Prices) -> Result<Engine> {
-    Engine::new(home, url, "rehearsal", job.concurrency, prices)
+    let setup = Setup {
+        endpoints: Endpoints::single(url, "rehearsal".to_owned().into(), PerMinute::default()),
+        model: job.model.clone(),
+        concurrency: job.concurrency,
+        prices,
+        account: "rehearsal".to_owned(),
+        max_cost_usd: None,
+        deadline: DEADLINE,
+        is_patient: false,
+    };
+    Engine::new(home, setup)
 }
 
 /// Returns the question about one response.
 fn question(model: &Model, prompt: &str, response: &str) -> Request {
-    model.verdict(prompt, response)
+    model.verdict(prompt, response, Form::default())
 }
 
 async fn ask_all(job: &Job, sample: u64, engine: &Engine, seen: &Seen) -> Result<()> {

@@ -130,8 +130,10 @@ struct Unlabelled<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
-    let inputs = [("--input-json", Some(args.input_json.as_path()))];
-    shared::output::check_spared("--output-json", &args.output_json, &inputs)?;
+    let endings = ["_triage", "_quarantine", "_uncertain", "_dead_letter", "_review"];
+    let mut outputs = vec![args.output_json.clone()];
+    outputs.extend(endings.map(|ending| sibling(&args.output_json, ending)));
+    shared::output::check_all_spared(&outputs, &[("--input-json", args.input_json.as_path())])?;
     if !(0.0..=100.0).contains(&args.max_unlabelled) {
         let problem = format!("--max-unlabelled is {}; expected a share from 0 to 100", args.max_unlabelled);
         return Err(shared::Error::Config(problem).into());

@@ -47,6 +47,16 @@ pub enum Error {
         /// The error of the system.
         source: std::io::Error,
     },
+    /// Another process has it: wait for its end.
+    #[error("{}: is in use by {holder}; wait for it to end, or {instead}", file.display())]
+    InUse {
+        /// The file or folder.
+        file: PathBuf,
+        /// Who has it: "process 4242".
+        holder: String,
+        /// What else can be done: "choose another output".
+        instead: String,
+    },
     /// Options contradict each other or the data: correct the command.
     #[error("{0}")]
     Config(String),

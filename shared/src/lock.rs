@@ -21,7 +21,7 @@ pub fn take(file: &File, path: &Path, instead: &str) -> Result<()> {
         return Ok(());
     }
     let holder = holder(file).map_or("another process".to_owned(), |pid| format!("process {pid}"));
-    Err(Error::file(path, format!("is in use by {holder}; wait for it to end, or {instead}")))
+    Err(Error::InUse { file: path.to_owned(), holder, instead: instead.to_owned() })
 }
 
 /// Returns the process that holds the lock on a file, as the kernel lists it.

@@ -126,6 +126,23 @@ pub fn check_spared(option: &str, output: &Path, inputs: &[(&str, Option<&Path>)
     Ok(())
 }
 
+/// Checks that none of the files a command writes is one of those it reads, under whatever name.
+///
+/// # Errors
+/// One is: both are named.
+pub fn check_all_spared(outputs: &[PathBuf], inputs: &[(&str, &Path)]) -> Result<()> {
+    for output in outputs {
+        if let Some((option, input)) = inputs.iter().find(|(_, input)| same_file(output, input)) {
+            return Err(Error::Config(format!(
+                "{option} {} would be overwritten: this command writes {}; choose another output",
+                input.display(),
+                output.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Writes a JSON array record by record.
 pub struct ArrayWriter {
     file: AtomicFile,

@@ -126,11 +126,11 @@ impl Text {
         }
     }
 
-    /// Returns whether there is nothing in it: no characters, or no turn with any.
+    /// Returns whether there is nothing in it: no characters but white space, or no turn with any.
     pub fn is_empty(&self) -> bool {
         match self {
-            Text::Plain(text) => text.is_empty(),
-            Text::Turns(turns) => turns.iter().all(|turn| turn.content.is_empty()),
+            Text::Plain(text) => text.trim().is_empty(),
+            Text::Turns(turns) => turns.iter().all(|turn| turn.content.trim().is_empty()),
         }
     }
 }

@@ -18,6 +18,21 @@ use crate::policy_shift::{self, Policy, Question, World};
 #[derive(Debug)]
 pub struct Judge {
     kind: Kind,
+    identity: String,
+}
+
+/// Begins the line of a policy's text that names the rules a mock must answer by.
+const MARK: &str = "Rules of the mock: ";
+
+/// Returns a policy's text for a mock: it names the rules, so that a mock of other rules refuses it and answers by others
+/// are never taken for these.
+pub fn policy_text(identity: &str) -> String {
+    format!("Answer by the rules you were started with.\n{MARK}{identity}")
+}
+
+/// Returns the rules that a policy's text names, if it names any.
+pub fn named_in(policy: &str) -> Option<&str> {
+    policy.lines().find_map(|line| line.strip_prefix(MARK))
 }
 
 #[derive(Debug)]
@@ -112,13 +127,23 @@ impl Judge {
             let problem = error.message().to_owned();
             Error::Input { file: path.to_owned(), record: None, line, field: None, problem }
         })?;
-        let kind = if file.world.is_some() { file.into_world(path) } else { file.into_patterns(path) };
-        Ok(Judge { kind: kind? })
+        let kind = if file.world.is_some() { file.into_world(path) } else { file.into_patterns(path) }?;
+        let identity = match &kind {
+            Kind::World { world, policy } => world_identity(world.seed(), *policy),
+            Kind::Patterns { .. } => format!("patterns {}", &blake3::hash(text.as_bytes()).to_hex()[..16]),
+        };
+        Ok(Judge { kind, identity })
     }
 
     /// Returns a judge of a world that is already at hand.
     pub fn of_world(world: World, policy: Policy) -> Judge {
-        Judge { kind: Kind::World { world: Box::new(world), policy } }
+        let identity = world_identity(world.seed(), policy);
+        Judge { kind: Kind::World { world: Box::new(world), policy }, identity }
+    }
+
+    /// Returns what tells these rules from others: a world's seed and policy, or a hash of the patterns' file.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// Returns whether verdicts carry what only a world can tell.
@@ -152,6 +177,11 @@ impl Judge {
             }
         }
     }
+}
+
+/// Returns the identity of a world's rules.
+pub fn world_identity(seed: u64, policy: Policy) -> String {
+    format!("world policy-shift, seed {seed}, policy {}", policy.name())
 }
 
 fn of_world(prompt: &str, judged: policy_shift::Verdict) -> Verdict {

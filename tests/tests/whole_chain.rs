@@ -138,7 +138,14 @@ fn an_interrupted_run_says_so_and_goes_on_and_problems_are_told_together() {
     let err = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(130), "{err}");
     assert!(err.contains("goes on where it was"), "{err}");
+
+    // Another run on the same folder, in another world: the interrupted one is left alone, whose mock this is not.
+    let before = log(&artifacts);
+    finish(command(&artifacts).args(["--set", "run.seed=4", "--set", "run.name=other"]).output().unwrap());
+    assert_eq!(log(&artifacts), before);
+    assert!(artifacts.join("other/report/report.json").exists());
     finish(command(&artifacts).output().unwrap());
+    assert!(log(&artifacts).len() > before.len());
 
     let output = command(&artifacts).args(["--set", "train.betta=1", "--set", "run.seed=-1"]).output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use shared::quarantine::Quarantine;
 use shared::record::{Category, Record};
 use tch::{Device, Kind, Tensor};
 
@@ -96,7 +97,7 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
         return Err(shared::error::Error::file(&args.pairs, "holds no usable pair").into());
     }
     let index = (0..records.len()).collect();
-    let set = DataSet { file: args.pairs.clone(), records, index, quarantine: Default::default() };
+    let set = DataSet { file: args.pairs.clone(), records, index, quarantine: Quarantine::of("bench") };
     let mut items: Vec<Item> =
         set.items(&encoder, Method::Trace, 0.0, args.max_length)?.into_iter().flatten().collect();
     let tokens: usize = items.iter().map(Item::tokens).sum();

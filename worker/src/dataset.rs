@@ -31,7 +31,7 @@ impl DataSet {
     /// The file cannot be read, a record is malformed, or none is usable.
     pub fn read(file: &Path, method: Method) -> Result<Self> {
         let all: Vec<Record> = shared::input::read_all(file)?;
-        let mut quarantine = Quarantine::default();
+        let mut quarantine = Quarantine::of("worker");
         let (mut records, mut index) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
         for (i, record) in all.into_iter().enumerate() {
             if method != Method::Sft && record.rejected.is_none() {

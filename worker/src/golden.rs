@@ -57,7 +57,7 @@ fn gold() -> Vec<GoldPair> {
 
 fn data_set(records: Vec<Record>) -> DataSet {
     let index = (0..records.len()).collect();
-    DataSet { file: "golden.json".into(), records, index, quarantine: Default::default() }
+    DataSet { file: "golden.json".into(), records, index, quarantine: shared::quarantine::Quarantine::of("golden") }
 }
 
 fn floats(value: &Value) -> Vec<f64> {

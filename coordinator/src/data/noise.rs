@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
-use shared::output::{ArrayWriter, stem};
+use shared::output::{ArrayWriter, check_all_spared, sibling, stem};
 use shared::python_random::PythonRandom;
 use shared::record::Category;
 use shared::{Error, Result};
@@ -71,7 +71,10 @@ struct Written {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let outputs = output_paths(args)?;
-    let (records, quarantine) = read_labelled(&args.input_json)?;
+    let beside = args.output_dir.join(stem(&args.input_json));
+    let written = [&outputs[..], &[sibling(&beside, "_quarantine")]].concat();
+    check_all_spared(&written, &[("--input-json", args.input_json.as_path())])?;
+    let (records, quarantine) = read_labelled(&args.input_json, "data noise")?;
     let categories = categories(&records, &args.input_json, args.model)?;
     let mut result = Vec::new();
     for (rate, file) in args.noise_rates.iter().zip(outputs) {
@@ -92,7 +95,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
             swaps: count(|change| matches!(change, Change::Swap)),
         });
     }
-    super::keep_quarantine(&quarantine, &args.output_dir.join(stem(&args.input_json)))?;
+    super::keep_quarantine(&quarantine, &beside)?;
     if args.json {
         return super::print_json(&result);
     }

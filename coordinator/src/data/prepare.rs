@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use shared::output::{ArrayWriter, sibling};
+use shared::output::{ArrayWriter, check_all_spared, sibling};
 use shared::quarantine::Quarantine;
 use shared::{Error, Result, input};
 
@@ -84,9 +84,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
 /// Reads all rows and writes the pairs; returns what became of the rows, and the pairs' number. `on_row` is told how many
 /// rows are read; its error ends the work.
 pub(crate) fn work(job: &Job, on_row: &mut dyn FnMut(usize) -> Result<()>) -> Result<(Counts, usize)> {
+    let unused_path = sibling(&job.output, "_unused");
+    let mut outputs = vec![job.output.clone(), sibling(&job.output, "_quarantine")];
+    outputs.extend(job.save_unused.then(|| unused_path.clone()));
+    let inputs: Vec<(&str, &Path)> = job.input.iter().map(|file| ("--input", file.as_path())).collect();
+    check_all_spared(&outputs, &inputs)?;
     let mut pairs = ArrayWriter::create(&job.output)?;
-    let mut unused = job.save_unused.then(|| ArrayWriter::create(&sibling(&job.output, "_unused"))).transpose()?;
-    let mut quarantine = Quarantine::default();
+    let mut unused = job.save_unused.then(|| ArrayWriter::create(&unused_path)).transpose()?;
+    let mut quarantine = Quarantine::of("data prepare");
     let mut counts = Counts::default();
     let limit = job.num_samples.unwrap_or(usize::MAX);
     for file in &job.input {

@@ -36,7 +36,7 @@ pub(super) fn required<'a>(row: &'a Row, place: Place<'_>, field: &str) -> Resul
 /// Checks that a field is a string or a list of chat turns; returns whether it holds no text.
 pub(super) fn text_is_empty(row: &Row, place: Place<'_>, field: &str) -> Result<bool> {
     match required(row, place, field)? {
-        Value::String(text) => Ok(text.is_empty()),
+        Value::String(text) => Ok(text.trim().is_empty()),
         other => match Text::deserialize(other) {
             Ok(turns) => Ok(turns.is_empty()),
             Err(error) => Err(place.error(field, error.to_string())),
@@ -87,10 +87,10 @@ pub(super) struct Labelled {
     pub index: usize,
 }
 
-/// Reads a file of records with optional categories; records with empty text are set aside.
-pub(super) fn read_labelled(file: &Path) -> Result<(Vec<Labelled>, Quarantine)> {
+/// Reads a file of records with optional categories for a command; records with empty text are set aside.
+pub(super) fn read_labelled(file: &Path, command: &'static str) -> Result<(Vec<Labelled>, Quarantine)> {
     let mut records = Vec::new();
-    let mut quarantine = Quarantine::default();
+    let mut quarantine = Quarantine::of(command);
     let progress = progress::counter("records read");
     input::for_each(file, |index, row: Row| {
         progress.inc(1);

@@ -5,10 +5,11 @@ mod partition;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shared::Result;
-use shared::output::{ArrayWriter, stem};
+use shared::output::{ArrayWriter, check_all_spared, sibling, stem};
+use shared::record::Text;
 
 use super::row::{Labelled, Row, read_labelled};
 use partition::{Parts, Sizes, Unit};
@@ -93,7 +94,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
 
 /// Cuts the records of a file and writes the parts.
 pub(crate) fn work(job: &Job) -> Result<Cut> {
-    let (records, quarantine) = read_labelled(&job.input)?;
+    let beside = job.output_dir.join(stem(&job.input));
+    let mut outputs = vec![sibling(&beside, "_quarantine")];
+    outputs.extend(FOLDERS.iter().flat_map(|folder| PARTS.map(|part| part_file(&job.output_dir, folder, part))));
+    check_all_spared(&outputs, &[("--ckpt-json", job.input.as_path())])?;
+    let (records, quarantine) = read_labelled(&job.input, "data split")?;
     let sizes = Sizes { train1: job.train1_size, train2: job.train2_size };
     let units = units(&records, job.group_by_prompt);
     let parts = if job.stratified {
@@ -102,7 +107,7 @@ pub(crate) fn work(job: &Job) -> Result<Cut> {
         partition::uniform(units, sizes, job.seed)?
     };
     write(&job.output_dir, &records, &parts)?;
-    super::keep_quarantine(&quarantine, &job.output_dir.join(stem(&job.input)))?;
+    super::keep_quarantine(&quarantine, &beside)?;
     if parts.train2.len() < job.train2_size {
         let (size, wanted) = (parts.train2.len(), job.train2_size);
         tracing::warn!(size, wanted, "train2 is smaller than asked for: train1 holds no more of its categories");
@@ -118,13 +123,22 @@ fn units(records: &[Labelled], group_by_prompt: bool) -> Vec<Unit> {
     let mut units: Vec<Unit> = Vec::new();
     let mut unit_of_prompt: HashMap<String, usize> = HashMap::new();
     for (index, record) in records.iter().enumerate() {
-        let unit = *unit_of_prompt.entry(record.row["prompt"].to_string()).or_insert(units.len());
+        let unit = *unit_of_prompt.entry(prompt_key(&record.row)).or_insert(units.len());
         match units.get_mut(unit) {
             Some(unit) => unit.push(index),
             None => units.push(vec![index]),
         }
     }
     units
+}
+
+/// Returns what tells prompts apart: a string and one user turn that says it are the same prompt.
+fn prompt_key(row: &Row) -> String {
+    let prompt = &row["prompt"];
+    match Text::deserialize(prompt) {
+        Ok(text) => serde_json::to_string(&text.turns()).expect("turns are plain data"),
+        Err(_) => prompt.to_string(),
+    }
 }
 
 /// Bins of units by the category of their first record, in order of first appearance.
@@ -144,12 +158,20 @@ fn category_name(record: &Labelled) -> &'static str {
     record.category.map_or("UNKNOWN", |category| category.name())
 }
 
+/// Folders of a split: records with all fields, and pairs alone.
+const FOLDERS: [&str; 2] = ["trace", "dpo"];
+const PARTS: [&str; 3] = ["train1", "train2", "test"];
+
+fn part_file(folder: &Path, kind: &str, part: &str) -> PathBuf {
+    folder.join(kind).join(part).with_extension("json")
+}
+
 /// Writes the six files; none takes its name before all are complete.
 fn write(folder: &Path, records: &[Labelled], parts: &Parts) -> Result<()> {
     let mut writers = Vec::new();
     for (name, indices) in named(parts) {
-        let mut whole = ArrayWriter::create(&folder.join("trace").join(name).with_extension("json"))?;
-        let mut pairs = ArrayWriter::create(&folder.join("dpo").join(name).with_extension("json"))?;
+        let mut whole = ArrayWriter::create(&part_file(folder, FOLDERS[0], name))?;
+        let mut pairs = ArrayWriter::create(&part_file(folder, FOLDERS[1], name))?;
         for index in indices {
             let row = &records[*index].row;
             whole.push(row)?;
@@ -161,7 +183,7 @@ fn write(folder: &Path, records: &[Labelled], parts: &Parts) -> Result<()> {
 }
 
 fn named(parts: &Parts) -> [(&'static str, &[usize]); 3] {
-    [("train1", &parts.train1), ("train2", &parts.train2), ("test", &parts.test)]
+    [(PARTS[0], &parts.train1), (PARTS[1], &parts.train2), (PARTS[2], &parts.test)]
 }
 
 #[derive(Serialize)]
@@ -227,6 +249,15 @@ mod tests {
         let records = records(&[("b", None), ("a", None), ("b", None), ("c", None), ("a", None)]);
         assert_eq!(units(&records, true), [vec![0, 2], vec![1, 4], vec![3]]);
         assert_eq!(units(&records, false), [vec![0], vec![1], vec![2], vec![3], vec![4]]);
+    }
+
+    #[test]
+    fn a_string_and_one_user_turn_that_says_it_are_the_same_prompt() {
+        let mut records = records(&[("a", None), ("a", None), ("a", None)]);
+        records[1].row["prompt"] = serde_json::json!([{"role": "user", "content": "a"}]);
+        records[2].row["prompt"] =
+            serde_json::json!([{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]);
+        assert_eq!(units(&records, true), [vec![0, 1], vec![2]]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `coordinator run FILE --local N`: everything on this machine, for one run.
 //!
 //! Starts the mock of the API (if the run asks for one), the oracle service, a coordinator and N workers as child processes;
-//! starts those again that die; stops all when the run has ended. State and logs lie in the artifact folder:
+//! starts those again that die; stops all when the run has ended. Other runs in the folder stay as they are: they may want
+//! another mock or cost money. State and logs lie in the artifact folder:
 //!
 //! ```text
 //! ARTIFACTS/.local/lock             held while a local run is on
@@ -152,9 +153,10 @@ impl Programs {
         program
     }
 
-    fn coordinator(&self, oracle: &str, mock: Option<&str>) -> Program {
+    fn coordinator(&self, run: &str, oracle: &str, mock: Option<&str>) -> Program {
         let artifacts = self.artifacts.display().to_string();
         let mut args = vec!["serve", "--artifacts", &artifacts, "--oracle", oracle, "--listen", ANY_PORT];
+        args.extend(["--only", run]);
         args.extend(["--heartbeat-ms", HEARTBEAT_MS]);
         let api = mock.map(|mock| format!("{mock}/v1"));
         if let Some(api) = &api {
@@ -210,7 +212,7 @@ impl Children {
             None => None,
         };
         let oracle = self.serve(programs.oracle()).await?;
-        let coordinator = self.serve(programs.coordinator(&oracle, mock.as_deref())).await?;
+        let coordinator = self.serve(programs.coordinator(&local.file.run.name, &oracle, mock.as_deref())).await?;
         for number in 1..=local.workers {
             let program = programs.worker(number, local.workers, &coordinator);
             let running = program.start().await?;
@@ -284,11 +286,11 @@ mod tests {
         let oracle = programs.oracle();
         assert_eq!(args(&oracle), "serve --state /a/.local/oracle --listen 127.0.0.1:0 --with-parent");
         assert_eq!(oracle.env, [("OPENAI_API_KEY", "mock".to_owned())]);
-        let coordinator = programs.coordinator("http://o:1", Some("http://m:2"));
+        let coordinator = programs.coordinator("small", "http://o:1", Some("http://m:2"));
         assert_eq!(
             args(&coordinator),
-            "serve --artifacts /a --oracle http://o:1 --listen 127.0.0.1:0 --heartbeat-ms 1000 --mock http://m:2/v1 \
-             --with-parent"
+            "serve --artifacts /a --oracle http://o:1 --listen 127.0.0.1:0 --only small --heartbeat-ms 1000 --mock \
+             http://m:2/v1 --with-parent"
         );
         assert!(mock.listens && oracle.listens && coordinator.listens && coordinator.env.is_empty());
         let worker = programs.worker(2, 1000, "http://c:3");

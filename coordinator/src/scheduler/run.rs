@@ -128,6 +128,9 @@ pub(crate) struct Task {
     /// Attempts that failed by themselves.
     pub(crate) failed: u32,
     pub(crate) note: String,
+    /// Its next attempt begins at this time at the earliest.
+    #[serde(default)]
+    pub(crate) not_before_ms: u64,
     #[serde(default)]
     pub(crate) done: u64,
     #[serde(default)]
@@ -169,7 +172,17 @@ pub(crate) struct Member {
 
 impl Task {
     pub(crate) fn new(plan: plan::Task) -> Task {
-        Task { plan, state: TaskState::Waiting, attempt: 0, lost: 0, failed: 0, note: String::new(), done: 0, total: 0 }
+        Task {
+            plan,
+            state: TaskState::Waiting,
+            attempt: 0,
+            lost: 0,
+            failed: 0,
+            note: String::new(),
+            not_before_ms: 0,
+            done: 0,
+            total: 0,
+        }
     }
 
     pub(crate) fn is_done(&self) -> bool {

@@ -11,6 +11,25 @@ use super::run::{Broken, Member, RunState, StageState, TaskState};
 use super::worker::WorkerState;
 use super::{FAILURES, LOSSES, Scheduler};
 
+/// Longest pause before an attempt.
+const LONGEST_PAUSE_MS: u64 = 60_000;
+
+/// Returns how long a task waits after so many attempts that came to nothing: not at all after the first, then a
+/// heartbeat, doubling. What was in its way (a worker that is lost but lives, a disk) gets the time to go.
+fn pause_ms(attempts: u32, heartbeat_ms: u64) -> u64 {
+    match attempts {
+        0 | 1 => 0,
+        more => heartbeat_ms.saturating_mul(1 << (more - 2).min(16)).min(LONGEST_PAUSE_MS),
+    }
+}
+
+fn again(pause_ms: u64, why: &str) -> String {
+    match pause_ms {
+        0 => format!("will be tried again: {why}"),
+        more => format!("will be tried again in {:.1} s: {why}", more as f64 / 1000.0),
+    }
+}
+
 impl Scheduler {
     /// Gives waiting tasks to free workers, runs and stages in their order.
     pub(super) fn place_tasks(&mut self, now_ms: u64) {
@@ -21,7 +40,7 @@ impl Scheduler {
         for (name, run) in runs {
             for (stage_index, stage) in run.stages.iter().enumerate() {
                 for (task_index, task) in stage.tasks().iter().enumerate() {
-                    if task.state == TaskState::Waiting {
+                    if task.state == TaskState::Waiting && now_ms >= task.not_before_ms {
                         let wanted = Wanted { world_size: task.plan.world_size as usize };
                         waiting.push((name.clone(), stage_index, task_index, wanted));
                     }
@@ -211,6 +230,7 @@ impl Scheduler {
 
     /// Ends an attempt once all its members have ended: the task is done, waits for its next attempt, or fails its stage.
     fn settle(&mut self, now_ms: u64, run: &str, stage: usize, index: usize) {
+        let timing = self.timing;
         let task = self.task_mut(run, stage, index);
         let TaskState::Running { members, broken, .. } = &task.state else { return };
         if members.iter().any(|member| !member.ended) {
@@ -228,16 +248,23 @@ impl Scheduler {
             Some(Broken::Stopped) => {}
             Some(Broken::Lost(reason)) => {
                 task.lost += 1;
+                let pause_ms = pause_ms(task.lost + task.failed, timing.heartbeat_ms);
+                task.not_before_ms = now_ms + pause_ms;
+                task.note = again(pause_ms, &reason);
+                let note = task.note.clone();
                 if task.lost >= LOSSES {
                     let problem = format!("{name} lost its workers {LOSSES} times, the last time: {reason}");
                     self.stage_failed(now_ms, run, stage, problem);
                 } else {
-                    self.log_stage(run, stage, &format!("{name} will be tried again: {reason}"));
+                    self.log_stage(run, stage, &format!("{name}: {note}"));
                 }
             }
             Some(Broken::Failed(problem)) => {
                 task.failed += 1;
                 let failed = task.failed;
+                let pause_ms = pause_ms(task.lost + failed, timing.heartbeat_ms);
+                task.not_before_ms = now_ms + pause_ms;
+                task.note = again(pause_ms, &problem);
                 self.log_stage(run, stage, &format!("{name} failed ({failed} of {FAILURES}): {problem}"));
                 if failed >= FAILURES {
                     self.stage_failed(now_ms, run, stage, format!("{name}: {problem}"));

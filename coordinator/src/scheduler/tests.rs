@@ -233,7 +233,7 @@ impl TestEnv {
 
     /// Everything works from now on; returns whether the run ended.
     fn settle(&mut self) -> bool {
-        for _ in 0..400 {
+        for _ in 0..2000 {
             if self.state().is_ended() {
                 return true;
             }
@@ -345,11 +345,48 @@ fn a_task_that_fails_by_itself_three_times_fails_its_run_with_its_words() {
     for _ in 0..3 {
         env.end("w0", How::Failed(Failed { problem: "record 7 is NaN".into(), infrastructure: false }));
         env.compute("w1");
-        env.pass(10);
+        env.pass(100);
     }
     assert_eq!(env.state(), RunState::Failed);
     let run = &env.scheduler.runs()["r"];
     assert_eq!(run.reason, "stage train: train: record 7 is NaN");
+}
+
+/// A worker that stands still is lost, but lives and holds the files of its task: attempts elsewhere are refused until it
+/// is gone. That is no failure of the task, and the tries do not come one upon the other.
+#[test]
+fn what_a_lost_worker_holds_is_waited_for() {
+    let mut env = TestEnv::new(3);
+    env.submit();
+    while env.scheduler.runs()["r"].stages[2].tasks().is_empty() {
+        env.work();
+    }
+    env.disconnect("w0");
+    let held = || How::Failed(Failed { problem: "journal: is in use by process 7".into(), infrastructure: true });
+    let begun_ms = env.now_ms;
+    let mut starts = Vec::new();
+    while env.now_ms < begun_ms + 20_000 {
+        for name in ["w1", "w2"] {
+            let running = env.workers[name].running.clone().and_then(|run| run.task);
+            match running {
+                Some(task) if task.stage == "score" && task.task == "shard-0" => {
+                    starts.push(env.now_ms);
+                    env.end(name, held());
+                }
+                Some(_) => env.compute(name),
+                None => {}
+            }
+        }
+        env.pass(50);
+    }
+    let pauses: Vec<u64> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses.windows(2).all(|pair| pair[1] >= pair[0]), "pauses grow: {pauses:?}");
+    assert!((5..12).contains(&starts.len()), "{pauses:?}");
+    let task = task_of(&env, 2, 0);
+    assert_eq!((task.failed, env.state()), (0, RunState::Running));
+    assert!(task.note.contains("is in use by process 7") && task.note.contains("again in"), "{}", task.note);
+    assert!(env.settle());
+    assert_eq!(env.state(), RunState::Done);
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn prompts(context: &Context, variant: usize) -> Result<(PathBuf, Vec<Item>, Qua
         index = PythonRandom::new(seed).sample(items.len(), size);
     }
     let mut kept = Vec::with_capacity(index.len());
-    let mut quarantine = Quarantine::default();
+    let mut quarantine = Quarantine::of("generate");
     for index in index {
         let item = &items[index];
         let wrong = |problem: &str| Error::field(&file, index, "prompt", problem);

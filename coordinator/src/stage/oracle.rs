@@ -14,7 +14,8 @@ use proto::oracle::{Correct, Ended, Job, Judge, Triage};
 use serde_json::{Value, json};
 use shared::net::SendToken;
 use shared::output::{sibling, write_json};
-use shared::{Error, Result, input};
+use shared::policy_shift::Policy;
+use shared::{Error, Result, input, rules};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
@@ -40,8 +41,7 @@ pub(super) fn identity(context: &Context) -> Result<Value> {
     Ok(identity)
 }
 
-/// Returns the policy's text. A mock answers by its rules whatever it is told; there the text names the rules, so that
-/// answers by others are not taken for its own.
+/// Returns the policy's text. A mock answers by its rules; there the text names them, so that a mock of others refuses.
 fn policy(context: &Context) -> Result<String> {
     let oracle = &context.file.oracle;
     let read = |file: &Path| std::fs::read_to_string(file).map_err(|source| Error::io("read", file, source));
@@ -50,8 +50,8 @@ fn policy(context: &Context) -> Result<String> {
             "" => Err(Error::file(file, "is empty; it must hold the policy's text")),
             text => Ok(text.to_owned()),
         },
-        (None, Some(Mock::Rules(file))) => Ok(format!("The rules of the mock are:\n\n{}", read(file)?)),
-        (None, _) => Ok(format!("The new policy of the example world with seed {}.", context.file.run.seed)),
+        (None, Some(Mock::Rules(file))) => Ok(rules::policy_text(rules::Judge::load(file)?.identity())),
+        (None, _) => Ok(rules::policy_text(&rules::world_identity(context.file.run.seed, Policy::New))),
     }
 }
 

@@ -25,7 +25,7 @@ struct Usable {
 }
 
 fn usable(file: &Path) -> Result<Usable> {
-    let mut usable = Usable { records: Vec::new(), index: Vec::new(), quarantine: Quarantine::default() };
+    let mut usable = Usable { records: Vec::new(), index: Vec::new(), quarantine: Quarantine::of("score") };
     input::for_each(file, |index, record: Record| {
         let Some(rejected) = &record.rejected else {
             return Err(Error::field(file, index, "rejected", "is missing"));

@@ -15,6 +15,7 @@ use shared::store::{Change, Found, Salvaged, Store};
 use shared::{Error, Result};
 
 use super::account::{self, Slot};
+use super::budget::Money;
 use super::prices::Tokens;
 use exports::Exports;
 
@@ -251,11 +252,13 @@ impl Ledger {
             endpoint: "openai".into(),
             ..Answer::default()
         };
+        let account = account::Account::new("bench", []);
         let settled = futures::stream::iter(numbers).map(|number| {
             let (key, answer) = (blake3::hash(&number.to_le_bytes()).to_hex()[..32].to_owned(), &answer);
+            let mut money = account.incur(Money::default());
             async move {
-                self.intend(&key, &answer.model, number).await?;
-                self.settle(&key, answer).await
+                self.intend(&key, &answer.model, number, money.opened()).await?;
+                self.settle(&key, answer, money.settled(Money::default())).await
             }
         });
         settled.buffer_unordered(2048).try_collect().await

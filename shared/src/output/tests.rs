@@ -103,6 +103,9 @@ fn one_file_is_known_under_all_its_names() {
     assert!(!same_file(&path("a"), &path("none")));
     assert!(same_file(&path("none"), &path("./none")));
     assert!(check_spared("--out", &path("b"), &[("--in", Some(&path("a"))), ("--gold", None)]).is_ok());
+    check_all_spared(&[path("b")], &[("--in", path("a").as_path())]).unwrap();
+    let error = check_all_spared(&[path("b"), path("soft")], &[("--in", path("a").as_path())]).unwrap_err().to_string();
+    assert!(error.contains("--in") && error.contains("writes") && error.contains("soft"), "{error}");
     let error = check_spared("--out", &path("soft"), &[("--in", Some(&path("a")))]).unwrap_err().to_string();
     assert!(error.contains("--out") && error.contains("given by --in"), "{error}");
 }

@@ -79,3 +79,16 @@ fn a_world_judges_and_corrects_through_its_rule_file() {
     assert_eq!(judge.verdict("who are you ?", "me .", true), Err(UnknownPrompt));
     assert_eq!(judge.correct("who are you ?"), None);
 }
+
+#[test]
+fn rules_are_told_apart_by_the_text_that_names_them() {
+    let patterns = load(PATTERNS).unwrap();
+    let text = policy_text(patterns.identity());
+    assert_eq!(named_in(&text), Some(patterns.identity()));
+    assert_ne!(load(&PATTERNS.replace("bomb", "gun")).unwrap().identity(), patterns.identity());
+    let judge = |seed, policy| Judge::of_world(World::new(seed), policy).identity().to_owned();
+    assert_eq!(judge(3, Policy::New), world_identity(3, Policy::New));
+    assert_ne!(judge(3, Policy::New), judge(4, Policy::New));
+    assert_ne!(judge(3, Policy::New), judge(3, Policy::Old));
+    assert_eq!(named_in("Be kind.\nAlways."), None);
+}

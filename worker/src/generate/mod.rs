@@ -217,7 +217,7 @@ fn prompts(args: &GenerateCommand, encoder: &crate::text::Encoder) -> Result<Pro
         items = index.iter().map(|&i| items[i].clone()).collect();
     }
     let (mut kept, mut encoded) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-    let mut quarantine = Quarantine::default();
+    let mut quarantine = Quarantine::of("generate");
     for (item, &i) in items.into_iter().zip(&index) {
         let field = |problem: String| shared::error::Error::field(&args.prompts, i, "prompt", problem);
         let value = item.get("prompt").ok_or_else(|| field("is missing".into()))?;

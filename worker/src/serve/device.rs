@@ -100,10 +100,14 @@ fn end(outcome: Result<Done>) -> How {
     match outcome {
         Ok(done) => How::Finished(Finished { summary_json: done.summary.to_string(), incomplete: done.incomplete }),
         Err(Error::Stopped) => How::Stopped(Stopped {}),
-        Err(error) => {
-            How::Failed(Failed { problem: error.to_string(), infrastructure: matches!(error, Error::Gang(_)) })
-        }
+        Err(error) => How::Failed(Failed { problem: error.to_string(), infrastructure: is_infrastructure(&error) }),
     }
+}
+
+/// Returns whether an attempt failed through no fault of its task: its gang broke, or a worker that the coordinator has
+/// given up still holds the files.
+fn is_infrastructure(error: &Error) -> bool {
+    matches!(error, Error::Gang(_) | Error::Shared(shared::Error::InUse { .. }))
 }
 
 fn words(panic: &(dyn std::any::Any + Send)) -> String {
