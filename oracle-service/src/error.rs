@@ -61,11 +61,9 @@ impl From<Error> for tonic::Status {
                 tonic::Status::resource_exhausted(text)
             }
             Error::Input(_) | Error::NoJudge => tonic::Status::invalid_argument(text),
-            Error::NoKey
-            | Error::Paused(_)
-            | Error::Relabel(_)
-            | Error::Canary(_)
-            | Error::TooManyUnlabelled(_) => tonic::Status::failed_precondition(text),
+            Error::NoKey | Error::Paused(_) | Error::Relabel(_) | Error::Canary(_) | Error::TooManyUnlabelled(_) => {
+                tonic::Status::failed_precondition(text)
+            }
             Error::Service { .. } => tonic::Status::unavailable(text),
             Error::Serve(_) | Error::Later => tonic::Status::internal(text),
         }

@@ -7,7 +7,11 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::engine::Home;
+use crate::api::batch::BatchArgs;
+use crate::api::endpoint::Endpoints;
+use crate::api::engine::{Home, Setup};
+use crate::api::options::DEADLINE;
+use crate::api::pacer::PerMinute;
 use crate::api::prices::Prices;
 use crate::canary::{Canary, CanaryArgs};
 use crate::error::Error;
@@ -58,8 +62,19 @@ impl Api {
 
     fn asker(&self, judging: Judging) -> Asker {
         let prices = Prices::load(None).unwrap();
+        let setup = Setup {
+            endpoints: Endpoints::single(&self.url, "key".to_owned().into(), PerMinute::default()),
+            model: "gpt-4o".into(),
+            concurrency: 4,
+            prices: prices.clone(),
+            account: "test".into(),
+            max_cost_usd: None,
+            deadline: DEADLINE,
+            is_patient: false,
+        };
         Asker {
-            engine: Engine::new(&Home::new(self.ledger.clone()), &self.url, "key", 4, prices.clone()).unwrap(),
+            engine: Engine::new(&Home::new(self.ledger.clone()), setup).unwrap(),
+            batch: BatchArgs::default(),
             model: Model { name: "gpt-4o".into(), policy: "Be kind.".into(), completion_tokens_key: false },
             concurrency: 4,
             ledger: self.ledger.clone(),

@@ -33,7 +33,9 @@ pub(super) fn answer(judge: &Judge, user: &str, schema: Option<&Value>) -> Resul
             let text = judge.correct(prompt).ok_or("the rules offer no correction for this prompt")?;
             Ok(Said { text, other: None })
         }
-        Some(Asked::Pair { .. }) | None => Ok(Said { text: "This server answers the oracle's questions only.".to_owned(), other: None }),
+        Some(Asked::Pair { .. }) | None => {
+            Ok(Said { text: "This server answers the oracle's questions only.".to_owned(), other: None })
+        }
     }
 }
 
@@ -119,7 +121,10 @@ mod tests {
 
     fn user(response: &str) -> String {
         let model = Model { name: "m".into(), policy: "p".into(), completion_tokens_key: false };
-        model.verdict("x", response).body["messages"][1]["content"].as_str().unwrap().to_owned()
+        model.verdict("x", response, crate::api::request::Form::default()).body["messages"][1]["content"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+use shared::rules;
 
 use super::answer::{self, Said};
 use super::faults::Fault;
@@ -137,9 +138,23 @@ impl Ask {
 }
 
 impl Mock {
+    /// Refuses a request whose policy names other rules than this mock's: answers by these would be taken for theirs.
+    fn check_rules(&self, ask: &Ask) -> Result<(), Refusal> {
+        let systems = ask.messages.iter().filter(|message| message.role == "system");
+        let named = systems.filter_map(|message| rules::named_in(message.content.text())).next();
+        match named {
+            Some(named) if named != self.judge.identity() => Err(Refusal::missing(format!(
+                "this mock answers by the rules {:?}, and the request is for {named:?}; start one with those rules",
+                self.judge.identity()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Answers a request, with the failures that are an answer's own; nothing is charged yet.
     pub(super) fn answer_to(&self, ask: &Ask, hash: u128, fault: Option<&Fault>) -> Result<Completed, Refusal> {
         let user = ask.user()?;
+        self.check_rules(ask)?;
         let said = answer::answer(&self.judge, user, ask.schema()).map_err(Refusal::bad)?;
         let confidence = answer::confidence(self.plan.unsure_share, self.plan.seed, user, hash as u64);
         // An unsure model is wrong as often as it says; one that is sure never is.

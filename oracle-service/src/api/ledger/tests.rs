@@ -14,12 +14,18 @@ fn key(n: usize) -> String {
     format!("{n:032x}")
 }
 
+fn account() -> Arc<account::Account> {
+    account::Account::new("test", [])
+}
+
 /// Makes a ledger of some answers, and closes it.
 async fn filled(folder: &Path, answers: std::ops::Range<usize>) {
     let ledger = Ledger::open(folder).unwrap();
+    let account = account();
     for n in answers {
-        ledger.intend(&key(n), "m", 1).await.unwrap();
-        ledger.settle(&key(n), &answer(&n.to_string())).await.unwrap();
+        let mut money = account.incur(Money::default());
+        ledger.intend(&key(n), "m", 1, money.opened()).await.unwrap();
+        ledger.settle(&key(n), &answer(&n.to_string()), money.settled(Money::default())).await.unwrap();
     }
 }
 
@@ -101,11 +107,13 @@ async fn each_answer_is_exported_once_whenever_it_came() {
 async fn requests_in_flight_at_a_death_are_open_and_others_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger::open(dir.path()).unwrap();
-    for n in 0..3 {
-        ledger.intend(&key(n), "m", 1).await.unwrap();
+    let account = account();
+    let mut money: Vec<_> = (0..3).map(|_| account.incur(Money::default())).collect();
+    for (n, money) in money.iter().enumerate() {
+        ledger.intend(&key(n), "m", 1, money.opened()).await.unwrap();
     }
-    ledger.settle(&key(0), &answer("0")).await.unwrap();
-    ledger.withdraw(&key(1)).await.unwrap();
+    ledger.settle(&key(0), &answer("0"), money[0].settled(Money::default())).await.unwrap();
+    ledger.withdraw(&key(1), Some(money[1].closed())).await.unwrap();
     drop(ledger);
     let ledger = Ledger::open(dir.path()).unwrap();
     assert_eq!(ledger.store.count(INTENTS).unwrap(), 1);

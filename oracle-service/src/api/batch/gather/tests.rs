@@ -6,7 +6,7 @@ use super::*;
 use crate::api::ledger::Ledger;
 
 fn request(n: u32) -> Request {
-    Request { body: json!({"model": "m", "messages": [{"role": "user", "content": n.to_string()}], "max_tokens": 8}) }
+    Request::new(json!({"model": "m", "messages": [{"role": "user", "content": n.to_string()}], "max_tokens": 8}))
 }
 
 async fn ask(front: &Front, n: u32) -> Result<()> {
