@@ -82,16 +82,20 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
         return Err(shared::Error::file(file, "the key correction is missing; there is no text to offer").into());
     }
     let input = &job.input;
-    let records: Vec<Record> = shared::input::read_all(input)?;
-    if let Some(index) = records.iter().position(|record| record.category.is_none()) {
-        let problem = "is missing; triage the records first";
-        return Err(shared::Error::field(input, index, "category", problem).into());
+    // A first look: what is wrong with the input is known before it costs.
+    let mut punish = 0;
+    for (index, record) in shared::input::records::<Record>(input)?.enumerate() {
+        let Some(category) = record?.category else {
+            let problem = "is missing; triage the records first";
+            return Err(shared::Error::field(input, index, "category", problem).into());
+        };
+        punish += usize::from(category == Category::Punish);
     }
     let mut output = ArrayWriter::create(&job.output)?;
-    let punish = records.iter().filter(|record| record.category == Some(Category::Punish)).count();
     let (mut corrected, mut not_accepted, mut done) = (0, 0, 0);
-    let mut answered = futures::stream::iter(records.into_iter().enumerate())
+    let mut answered = futures::stream::iter(shared::input::records::<Record>(input)?.enumerate())
         .map(|(index, record)| async move {
+            let record = record?;
             let correction = match record.category {
                 Some(Category::Punish) => {
                     let (prompt, violating) = (record.prompt.prompt_text(), record.chosen.response());

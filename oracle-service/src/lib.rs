@@ -5,6 +5,7 @@
 //! go to standard output, progress and log lines to standard error.
 
 mod api;
+mod bench;
 mod correct;
 mod error;
 mod export;
@@ -39,6 +40,7 @@ enum Command {
     Export(export::Args),
     Serve(service::Args),
     Mock(mock::Args),
+    Bench(bench::Args),
 }
 
 /// How a command ended that did not fail.
@@ -72,6 +74,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Export(args) => export::run(&args),
         Command::Serve(args) => service::run(&args),
         Command::Mock(args) => mock::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 
