@@ -82,29 +82,42 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
         return Err(shared::Error::file(file, "the key correction is missing; there is no text to offer").into());
     }
     let input = &job.input;
-    let records: Vec<Record> = shared::input::read_all(input)?;
-    if let Some(index) = records.iter().position(|record| record.category.is_none()) {
-        let problem = "is missing; triage the records first";
-        return Err(shared::Error::field(input, index, "category", problem).into());
+    // A first look: what is wrong with the input is known before it costs.
+    let mut punish = 0;
+    for (index, record) in shared::input::records::<Record>(input)?.enumerate() {
+        let Some(category) = record?.category else {
+            let problem = "is missing; triage the records first";
+            return Err(shared::Error::field(input, index, "category", problem).into());
+        };
+        punish += usize::from(category == Category::Punish);
     }
     let correct = async |record: &Record| {
         let (prompt, violating) = (record.prompt.prompt_text(), record.chosen.response());
         oracle.correct(&prompt, &violating, job.max_tokens).await
     };
+    let correct = &correct;
     let name = format!("correct {}", input.display());
     oracle
         .in_batches(&name, sink, async |front| {
-            let punish = records.iter().filter(|record| record.category == Some(Category::Punish));
-            let asked =
-                futures::stream::iter(punish).map(|record| front.visit(correct(record))).buffered(oracle.window());
+            let records = shared::input::records::<Record>(input)?;
+            let visits = futures::stream::iter(records).map(|record| {
+                front.visit(async move {
+                    let record = record?;
+                    if record.category == Some(Category::Punish) {
+                        correct(&record).await?;
+                    }
+                    Ok(())
+                })
+            });
+            let asked = visits.buffered(oracle.window());
             asked.try_for_each(|()| std::future::ready(Ok(()))).await
         })
         .await?;
     let mut output = ArrayWriter::create(&job.output)?;
-    let punish = records.iter().filter(|record| record.category == Some(Category::Punish)).count();
     let (mut corrected, mut not_accepted, mut done) = (0, 0, 0);
-    let mut answered = futures::stream::iter(records.into_iter().enumerate())
+    let mut answered = futures::stream::iter(shared::input::records::<Record>(input)?.enumerate())
         .map(|(index, record)| async move {
+            let record = record?;
             let correction = match record.category {
                 Some(Category::Punish) => Some(correct(&record).await?),
                 _ => None,

@@ -34,9 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         return Err(shared::Error::file(&args.state, "is no folder; name the ledger's by --state").into());
     }
     let mut out = LinesWriter::create(&args.out)?;
-    for (key, answer) in &Ledger::open(&args.state)?.answers()? {
-        out.push(&Line { key, answer })?;
-    }
+    Ledger::open(&args.state)?.visit(|key, answer| out.push(&Line { key, answer: &answer }))?;
     println!("{} answers written to {}", out.finish()?, args.out.display());
     Ok(Outcome::Complete)
 }

@@ -6,6 +6,7 @@
 
 mod api;
 mod batches;
+mod bench;
 mod control;
 mod correct;
 mod error;
@@ -49,6 +50,7 @@ enum Command {
     Retune(control::RetuneArgs),
     Serve(service::Args),
     Mock(mock::Args),
+    Bench(bench::Args),
 }
 
 /// How a command ended that did not fail.
@@ -88,6 +90,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::Retune(args) => control::retune(&args),
         Command::Serve(args) => service::run(&args),
         Command::Mock(args) => mock::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

@@ -148,7 +148,7 @@ impl proto::oracle::oracle_server::Oracle for Service {
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> std::result::Result<Response<StatusReply>, Status> {
-        let answers = self.home.ledger.count() as u64;
+        let answers = self.home.ledger.count().map_err(Error::from)?;
         Ok(Response::new(StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state_dir: self.state.display().to_string(),

@@ -6,11 +6,12 @@
 
 mod checkpoints;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
-use shared::output::{ArrayWriter, sibling, write_json};
+use shared::output::{ArrayWriter, ListWriter, sibling};
 use shared::python_random::PythonRandom;
 use shared::quarantine::Quarantine;
 use shared::record::{Category, Record, Text};
@@ -148,62 +149,56 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 /// Labels the pairs of a job. Everything answered is in the ledger, however this ends.
 pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<Counts> {
     let input = &job.input;
-    let records: Vec<Record> = shared::input::read_all(input)?;
-    let mut quarantine = Quarantine::default();
-    let mut pairs = Vec::with_capacity(records.len());
-    for index in order(records.len(), job.num_samples, job.seed) {
-        let record = &records[index];
-        let Some(rejected) = &record.rejected else {
-            return Err(shared::Error::field(input, index, "rejected", "is missing").into());
-        };
-        match unreadable_field(record, rejected) {
-            Some(field) => quarantine.push(input, index, field, "is empty", record)?,
-            None => pairs.push((index, record, rejected)),
-        }
-    }
-
+    let Pairs { quarantine, total, sample } = look_through(job)?;
     let name = format!("triage {}", input.display());
     oracle
         .in_batches(&name, sink, async |front| {
-            let asked = futures::stream::iter(&pairs)
-                .map(|(_, record, rejected)| front.visit(decide(oracle, record, rejected, job.both)));
-            asked.buffered(oracle.window()).try_for_each(|()| std::future::ready(Ok(()))).await
+            let visits = futures::stream::iter(pairs(input, sample.as_deref())?).map(|pair| {
+                front.visit(async move {
+                    let Pair { record, rejected, .. } = pair?;
+                    decide(oracle, &record, &rejected, job.both).await
+                })
+            });
+            visits.buffered(oracle.window()).try_for_each(|()| std::future::ready(Ok(()))).await
         })
         .await?;
     let triage_path = sibling(&job.output, "_triage");
     let mut gold = ArrayWriter::create(&job.output)?;
     let mut labels = ArrayWriter::create(&triage_path)?;
-    let mut checkpoints = job.checkpoints.as_ref().map(|(folder, every)| Checkpoints::new(folder, *every));
-    let (mut uncertain, mut dead) = (Vec::new(), Vec::new());
+    let checkpoints = job.checkpoints.as_ref().map(|(folder, every)| Checkpoints::new(folder, *every));
+    let mut checkpoints = checkpoints.transpose()?;
+    let mut uncertain = ListWriter::new(&sibling(&job.output, "_uncertain"));
+    let mut dead = ListWriter::new(&sibling(&job.output, "_dead_letter"));
     let mut by_category = [0usize; 3];
-    let total = pairs.len() as u64;
-    let mut decided = futures::stream::iter(pairs)
-        .map(|(index, record, rejected)| async move {
-            let decisions = decide(oracle, record, rejected, job.both).await?;
-            Ok::<_, Error>((index, record, rejected, decisions))
+    let mut decided = futures::stream::iter(pairs(input, sample.as_deref())?)
+        .map(|pair| async move {
+            let pair = pair?;
+            let decisions = decide(oracle, &pair.record, &pair.rejected, job.both).await?;
+            Ok::<_, Error>((pair, decisions))
         })
         .buffered(oracle.window());
     let mut done = 0;
-    while let Some((index, record, rejected, decisions)) = decided.try_next().await? {
+    while let Some((Pair { index, record, rejected }, decisions)) = decided.try_next().await? {
         done += 1;
         sink(Progress { done, total, bill: oracle.bill(), waiting: oracle.waiting() });
         match label(&decisions) {
             Label::Violations(violations) => {
                 let category = violations.category();
                 by_category[category as usize] += 1;
-                let labelled = Labelled { prompt: &record.prompt, chosen: &record.chosen, rejected, category };
-                labels.push(&labelled)?;
                 let relabelled = relabelled(record.clone(), violations);
                 gold.push(&relabelled)?;
+                let (prompt, chosen) = (&record.prompt, &record.chosen);
+                let labelled = Labelled { prompt, chosen, rejected: &rejected, category };
+                labels.push(&labelled)?;
                 if let Some(checkpoints) = &mut checkpoints {
                     checkpoints.push(&relabelled, &labelled)?;
                 }
             }
             Label::Uncertain(field, answer) => {
                 let reason = format!("the answer is no verdict: {answer:?}");
-                uncertain.push(Unlabelled { index, field, reason, record });
+                uncertain.push(&Unlabelled { index, field, reason, record: &record })?;
             }
-            Label::Dead(field, reason) => dead.push(Unlabelled { index, field, reason, record }),
+            Label::Dead(field, reason) => dead.push(&Unlabelled { index, field, reason, record: &record })?,
             Label::UnknownPrompt(problem) => {
                 return Err(shared::Error::field(input, index, "prompt", problem).into());
             }
@@ -215,15 +210,13 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
     drop(decided);
     labels.finish()?;
     let total = gold.finish()?;
-    write_or_remove(&sibling(&job.output, "_uncertain"), &uncertain)?;
-    write_or_remove(&sibling(&job.output, "_dead_letter"), &dead)?;
     Ok(Counts {
         total,
         invert: by_category[Category::Invert as usize],
         punish: by_category[Category::Punish as usize],
         retain: by_category[Category::Retain as usize],
-        uncertain: uncertain.len(),
-        dead_letter: dead.len(),
+        uncertain: uncertain.finish()?,
+        dead_letter: dead.finish()?,
         quarantined: quarantine.len(),
         output: job.output.clone(),
         triage: triage_path,
@@ -232,17 +225,94 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
     })
 }
 
-/// Writes a list, or removes that of an earlier run where there is nothing to list.
-fn write_or_remove<T: Serialize>(path: &Path, list: &[T]) -> Result<()> {
-    if !list.is_empty() {
-        return Ok(write_json(path, list)?);
+/// Returns the pairs of a job in order: a sample, or those of the input as they are read.
+fn pairs<'a>(input: &'a Path, sample: Option<&'a [Pair]>) -> Result<Box<dyn Iterator<Item = Result<Pair>> + 'a>> {
+    Ok(match sample {
+        Some(sample) => Box::new(sample.iter().cloned().map(Ok)),
+        None => Box::new(shared::input::records(input)?.enumerate().filter_map(|(index, record)| match record {
+            Ok(record) => Pair::of(input, index, record).map(std::result::Result::ok).transpose(),
+            Err(error) => Some(Err(error.into())),
+        })),
+    })
+}
+
+/// A pair that can be judged, with its place in the input.
+#[derive(Clone)]
+struct Pair {
+    index: usize,
+    record: Record,
+    rejected: Text,
+}
+
+impl Pair {
+    /// Takes a record as a pair; where a field holds no text, returns the record with the field's name.
+    fn of(input: &Path, index: usize, record: Record) -> Result<std::result::Result<Pair, (Record, &'static str)>> {
+        let Some(rejected) = record.rejected.clone() else {
+            return Err(shared::Error::field(input, index, "rejected", "is missing").into());
+        };
+        Ok(match unreadable_field(&record, &rejected) {
+            Some(field) => Err((record, field)),
+            None => Ok(Pair { index, record, rejected }),
+        })
     }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(shared::Error::io("remove", path, error).into())
+}
+
+/// What a first look through the input tells.
+struct Pairs {
+    quarantine: Quarantine,
+    /// Pairs that can be judged.
+    total: u64,
+    /// The drawn pairs in the order drawn, where some were drawn.
+    sample: Option<Vec<Pair>>,
+}
+
+/// Reads the input once before anything is asked: what is wrong with it is known before it costs, and how many pairs
+/// there are. Only a sample is kept in memory.
+fn look_through(job: &Job) -> Result<Pairs> {
+    let input = &job.input;
+    if std::fs::metadata(input).is_ok_and(|data| !data.is_file() && !data.is_dir()) {
+        return Err(shared::Error::file(input, "is read twice and must be a regular file").into());
+    }
+    let drawn = match job.num_samples {
+        Some(samples) => {
+            let records = shared::input::for_each(input, |_, _: serde::de::IgnoredAny| Ok(()))?;
+            (samples < records).then(|| PythonRandom::new(job.seed).sample(records, samples))
         }
-        _ => Ok(()),
+        None => None,
+    };
+    // Places in the draw by index, so that the sample can be put in its order.
+    let places: Option<HashMap<usize, usize>> =
+        drawn.as_ref().map(|drawn| drawn.iter().enumerate().map(|(place, index)| (*index, place)).collect());
+    let mut kept: Vec<(usize, std::result::Result<Pair, (usize, Record, &'static str)>)> = Vec::new();
+    let mut quarantine = Quarantine::default();
+    let mut total = 0;
+    for (index, record) in shared::input::records::<Record>(input)?.enumerate() {
+        let record = record?;
+        let place = match &places {
+            Some(places) => match places.get(&index) {
+                Some(place) => Some(*place),
+                None => continue,
+            },
+            None => None,
+        };
+        match (Pair::of(input, index, record)?, place) {
+            (Ok(_), None) => total += 1,
+            (Err((record, field)), None) => quarantine.push(input, index, field, "is empty", &record)?,
+            (pair, Some(place)) => kept.push((place, pair.map_err(|(record, field)| (index, record, field)))),
+        }
     }
+    if places.is_none() {
+        return Ok(Pairs { quarantine, total, sample: None });
+    }
+    kept.sort_by_key(|(place, _)| *place);
+    let mut sample = Vec::with_capacity(kept.len());
+    for (_, pair) in kept {
+        match pair {
+            Ok(pair) => sample.push(pair),
+            Err((index, record, field)) => quarantine.push(input, index, field, "is empty", &record)?,
+        }
+    }
+    Ok(Pairs { quarantine, total: sample.len() as u64, sample: Some(sample) })
 }
 
 impl Counts {
@@ -334,14 +404,6 @@ fn label((chosen, rejected): &Decisions) -> Label {
     }
     let violates = |decision: &Decision| *decision == Decision::Violates;
     Label::Violations(Violations { chosen: violates(chosen), rejected: rejected.as_ref().map(violates) })
-}
-
-/// Returns the records to take, in order: all, or a draw without replacement in the order drawn (spec 1.3, A.1).
-fn order(records: usize, samples: Option<usize>, seed: u64) -> Vec<usize> {
-    match samples {
-        Some(samples) if samples < records => PythonRandom::new(seed).sample(records, samples),
-        _ => (0..records).collect(),
-    }
 }
 
 /// Returns the first field without text. A conversation can hold turns and still no response.

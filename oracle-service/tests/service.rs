@@ -65,7 +65,10 @@ async fn a_job_may_ask_in_batches() {
     let batch = Job { mode: "batch".into(), ..job(folder, &mock.api(), "gold.json") };
     let (ended, _) = finish(&mut client, batch).await.unwrap();
     let charged = mock.bill();
-    assert_eq!((&charged["batch_calls"], charged["calls"].as_u64()), (&charged["calls"], Some(ended.bill.unwrap().calls)));
+    assert_eq!(
+        (&charged["batch_calls"], charged["calls"].as_u64()),
+        (&charged["calls"], Some(ended.bill.unwrap().calls))
+    );
     let wrong = Job { mode: "later".into(), ..job(folder, &mock.api(), "gold.json") };
     assert!(finish(&mut client, wrong).await.unwrap_err().message().contains("batch or auto"));
 }

@@ -1,19 +1,27 @@
 //! The ledger: an intent before every paid request, its answer after, both on the disk before they count.
 //!
 //! A request whose answer is here is never sent again, by whatever job. After a crash at any instant only requests with
-//! an intent and no answer can be sent twice: those that were in flight.
+//! an intent and no answer can be sent twice: those that were in flight. A ledger that is damaged is set aside; a new one
+//! is made of its whole lines and of the exports beside it, and what is lost all the same is told answer by answer.
+
+mod exports;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use shared::Result;
-use shared::store::{Change, Store};
+use shared::output::LinesWriter;
+use shared::store::{Change, Found, Salvaged, Store};
+use shared::{Error, Result};
 
 use super::account::{self, Slot};
 use super::prices::Tokens;
+use exports::Exports;
 
 const ANSWERS: &str = "answers";
 const INTENTS: &str = "intents";
+/// Lost answers that are named in the log; all of them are in the loss file.
+const NAMED: usize = 20;
 
 /// A stored answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -76,44 +84,88 @@ struct Intent {
 pub(crate) struct Ledger {
     store: Store,
     folder: PathBuf,
+    exports: Arc<Exports>,
+}
+
+/// An item of a damaged ledger, for the loss file.
+#[derive(Serialize)]
+struct Loss<'a> {
+    /// Key of the answer or intent; none where it cannot be read any more.
+    key: Option<&'a str>,
+    /// `answers` or `intents`.
+    kind: Option<&'a str>,
+    /// Line of the damaged log, from 1.
+    line: u64,
+    byte: u64,
+    /// Taken from the last export.
+    restored: bool,
 }
 
 impl Ledger {
-    /// Opens the ledger of a state folder.
+    /// Opens the ledger of a state folder; a damaged one is set aside and made anew.
     ///
     /// # Errors
-    /// As [`Store::open`].
+    /// Another process has it; the disk.
     pub(crate) fn open(folder: &Path) -> Result<Ledger> {
-        let ledger = Ledger { store: Store::open(folder)?, folder: folder.to_owned() };
-        let open: Vec<(String, Intent)> = ledger.store.scan(INTENTS)?;
-        if !open.is_empty() {
+        let (store, salvaged) = Store::open_salvaging(folder)?;
+        let exports_folder = folder.join("exports");
+        if let Some(salvaged) = salvaged {
+            let aside = salvaged.set_aside.join("exports");
+            refill(&store, &exports_folder, &aside)?;
+            report(&store, &salvaged)?;
+        } else if exports::exported_bytes(&exports_folder)? > store.committed_bytes() {
+            // The log is shorter than what was exported of it: it was lost, or is an older copy.
+            let aside = folder.join(format!("exports.of-a-longer-log-{}", store.committed_bytes()));
+            let filled = refill(&store, &exports_folder, &aside)?;
             tracing::warn!(
-                "{} requests were in flight when the ledger was last in use; their answers may have been paid for and are \
-                 asked for again when they are needed",
-                open.len()
+                "{}: the log was shorter than its exports; {filled} answers are taken from them",
+                folder.display()
             );
         }
-        Ok(ledger)
+        let open = store.count(INTENTS)?;
+        if open > 0 {
+            tracing::warn!(
+                "{open} requests were in flight when the ledger was last in use; their answers may have been paid for and \
+                 are asked for again when they are needed"
+            );
+        }
+        let exports = Arc::new(Exports::new(store.clone(), &exports_folder)?);
+        Ok(Ledger { store, folder: folder.to_owned(), exports })
     }
 
-    /// Returns a stored answer.
+    /// Returns a stored answer. One that is damaged on the disk is taken from the exports; where it is in none of them,
+    /// its loss is told and it counts as unknown.
     ///
     /// # Errors
     /// The store cannot be read.
     pub(crate) fn answer(&self, key: &str) -> Result<Option<Answer>> {
-        self.store.get(ANSWERS, key)
+        match self.store.find(ANSWERS, key)? {
+            Found::Value(answer) => Ok(Some(answer)),
+            Found::Nothing => Ok(None),
+            Found::Damaged(problem) => {
+                let found = self.exports.find(key)?;
+                match &found {
+                    Some(_) => tracing::warn!("{problem}; it is taken from the last export"),
+                    None => tracing::warn!("{problem}, and in no export; this answer is lost and asked for again"),
+                }
+                Ok(found)
+            }
+        }
     }
 
-    /// Returns all answers by key.
+    /// Calls `visit` for every answer and its key, in order of keys, one in memory at a time.
     ///
     /// # Errors
-    /// The store cannot be read.
-    pub(crate) fn answers(&self) -> Result<Vec<(String, Answer)>> {
-        self.store.scan(ANSWERS)
+    /// The store cannot be read; what `visit` returns.
+    pub(crate) fn visit(&self, visit: impl FnMut(&str, Answer) -> Result<()>) -> Result<()> {
+        self.store.visit(ANSWERS, visit)
     }
 
     /// Returns how many answers are stored.
-    pub(crate) fn count(&self) -> usize {
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(crate) fn count(&self) -> Result<u64> {
         self.store.count(ANSWERS)
     }
 
@@ -131,7 +183,9 @@ impl Ledger {
     /// # Errors
     /// The disk refused: the answer is lost.
     pub(super) async fn settle(&self, key: &str, answer: &Answer, account: Change) -> Result<()> {
-        self.store.commit(vec![Change::put(ANSWERS, key, answer), Change::remove(INTENTS, key), account]).await
+        self.store.commit(vec![Change::put(ANSWERS, key, answer), Change::remove(INTENTS, key), account]).await?;
+        Exports::settled(&self.exports);
+        Ok(())
     }
 
     /// Stores answers that came together.
@@ -139,7 +193,11 @@ impl Ledger {
     /// # Errors
     /// The disk refused: none of them is stored.
     pub(super) async fn settle_all<'a>(&self, answers: impl Iterator<Item = (String, &'a Answer)>) -> Result<()> {
-        self.store.commit(answers.map(|(key, answer)| Change::put(ANSWERS, key, answer)).collect()).await
+        let changes: Vec<Change> = answers.map(|(key, answer)| Change::put(ANSWERS, key, answer)).collect();
+        let count = changes.len();
+        self.store.commit(changes).await?;
+        (0..count).for_each(|_| Exports::settled(&self.exports));
+        Ok(())
     }
 
     /// Returns the store below, for what else must survive with the answers.
@@ -168,3 +226,95 @@ impl Ledger {
         self.store.scan(account::TREE)
     }
 }
+
+impl Ledger {
+    /// Adds made-up answers with these numbers, for the benchmark of large ledgers.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub(crate) async fn fill(&self, numbers: std::ops::Range<u64>) -> Result<()> {
+        use futures::{StreamExt, TryStreamExt};
+        let tokens = Tokens { prompt: 1200, cached: 1024, completion: 2 };
+        let answer = Answer {
+            text: Some("NON-COMPLIANT".into()),
+            finish: "stop".into(),
+            model: "gpt-4o-2024-11-20".into(),
+            tokens,
+            fingerprint: Some("fp_0123456789".into()),
+            attempts: 1,
+            cost_usd: Some(0.0031),
+            endpoint: "openai".into(),
+            ..Answer::default()
+        };
+        let settled = futures::stream::iter(numbers).map(|number| {
+            let (key, answer) = (blake3::hash(&number.to_le_bytes()).to_hex()[..32].to_owned(), &answer);
+            async move {
+                // An account's slot is written with both, as when a request is paid for.
+                let slot = || Change::put(account::TREE, "bench/0", &Slot::default());
+                self.intend(&key, &answer.model, number, slot()).await?;
+                self.settle(&key, answer, slot()).await
+            }
+        });
+        settled.buffer_unordered(2048).try_collect().await
+    }
+}
+
+/// Takes what a store lacks from the exports, then sets them aside: they speak of another log. Returns how many answers
+/// were taken.
+fn refill(store: &Store, exports: &Path, aside: &Path) -> Result<u64> {
+    let mut filled = 0;
+    let mut waiting = Vec::new();
+    exports::visit(exports, |key, answer| {
+        if matches!(store.find::<Answer>(ANSWERS, &key)?, Found::Value(_)) {
+            return Ok(());
+        }
+        filled += 1;
+        waiting.push(Change::put(ANSWERS, key, &answer));
+        if waiting.len() == 64 {
+            store.commit_blocking(std::mem::take(&mut waiting))?;
+        }
+        Ok(())
+    })?;
+    store.commit_blocking(waiting)?;
+    match std::fs::rename(exports, aside) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::io("set aside", exports, source)),
+        _ => Ok(filled),
+    }
+}
+
+/// Writes the loss file and names the first of what is lost.
+fn report(store: &Store, Salvaged { set_aside, kept, lost }: &Salvaged) -> Result<()> {
+    let path = set_aside.join("loss.jsonl");
+    let mut file = LinesWriter::create(&path)?;
+    let mut gone = 0;
+    for lost in lost {
+        let mut write = |key: Option<&str>, kind: Option<&str>, restored: bool| {
+            if !restored && kind != Some(INTENTS) {
+                gone += 1;
+                if gone <= NAMED {
+                    tracing::warn!("lost: answer {} (line {} of the log)", key.unwrap_or("of unknown key"), lost.line);
+                }
+            }
+            file.push(&Loss { key, kind, line: lost.line, byte: lost.byte, restored })
+        };
+        if lost.keys.is_empty() {
+            write(None, None, false)?;
+        }
+        for (kind, key) in &lost.keys {
+            let restored = kind == ANSWERS && matches!(store.find::<Answer>(ANSWERS, key)?, Found::Value(_));
+            write(Some(key), Some(kind), restored)?;
+        }
+    }
+    file.finish()?;
+    tracing::warn!(
+        "the ledger's log was damaged and is set aside in {}: {kept} commits go on, {} lines were damaged, {gone} answers \
+         are lost and asked for again when they are needed; all are listed in {}",
+        set_aside.display(),
+        lost.len(),
+        path.display()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,34 +1,36 @@
 //! Checkpoint files under the reference's names (spec 1.3), for whoever reads along: the pairs finished so far.
 //!
 //! Resuming needs none of them, the ledger does it. A file is written at multiples of an interval, and only when the list
-//! has grown by a tenth since the last one, so that all of them together cost a fixed multiple of the final list.
+//! has grown by a tenth since the last one, so that all of them together cost a fixed multiple of the final list. The
+//! lists grow in nameless files and are copied from there, so that none of it is kept in memory.
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::Value;
 use shared::Result;
+use shared::output::{AtomicFile, Spool};
 use shared::record::Record;
 
 pub(super) struct Checkpoints {
     folder: PathBuf,
     every: usize,
     last: usize,
-    gold: Vec<Value>,
-    labels: Vec<Value>,
+    gold: Spool,
+    labels: Spool,
 }
 
 impl Checkpoints {
-    pub(super) fn new(folder: &Path, every: usize) -> Checkpoints {
-        Checkpoints { folder: folder.to_owned(), every, last: 0, gold: Vec::new(), labels: Vec::new() }
+    /// # Errors
+    /// The folder cannot be written.
+    pub(super) fn new(folder: &Path, every: usize) -> Result<Checkpoints> {
+        let (gold, labels) = (Spool::create(folder)?, Spool::create(folder)?);
+        Ok(Checkpoints { folder: folder.to_owned(), every, last: 0, gold, labels })
     }
 
     /// Adds a labelled pair.
     pub(super) fn push(&mut self, gold: &Record, label: &impl Serialize) -> Result<()> {
-        let value = |item: serde_json::Result<Value>| item.map_err(|error| shared::Error::Config(error.to_string()));
-        self.gold.push(value(serde_json::to_value(gold))?);
-        self.labels.push(value(serde_json::to_value(label))?);
-        Ok(())
+        self.gold.push(gold)?;
+        self.labels.push(label)
     }
 
     /// Takes note that so many pairs are done, labelled or not, and writes where it is time.
@@ -37,10 +39,12 @@ impl Checkpoints {
             return Ok(());
         }
         self.last = done;
-        for (name, list) in [("dpo_gold", &self.gold), ("triage", &self.labels)] {
-            let path = self.folder.join(format!("{name}_checkpoint_{done:07}.json"));
-            let bytes = serde_json::to_vec(list).map_err(|error| shared::Error::Config(error.to_string()))?;
-            shared::output::write_atomic(&path, &bytes)?;
+        for (name, list) in [("dpo_gold", &mut self.gold), ("triage", &mut self.labels)] {
+            let mut file = AtomicFile::create(&self.folder.join(format!("{name}_checkpoint_{done:07}.json")))?;
+            file.write(b"[")?;
+            list.copy_to(b",", &mut file)?;
+            file.write(b"]")?;
+            file.finish()?;
         }
         Ok(())
     }
@@ -73,7 +77,7 @@ mod tests {
     fn a_file_holds_the_finished_prefix_unindented() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("ckpt");
-        let mut checkpoints = Checkpoints::new(&folder, 2);
+        let mut checkpoints = Checkpoints::new(&folder, 2).unwrap();
         let record: Record =
             serde_json::from_value(serde_json::json!({"prompt": "é", "chosen": "b", "rejected": "c"})).unwrap();
         checkpoints.push(&record, &"label").unwrap();

@@ -184,7 +184,7 @@ async fn a_command_at_its_cap_ends_with_everything_stored_and_goes_on_when_it_is
     let setup = |cap| Setup { max_cost_usd: Some(cap), is_patient: false, ..setup(dir.path(), at(&server.url)) };
     let error = ask(&Engine::new(&home, setup(0.05)).unwrap(), 0..100).await.unwrap_err().to_string();
     assert!(error.contains("cost limit of $0.0500") && error.contains("run again"), "{error}");
-    let stored = home.ledger.count();
+    let stored = home.ledger.count().unwrap() as usize;
     assert!(stored > 10 && server.bill_usd() <= 0.05, "{stored} {}", server.bill_usd());
     assert_eq!(stored, server.charged.lock().unwrap().len(), "what was on its way is stored");
     let engine = Engine::new(&home, setup(1.0)).unwrap();
