@@ -104,17 +104,22 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
         let (prompt, violating) = (record.prompt.prompt_text(), record.chosen.response());
         oracle.correct(&prompt, &violating, job.limit).await
     };
+    let correct = &correct;
     let name = format!("correct {}", input.display());
     oracle
         .in_batches(&name, sink, async |front| {
-            let records = futures::stream::iter(shared::input::records::<Record>(input)?);
-            let asked = records.map(|record| async {
-                match record? {
-                    record if record.category == Some(Category::Punish) => front.visit(correct(&record)).await,
-                    _ => Ok(()),
-                }
+            let records = shared::input::records::<Record>(input)?;
+            let visits = futures::stream::iter(records).map(|record| {
+                front.visit(async move {
+                    let record = record?;
+                    if record.category == Some(Category::Punish) {
+                        correct(&record).await?;
+                    }
+                    Ok(())
+                })
             });
-            asked.buffered(oracle.window()).try_for_each(|()| std::future::ready(Ok(()))).await
+            let asked = visits.buffered(oracle.window());
+            asked.try_for_each(|()| std::future::ready(Ok(()))).await
         })
         .await?;
     let mut output = ArrayWriter::create(&job.output)?;

@@ -239,7 +239,7 @@ fn a_batch_that_is_refused_as_a_whole_says_why_and_can_be_sent_again() {
     let api = mock.api();
     let output = run(folder, &triage(&api, &["--mode", "batch"]));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(4));
     assert!(text.contains("planned failure") && text.contains("refused batch"), "{text}");
     succeed(folder, &triage(&api, &["--mode", "batch"]));
     check_labels(folder);

@@ -205,8 +205,10 @@ impl Ledger {
     pub(super) async fn settle_all<'a>(&self, answers: impl Iterator<Item = (String, &'a Answer)>) -> Result<()> {
         let mut answers = answers.map(|(key, answer)| Change::put(ANSWERS, key, answer)).peekable();
         while answers.peek().is_some() {
-            self.store.commit(answers.by_ref().take(SETTLED_AT_ONCE).collect()).await?;
-            Exports::settled(&self.exports);
+            let changes: Vec<Change> = answers.by_ref().take(SETTLED_AT_ONCE).collect();
+            let count = changes.len();
+            self.store.commit(changes).await?;
+            (0..count).for_each(|_| Exports::settled(&self.exports));
         }
         Ok(())
     }
