@@ -36,7 +36,7 @@ pub(super) fn required<'a>(row: &'a Row, place: Place<'_>, field: &str) -> Resul
 /// Checks that a field is a string or a list of chat turns; returns whether it holds no text.
 pub(super) fn text_is_empty(row: &Row, place: Place<'_>, field: &str) -> Result<bool> {
     match required(row, place, field)? {
-        Value::String(text) => Ok(text.is_empty()),
+        Value::String(text) => Ok(text.trim().is_empty()),
         other => match Text::deserialize(other) {
             Ok(turns) => Ok(turns.is_empty()),
             Err(error) => Err(place.error(field, error.to_string())),
