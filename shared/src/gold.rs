@@ -116,8 +116,8 @@ pub fn read(path: &Path) -> Result<Vec<GoldPair>> {
     for (index, pair) in pairs.iter().enumerate() {
         for (field, is_empty) in [
             ("prompt", pair.prompt.is_empty()),
-            ("chosen", pair.chosen.is_empty()),
-            ("rejected", pair.rejected.is_empty()),
+            ("chosen", pair.chosen.trim().is_empty()),
+            ("rejected", pair.rejected.trim().is_empty()),
         ] {
             if is_empty {
                 return Err(Error::field(path, index, field, "is empty; a gold pair needs text in all three fields"));

@@ -37,8 +37,12 @@ pub fn read_all<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
 
 /// Reads a file that is one JSON document.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = read_to_end(path)?;
-    let bytes = bytes.strip_prefix(BOM).unwrap_or(&bytes);
+    parse_json(path, &read_to_end(path)?)
+}
+
+/// As [`read_json`], of a file whose bytes were read already.
+pub fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    let bytes = bytes.strip_prefix(BOM).unwrap_or(bytes);
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Error::file(path, "is empty"));
     }

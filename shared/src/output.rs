@@ -72,6 +72,14 @@ fn sync_folder(target: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Checks before a long computation that a file can be written under a name: no folder, no device.
+///
+/// # Errors
+/// It cannot; the option is named.
+pub fn check_target(option: &str, output: &Path) -> Result<()> {
+    resolve(output).map(|_| ()).map_err(|error| Error::Config(format!("{option} {error}")))
+}
+
 /// Follows a link to the file it names, and refuses what a rename must not replace.
 fn resolve(path: &Path) -> Result<PathBuf> {
     if path.file_name().is_none() {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 /// Side of the policy shift a pair falls on (spec 1.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Category {
     /// The old winner violates, the old loser complies. Stored swapped: `chosen` is the compliant old loser.
@@ -53,6 +53,27 @@ impl std::str::FromStr for Category {
             .into_iter()
             .find(|c| c.name() == name)
             .ok_or_else(|| format!("unknown category {name:?}; expected INVERT, PUNISH or RETAIN"))
+    }
+}
+
+/// Written by hand: serde_json calls a number in the place of an enum's name a fault of the JSON.
+impl<'de> Deserialize<'de> for Category {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        struct CategoryVisitor;
+
+        impl Visitor<'_> for CategoryVisitor {
+            type Value = Category;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("\"INVERT\", \"PUNISH\" or \"RETAIN\"")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Category, E> {
+                name.parse().map_err(E::custom)
+            }
+        }
+
+        source.deserialize_str(CategoryVisitor)
     }
 }
 
@@ -106,6 +127,18 @@ impl Text {
         }
     }
 
+    /// Returns what is asked where a model answers a prompt: a string as it is; from turns the first user turn, else all
+    /// contents joined by one space (spec 1.7, evaluation side).
+    pub fn question(&self) -> String {
+        match self {
+            Text::Plain(text) => text.clone(),
+            Text::Turns(turns) => match turns.iter().find(|turn| turn.role == "user") {
+                Some(turn) => turn.content.clone(),
+                None => joined(turns),
+            },
+        }
+    }
+
     /// Returns the turns a prompt is rendered from: a plain string is one user turn, a conversation is kept whole.
     pub fn turns(&self) -> Vec<Turn> {
         match self {
@@ -126,12 +159,17 @@ impl Text {
         }
     }
 
-    /// Returns whether there is nothing in it: no characters but white space, or no turn with any.
+    /// Returns whether there is nothing in it but white space: in the string, or in every turn.
     pub fn is_empty(&self) -> bool {
         match self {
             Text::Plain(text) => text.trim().is_empty(),
             Text::Turns(turns) => turns.iter().all(|turn| turn.content.trim().is_empty()),
         }
+    }
+
+    /// Returns whether there is nothing but white space in its response; a conversation can hold turns and still none.
+    pub fn has_no_response(&self) -> bool {
+        self.response().trim().is_empty()
     }
 }
 
@@ -207,16 +245,63 @@ impl Record {
         self.oracle_response.as_deref().filter(|text| !text.is_empty())
     }
 
-    /// Returns the name of the first of prompt, chosen and rejected that is there but holds no text.
+    /// Returns the name of the first of prompt, chosen and rejected that is there but holds no text: nothing, or white
+    /// space alone. Every program sets such a record aside, so that all of them count the same records.
     pub fn empty_field(&self) -> Option<&'static str> {
         if self.prompt.is_empty() {
             Some("prompt")
-        } else if self.chosen.is_empty() {
+        } else if self.chosen.has_no_response() {
             Some("chosen")
-        } else if self.rejected.as_ref().is_some_and(Text::is_empty) {
+        } else if self.rejected.as_ref().is_some_and(Text::has_no_response) {
             Some("rejected")
         } else {
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turn(role: &str, content: &str) -> Turn {
+        Turn { role: role.into(), content: content.into() }
+    }
+
+    #[test]
+    fn a_question_is_the_first_user_turn_and_a_response_the_last_assistant_turn() {
+        let turns = [turn("system", "s"), turn("user", "one"), turn("assistant", "a"), turn("user", "two")];
+        let text = Text::Turns(turns.to_vec());
+        assert_eq!((text.question(), text.response()), ("one".into(), "a".into()));
+        let text = Text::Turns(vec![turn("system", "s"), turn("tool", "t")]);
+        assert_eq!((text.question(), text.response()), ("s t".into(), "s t".into()));
+        assert_eq!(Text::from("x").question(), "x");
+    }
+
+    #[test]
+    fn white_space_is_no_text() {
+        let record = |prompt: &str, chosen: &str, rejected: Option<&str>| Record {
+            prompt: prompt.into(),
+            chosen: chosen.into(),
+            rejected: rejected.map(Text::from),
+            ..Record::default()
+        };
+        assert_eq!(record(" \n", "a", None).empty_field(), Some("prompt"));
+        assert_eq!(record("x", "\t", None).empty_field(), Some("chosen"));
+        assert_eq!(record("x", "a", Some(" ")).empty_field(), Some("rejected"));
+        assert_eq!(record("x", "a", Some(" b ")).empty_field(), None);
+        let mut turns = record("x", "a", None);
+        turns.chosen = Text::Turns(vec![turn("user", "x"), turn("assistant", " ")]);
+        assert_eq!(turns.empty_field(), Some("chosen"), "turns, and no response among them");
+    }
+
+    #[test]
+    fn a_category_of_another_type_is_told_from_bad_json() {
+        let error = serde_json::from_str::<Category>("1").unwrap_err();
+        assert!(error.is_data(), "{error}");
+        assert!(error.to_string().contains("expected \"INVERT\", \"PUNISH\" or \"RETAIN\""), "{error}");
+        let error = serde_json::from_str::<Category>("\"MAYBE\"").unwrap_err().to_string();
+        assert!(error.starts_with("unknown category \"MAYBE\"; expected INVERT, PUNISH or RETAIN"), "{error}");
+        assert_eq!(serde_json::from_str::<Category>("\"PUNISH\"").unwrap(), Category::Punish);
     }
 }

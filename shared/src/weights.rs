@@ -1,6 +1,8 @@
 //! From raw scores to weights: damping, clamp, normalisation (spec 5.5). Scores may come from many workers; weights are
 //! made once, over all of them.
 
+use std::path::Path;
+
 use crate::error::{Error, Result};
 use crate::record::Record;
 
@@ -36,18 +38,25 @@ impl std::str::FromStr for WeightNorm {
     }
 }
 
-/// Returns the weights of scored records from their raw scores: ×1/γ, max with 0, normalised.
+/// Returns the weights of scored records from their raw scores: ×1/γ, max with 0, normalised. The records are those of
+/// `file`; `index` gives the place in it of the record of a score.
 ///
 /// # Errors
-/// γ is not positive; a score is not finite (its position is named by `name`); all scores are 0 or below.
-pub fn weights(raw: &[f64], gamma: f64, norm: WeightNorm, name: impl Fn(usize) -> String) -> Result<Vec<f64>> {
+/// γ is not positive; a score is not finite; all scores are 0 or below.
+pub fn weights(
+    raw: &[f64],
+    gamma: f64,
+    norm: WeightNorm,
+    file: &Path,
+    index: impl Fn(usize) -> usize,
+) -> Result<Vec<f64>> {
     check_gamma(gamma)?;
     if let Some(bad) = raw.iter().position(|score| !score.is_finite()) {
-        return Err(Error::Config(format!(
-            "{}: its score is {}; a weight cannot be made of it. Look at the record's text and at the model's weights",
-            name(bad),
+        let problem = format!(
+            "its score is {}; a weight cannot be made of it. Look at the record's text and at the model's weights",
             raw[bad]
-        )));
+        );
+        return Err(Error::record(file, index(bad), problem));
     }
     let kept: Vec<f64> = raw.iter().map(|score| (score / gamma).max(0.0)).collect();
     let sum: f64 = kept.iter().sum();
@@ -55,12 +64,18 @@ pub fn weights(raw: &[f64], gamma: f64, norm: WeightNorm, name: impl Fn(usize) -
         return Ok(kept);
     }
     if sum == 0.0 {
-        return Err(Error::Config(format!(
-            "all {} scores are 0 or negative, so every weight would be 0 and training would do nothing. The gold batch \
-             pulls against every conflict record: draw a larger one (--gold-batch-size), give one (--gold), or use \
-             --method no-impact",
-            raw.len()
-        )));
+        let scores = match raw.len() {
+            1 => "the only score is".to_owned(),
+            many => format!("all {many} scores are"),
+        };
+        return Err(Error::file(
+            file,
+            format!(
+                "{scores} 0 or negative, so every weight would be 0 and training would do nothing. The gold batch pulls \
+                 against every conflict record: draw a larger one (--gold-batch-size), give one (--gold), or use \
+                 --method no-impact"
+            ),
+        ));
     }
     let scale = match norm {
         WeightNorm::Mean1 => kept.len() as f64 / sum,
@@ -87,7 +102,7 @@ mod tests {
     const RAW: [f64; 5] = [2.0, -1.0, 0.5, 0.0, 1.5];
 
     fn of(raw: &[f64], gamma: f64, norm: WeightNorm) -> Result<Vec<f64>> {
-        weights(raw, gamma, norm, |i| format!("record {i}"))
+        weights(raw, gamma, norm, Path::new("pairs.json"), |i| 10 + i)
     }
 
     #[test]
@@ -112,10 +127,10 @@ mod tests {
         assert!(of(&RAW, 0.0, WeightNorm::Mean1).unwrap_err().to_string().contains("--lamda"));
         assert!(of(&RAW, f64::NAN, WeightNorm::Mean1).is_err());
         let nan = of(&[1.0, f64::NAN], 1.0, WeightNorm::Mean1).unwrap_err().to_string();
-        assert!(nan.contains("record 1"), "{nan}");
+        assert!(nan.starts_with("pairs.json: record 11: "), "{nan}");
         assert!(of(&[f64::INFINITY], 1.0, WeightNorm::Mean1).is_err());
         let zero = of(&[-1.0, 0.0], 1.0, WeightNorm::Mean1).unwrap_err().to_string();
-        assert!(zero.contains("all 2 scores"), "{zero}");
+        assert!(zero.starts_with("pairs.json: all 2 scores are 0 or negative"), "{zero}");
         assert_eq!(of(&[], 1.0, WeightNorm::Mean1).unwrap(), Vec::<f64>::new());
     }
 }

@@ -204,6 +204,7 @@ impl Folder {
             program.args(["--threads", "1"]);
         }
         program.current_dir(self.0.path()).env_remove("RUST_LOG").env_remove("TRACE_FAULT");
+        program.env_remove("RUST_BACKTRACE");
         let output = program.output().expect("the program can be started");
         Outcome {
             code: output.status.code(),

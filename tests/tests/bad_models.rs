@@ -25,13 +25,20 @@ fn unknown_family_and_unknown_features() {
     for (key, value, messages) in [
         ("model_type", json!("mamba"), ["model/config.json", "\"mamba\""]),
         ("hidden_act", json!("gelu"), ["model/config.json", "\"gelu\""]),
-        ("num_attention_heads", json!("four"), ["model/config.json", "expected i64"]),
+        ("num_attention_heads", json!("four"), ["model/config.json: field \"num_attention_heads\"", "expected i64"]),
+        ("hidden_size", json!("32"), ["model/config.json: field \"hidden_size\"", "string \"32\""]),
+        ("model_type", json!(5), ["model/config.json: field \"model_type\" is 5", "\"llama\""]),
+        // Nothing is made by the billion to find out that it is not there.
+        ("num_hidden_layers", json!(1_000_000_000), ["num_hidden_layers = 1000000000", "tensors in all"]),
+        ("num_hidden_layers", json!(1u64 << 60), ["model/config.json", "num_hidden_layers is 1152921504606846976"]),
         ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}), ["model/config.json", "\"yarn\""]),
     ] {
         folder.copy_golden("tied", "model");
         change_json(&folder, "model/config.json", key, value);
         folder.refused(LOGPROBS, &messages);
     }
+    folder.write("model/config.json", "[]");
+    folder.refused(LOGPROBS, &["model/config.json: is no JSON object"]);
     folder.write("model/config.json", "{\"model_type\": \"llama\"");
     folder.refused(LOGPROBS, &["model/config.json", "JSON"]);
     std::fs::remove_file(folder.path("model/config.json")).unwrap();
@@ -123,10 +130,16 @@ fn adapters_of_another_base_model() {
     let file = folder.path("peft/adapter_model.safetensors");
     let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
     safetensors::reshape(&file, name, &[8, 16]);
+    let model_says = "this base model needs [4, 32]: the adapter is of another base model";
+    folder.refused(&with("{tied}", "peft"), &[model_says]);
     folder.refused(&with("{tied}", "peft"), &["adapter_model.safetensors", name, "[8, 16]", "[4, 32]"]);
     folder.copy_golden("adapter", "peft");
     safetensors::rename(&file, name, "base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight");
     folder.refused(&with("{tied}", "peft"), &["adapter_model.safetensors", "q_proj.lora_A"]);
+    folder.copy_golden("adapter", "peft");
+    change_json(&folder, "peft/adapter_config.json", "r", json!(8));
+    let rank = ["adapter_model.safetensors", "so rank 4, and adapter_config.json says r = 8"];
+    folder.refused(&with("{tied}", "peft"), &rank);
     folder.copy_golden("adapter", "peft");
     change_json(&folder, "peft/adapter_config.json", "use_dora", json!(true));
     folder.refused(&with("{tied}", "peft"), &["peft/adapter_config.json", "use_dora"]);
@@ -144,21 +157,56 @@ fn a_model_with_nan_weights() {
     let reason = |line: &serde_json::Value| line["error"].as_str().unwrap_or_default().contains("NaN");
     assert!(folder.lines("out.jsonl").iter().all(reason), "{:?}", folder.lines("out.jsonl"));
     let generate = "generate --model-name-or-path model --prompts records.json --out out.json --max-new-tokens 3";
-    cluster_tests::check_refusal(generate, &folder.run(generate), &["prompt ", "NaN"]);
-    assert!(!folder.path("out.json").exists());
+    folder.refused(generate, &["records.json: record ", "NaN"]);
     let score = "score --model-name-or-path model --dataset-json-path records.json --out scored.json";
-    let outcome = folder.run(score);
-    cluster_tests::check_refusal(score, &outcome, &["gold batch", "not finite"]);
-    assert!(!folder.path("scored.json").exists());
+    folder.refused(score, &["records.json: record ", "gold batch", "not finite"]);
     let train = "train --model-name-or-path model --dataset-json-path records.json --output-dir runs --run-name nan \
                  --method sft --batch-size 1 --gradient-accumulation-steps 1";
     let outcome = folder.run(train);
-    cluster_tests::check_refusal(train, &outcome, &["record ", "not finite"]);
+    let messages = ["records.json: record ", "its negative log-likelihood of chosen is not finite", "--learning-rate"];
+    cluster_tests::check_refusal(train, &outcome, &messages);
     assert!(!folder.path("runs/nan/adapter_model.safetensors").exists());
+    // The step that failed has made nothing that another setting would throw away.
+    let again = format!("{train} --learning-rate 1e-5");
+    cluster_tests::check_refusal(&again, &folder.run(&again), &["not finite"]);
+
+    // Indices are those of the file, records without text counted; a gold batch that is given has its own.
+    let mut pair = cluster_tests::records().into_iter().find(|record| record["category"] == "INVERT").unwrap();
+    folder.write_json(
+        "pairs.json",
+        &json!([{"prompt": " ", "chosen": "a", "rejected": "b", "category": "INVERT"}, pair]),
+    );
+    let generate = generate.replace("records.json", "pairs.json");
+    cluster_tests::check_refusal(&generate, &folder.run(&generate), &["pairs.json: record 1: the model's logits"]);
+    let score = score.replace("records.json", "pairs.json");
+    let named = "record 1: its preference loss of chosen over rejected is not finite; it is in the gold batch";
+    folder.refused(&format!("{score} --gold-batch-size 3"), &[&format!("pairs.json: {named}")]);
+    pair.as_object_mut().unwrap().remove("category");
+    folder.write_json("mine.json", &json!([pair]));
+    folder.refused(&format!("{score} --gold mine.json"), &[&format!("mine.json: {}", named.replace('1', "0"))]);
+    std::fs::remove_file(folder.path("out_quarantine.json")).ok();
 
     // What the failures left behind does not stand in the way of a sound model.
     folder.copy_golden("tied", "model");
     for command in [generate, score] {
-        folder.succeed(command);
+        folder.succeed(&command);
     }
+}
+
+/// More than any machine has: libtorch refuses, and that is said in one line.
+#[test]
+fn memory_that_is_not_there() {
+    let folder = folder("tied");
+    change_json(&folder, "model/config.json", "max_position_embeddings", json!(1u64 << 60));
+    let generate = "generate --model-name-or-path model --prompts records.json --out out.json --max-new-tokens \
+                    1000000000000000";
+    let outcome = folder.run(generate);
+    cluster_tests::check_refusal(generate, &outcome, &["worker: not enough memory", "--max-new-tokens"]);
+    assert!(!outcome.err.contains("frame #"), "{}", outcome.err);
+    let score = "score --model-name-or-path model --dataset-json-path records.json --out out.json --lora-r 100000";
+    folder.refused(score, &["--lora-r is 100000; expected at most 256"]);
+    change_json(&folder, "model/config.json", "hidden_size", json!(1 << 29));
+    let train = "train --model-name-or-path model --dataset-json-path records.json --method sft --full --from-scratch";
+    folder.refused(train, &["model/config.json", "describes a model of", "GiB"]);
+    assert!(!folder.path("runs").exists());
 }

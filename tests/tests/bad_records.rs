@@ -57,6 +57,8 @@ fn unknown_and_missing_categories() {
     for command in [SCORE, TRAIN] {
         unknown.refused(command, &["bad.json", "record 3", "category", "MAYBE", "INVERT"]);
     }
+    let number = folder(|record| record["category"] = json!(1));
+    number.refused(SCORE, &["bad.json: record 3: field \"category\": invalid type: integer `1`, expected \"INVERT\""]);
     let missing = folder(|record| {
         record.as_object_mut().unwrap().remove("category");
     });
@@ -124,6 +126,7 @@ fn settings_under_which_no_score_means_anything() {
     for command in [SCORE, TRAIN] {
         folder.refused(&format!("{command} --lamda 0"), &["--lamda", "positive"]);
         folder.refused(&format!("{command} --lamda NaN"), &["--lamda", "positive"]);
+        folder.refused(&format!("{command} --lamda -1"), &["--lamda (γ) is -1", "positive"]);
     }
     let retain: Vec<Value> = records().into_iter().filter(|record| record["category"] == "RETAIN").collect();
     folder.write_json("bad.json", &Value::Array(retain));
@@ -137,18 +140,56 @@ fn settings_under_which_no_score_means_anything() {
 fn prompts_longer_than_the_limit_in_reference_mode() {
     let folder = folder(|record| record["prompt"] = json!("word ".repeat(300)));
     for command in [SCORE, LOGPROBS] {
-        folder
-            .refused(&format!("{command} --mask reference --max-length 64"), &["bad.json", "record 3", "--max-length"]);
+        let command = format!("{command} --mask reference --max-length 64");
+        folder.refused(&command, &["bad.json: record 3: field \"prompt\": takes ", "--mask exact"]);
+        // Scoring has the reference's own limit, whatever is asked for.
+        assert!(!folder.run(&command).err.contains("--max-length"));
     }
-    let exact = folder.succeed(&format!("{LOGPROBS} --max-length 64"));
-    assert_eq!(folder.lines("out.jsonl").len(), 10, "{exact:?}");
+}
+
+/// Input over the limit is cut in exact mode, and said so: how many records, and the first.
+#[test]
+fn records_that_are_cut_are_counted_and_the_first_is_named() {
+    let long = "word ".repeat(400);
+    let folder = folder(|record| record["prompt"] = json!(long));
+    let warning = "1 records truncated to 256 tokens, first: record 3 (bad.json)";
+    for command in [SCORE, TRAIN, LOGPROBS] {
+        let outcome = folder.succeed(&format!("{command} --json"));
+        assert!(outcome.err.contains(warning), "{command}\n{}", outcome.err);
+        let summary: Value = serde_json::from_str(&outcome.out).unwrap();
+        assert_eq!(summary["truncated"], json!(1), "{summary}");
+    }
+    assert_eq!(folder.lines("out.jsonl").len(), 10);
+    folder.write_json("asked.json", &json!([{"prompt": ""}, {"prompt": "short"}, {"prompt": long}]));
+    let generate = "generate --model-name-or-path {tied} --prompts asked.json --out answers.json --max-new-tokens";
+    let outcome = folder.succeed(&format!("{generate} 200 --batch-size 1 --json"));
+    assert!(outcome.err.contains("1 prompts with their responses may be longer than the 512"), "{}", outcome.err);
+    assert!(outcome.err.contains("first: record 2 (asked.json)"), "{}", outcome.err);
+    folder.refused(&format!("{generate} 100000"), &["--max-new-tokens is 100000", "512"]);
+}
+
+/// A gold batch against which every record pulls: what the message advises goes through under the same names.
+#[test]
+fn scores_that_are_all_negative() {
+    let folder = folder(|_| ());
+    let pair = records().into_iter().find(|record| record["category"] == "INVERT").unwrap();
+    folder.write_json("bad.json", &json!([pair]));
+    let gold = |chosen: &str, rejected: &str| json!([{"prompt": pair["prompt"], "chosen": pair[chosen], "rejected": pair[rejected]}]);
+    folder.write_json("against.json", &gold("rejected", "chosen"));
+    folder.write_json("along.json", &gold("chosen", "rejected"));
+    for command in [SCORE, TRAIN] {
+        let message = "bad.json: the only score is 0 or negative";
+        folder.refused(&format!("{command} --gold against.json"), &[message, "--gold"]);
+        assert!(!folder.path("runs").exists());
+        folder.succeed(&format!("{command} --gold along.json"));
+    }
 }
 
 #[test]
 fn empty_strings_are_set_aside_with_their_reason() {
     let mut list = records();
     list[1]["prompt"] = json!("");
-    list[4]["chosen"] = json!("");
+    list[4]["chosen"] = json!(" \n");
     list[7]["rejected"] = json!("");
     let folder = Folder::new();
     folder.write_json("bad.json", &Value::Array(list.clone()));
@@ -166,8 +207,8 @@ fn empty_strings_are_set_aside_with_their_reason() {
     assert_eq!(kept, expected);
 
     // Log-probs keep a line a record.
-    let outcome = folder.run(LOGPROBS);
-    assert_eq!(outcome.code, Some(3), "{outcome:#?}");
+    let outcome = folder.succeed(LOGPROBS);
+    assert!(outcome.err.contains("3 records with an empty field have no numbers"), "{}", outcome.err);
     let lines = folder.lines("out.jsonl");
     assert_eq!(lines.len(), 10);
     for (i, line) in lines.iter().enumerate() {
@@ -194,10 +235,12 @@ fn prompts_to_generate_from() {
     folder.refused(command, &["bad.json", "record 1", "prompt", "missing"]);
     folder.write_json("bad.json", &json!([{"prompt": ""}]));
     folder.refused(command, &["bad.json", "no prompt"]);
+    folder.refused(&format!("{command} --temperature -1"), &["--temperature is -1"]);
 
     // An empty prompt is set aside, the others are answered.
-    folder.write_json("bad.json", &json!([{"prompt": "fine"}, {"prompt": ""}]));
-    assert_eq!(folder.run(command).code, Some(3));
+    folder.write_json("bad.json", &json!([{"prompt": "fine"}, {"prompt": " "}]));
+    let outcome = folder.succeed(command);
+    assert!(outcome.err.contains("1 items with an empty prompt were set aside"), "{}", outcome.err);
     assert_eq!(folder.json("out.json")["results"].as_array().map(Vec::len), Some(1));
     assert_eq!(folder.json("out_quarantine.json").as_array().map(Vec::len), Some(1));
 }

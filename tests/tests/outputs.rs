@@ -34,13 +34,45 @@ fn a_gold_batch_that_was_given_stays_as_it_is() {
     std::fs::create_dir_all(folder.path("runs/r")).unwrap();
     folder.write("gold.json", &text);
     folder.write("runs/r/gold.json", &text);
-    folder.succeed(&format!("{SCORE} --gold gold.json --out scored.json"));
+    let scored = folder.succeed(&format!("{SCORE} --gold gold.json --out other/scored.json --json"));
+    let summary: serde_json::Value = serde_json::from_str(&scored.out).unwrap();
+    assert_eq!(summary["gold"], "gold.json", "the one that was used");
     assert!(folder.bytes("gold.json") == text.as_bytes());
     folder.succeed(
         "train --model-name-or-path {tied} --dataset-json-path records.json --output-dir runs --run-name r --lora-r 2 \
          --batch-size 5 --gold runs/r/gold.json",
     );
     assert!(folder.bytes("runs/r/gold.json") == text.as_bytes());
+}
+
+/// Found before anything is computed: even the model is not looked for.
+#[test]
+fn an_output_that_cannot_be_written_is_refused_first() {
+    let folder = Folder::new();
+    let logprobs = "logprobs --model nowhere --records records.json";
+    let generate = "generate --model nowhere --prompts records.json";
+    for command in ["score --model nowhere --records records.json", logprobs, generate] {
+        for out in [".", "/dev/null"] {
+            folder.refused(&format!("{command} --out {out}"), &["--out", out]);
+        }
+    }
+}
+
+#[test]
+fn a_benchmark_names_the_type_and_counts_the_pairs_it_left_out() {
+    let folder = Folder::new();
+    let pair = json!({"prompt": "one", "chosen": "two", "rejected": "three"});
+    folder.write_json(
+        "pairs.json",
+        &json!([{"prompt": "one", "chosen": "two"}, pair, {"prompt": "", "chosen": "x"}, pair]),
+    );
+    let bench = "bench generate --model {tied} --pairs pairs.json --max-new-tokens 2 --json";
+    for (dtype, name) in [("auto", "f32"), ("bf16", "bf16")] {
+        let outcome = folder.succeed(&format!("{bench} --dtype {dtype}"));
+        let figures: serde_json::Value = serde_json::from_str(&outcome.out).unwrap();
+        assert_eq!((&figures["pairs"], &figures["left_out"]), (&json!(2), &json!(2)), "{figures}");
+        assert_eq!(figures["dtype"], name);
+    }
 }
 
 /// The name of a file is the system's bytes; a gold batch is told apart by its content.

@@ -1,5 +1,7 @@
 //! The folder of a run: what a second command in it may do, and what a damaged one says.
 
+#![allow(clippy::unwrap_used)]
+
 use cluster_tests::{Folder, check_refusal, records};
 use serde_json::{Value, json};
 
@@ -35,6 +37,36 @@ fn other_settings_data_or_model_are_refused_with_their_differences() {
     others[0]["chosen"] = json!("Something else.");
     folder.write_json("records.json", &Value::Array(others));
     folder.refused(TRAIN, &["records: "]);
+}
+
+/// What a refusal advises must be open to the same name.
+#[test]
+fn a_refused_command_binds_no_folder_and_leaves_none() {
+    let folder = Folder::new();
+    folder.refused(&format!("{TRAIN} --warmup-steps 100"), &["--warmup-steps is 100", "6 updates"]);
+    assert!(!folder.path("runs").exists());
+    for name in ["../esc", "..", "a/b", "."] {
+        let train = TRAIN.replace("--run-name r", &format!("--run-name {name}"));
+        folder.refused(&train, &["--run-name", &format!("{name:?}"), "one folder"]);
+    }
+    assert!(!folder.path("runs").exists() && !folder.path("esc").exists());
+    std::fs::create_dir(folder.path("runs")).unwrap();
+    folder.refused(&format!("{TRAIN} --warmup-steps 6"), &["--warmup-steps is 6"]);
+    assert!(folder.path("runs").exists(), "a folder that was there stays");
+    folder.succeed(&format!("{TRAIN} --warmup-steps 0"));
+}
+
+/// Scores that are half done belong to what shapes a score, not to what comes after.
+#[test]
+fn scoring_that_was_interrupted_goes_on_with_another_learning_rate() {
+    let folder = Folder::new();
+    let train = format!("{TRAIN} --pack-tokens 250");
+    folder.killed(&train, "score.pack=3");
+    folder.refused(&format!("{train} --beta 0.5"), &["runs/r/score.journal", "other settings"]);
+    folder.killed(&format!("{train} --learning-rate 1e-3"), "train.step=1");
+    // Now there are scores.
+    folder.refused(&train, &["learning_rate: 0.001 there, 0.0001 here"]);
+    folder.succeed(&format!("{train} --learning-rate 1e-3"));
 }
 
 /// The template shapes every token: with another one the old checkpoint means nothing.

@@ -38,6 +38,7 @@ pub enum What {
 
 /// Measures one kind of work on real pairs; every pair counts as INVERT.
 #[derive(Debug, Clone, Args)]
+#[command(allow_negative_numbers = true)]
 pub struct BenchCommand {
     /// What is measured.
     #[arg(value_enum)]
@@ -45,7 +46,8 @@ pub struct BenchCommand {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Pairs {prompt, chosen, rejected}: JSON array or JSON lines; pairs with an empty field are left out.
+    /// Pairs {prompt, chosen, rejected}: JSON array or JSON lines; pairs with an empty or missing field are left out
+    /// and counted as "left_out".
     #[arg(long, value_name = "FILE")]
     pub pairs: PathBuf,
     /// Pairs measured.
@@ -84,24 +86,28 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
     }
     let decoder = args.model.load()?;
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
-    let mut records: Vec<Record> = shared::input::read_all(&args.pairs)?;
-    records.retain(|r| {
-        let rejected = r.rejected.as_ref().map(|text| text.response()).unwrap_or_default();
-        !r.prompt.is_empty() && !r.chosen.response().is_empty() && !rejected.is_empty()
-    });
-    records.truncate(args.n);
-    for record in &mut records {
-        record.category = Some(Category::Invert);
+    let (mut records, mut index, mut left_out) = (Vec::new(), Vec::new(), 0);
+    for (i, record) in shared::input::records::<Record>(&args.pairs)?.enumerate() {
+        if records.len() == args.n {
+            break;
+        }
+        let record = record?;
+        if record.rejected.is_none() || record.empty_field().is_some() {
+            left_out += 1;
+            continue;
+        }
+        records.push(Record { category: Some(Category::Invert), ..record });
+        index.push(i);
     }
     if records.is_empty() {
-        return Err(shared::error::Error::file(&args.pairs, "holds no usable pair").into());
+        let problem = format!("holds no usable pair: all {left_out} have an empty or missing field");
+        return Err(shared::error::Error::file(&args.pairs, problem).into());
     }
-    let index = (0..records.len()).collect();
     let set = DataSet { file: args.pairs.clone(), records, index, quarantine: Quarantine::of("bench") };
     let mut items: Vec<Item> =
         set.items(&encoder, Method::Trace, 0.0, args.max_length)?.into_iter().flatten().collect();
     let tokens: usize = items.iter().map(Item::tokens).sum();
-    let mut lora = args.lora.config()?;
+    let mut lora = args.lora.fresh(&decoder.config)?;
     lora.dropout = 0.0;
     let adapter = Lora::fresh(lora, &decoder.config, 42, decoder.device);
 
@@ -112,18 +118,22 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
             let prompts = set
                 .records
                 .iter()
-                .map(|r| encoder.prompt(&r.prompt).map_err(|e| Error::Config(e.to_string())))
+                .zip(&set.index)
+                .map(|(record, &i)| {
+                    let encoded = encoder.prompt(&record.prompt);
+                    encoded.map_err(|e| Error::record(&args.pairs, i, e.of_field("prompt")))
+                })
                 .collect::<Result<Vec<_>>>()?;
-            generate(args, &decoder, &prompts, &encoder)?
+            generate(args, &decoder, &set.index, &prompts, &encoder)?
         }
     };
     let seconds = figures["seconds"].as_f64().unwrap_or(f64::NAN);
     let done = figures["tokens"].as_u64().unwrap_or(tokens as u64);
     let what = args.what.to_possible_value().map(|v| v.get_name().to_owned());
     let common = json!({
-        "what": what, "pairs": set.records.len(), "tokens": done,
+        "what": what, "pairs": set.records.len(), "left_out": left_out, "tokens": done,
         "pairs_per_s": set.records.len() as f64 / seconds, "tokens_per_s": done as f64 / seconds,
-        "dtype": format!("{:?}", decoder.dtype), "threads": tch::get_num_threads(),
+        "dtype": dtype_name(decoder.dtype), "threads": tch::get_num_threads(),
         "peak_rss_gib": measure::peak_rss_gib(), "matmul_gflops": matmul_gflops(),
     });
     for (name, value) in common.as_object().expect("an object was just made") {
@@ -146,7 +156,7 @@ fn score(
     let mut gold: Vec<&mut Item> = items[..gold_pairs].iter_mut().collect();
     reference::fill(decoder, &mut gold, args.pack_tokens, control, &mut Alone)?;
     let begun = Instant::now();
-    let direction = direction::gold_gradient(decoder, adapter, &items[..gold_pairs], &SETTINGS, 2)?;
+    let direction = direction::gold_gradient(decoder, adapter, &items[..gold_pairs], &SETTINGS, 2, &args.pairs)?;
     let gold_seconds = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
     for pack in dataset::packs(items.iter(), args.pack_tokens) {
@@ -171,7 +181,8 @@ fn train(
     for batch in items.chunks(args.batch_size) {
         optimizer.zero_grad();
         for pack in dataset::packs(batch.iter(), args.pack_tokens) {
-            step::accumulate(policy, &pack, &SETTINGS, 1.0 / batch.len() as f64, None)?;
+            step::accumulate(policy, &pack, &SETTINGS, 1.0 / batch.len() as f64, None)
+                .map_err(|bad| bad.in_file(&args.pairs, "look at the model's weights and --dtype"))?;
         }
         let norm = optimizer.gradient_norm();
         optimizer.update(1e-4, (1.0 / (norm + 1e-6)).min(1.0));
@@ -182,19 +193,27 @@ fn train(
 fn generate(
     args: &BenchCommand,
     decoder: &Decoder,
+    index: &[usize],
     prompts: &[Vec<i64>],
     encoder: &crate::text::Encoder,
 ) -> Result<Value> {
+    cache::check_length(args.max_new_tokens, &decoder.config)?;
     let begun = Instant::now();
     let mut tokens = 0;
-    for batch in prompts.chunks(args.batch_size) {
+    for (number, batch) in prompts.chunks(args.batch_size).enumerate() {
         let batch: Vec<(u64, &[i64])> = batch.iter().map(|p| (0, p.as_slice())).collect();
         // No stop tokens: every prompt gets the same number, so that runs compare.
         let responses =
-            cache::generate(decoder, None, &batch, &[], encoder.pad_id(), args.max_new_tokens, &Sampling::greedy())?;
+            cache::generate(decoder, None, &batch, &[], encoder.pad_id(), args.max_new_tokens, &Sampling::greedy())
+                .map_err(|bad| bad.in_file(&args.pairs, index[number * args.batch_size + bad.row]))?;
         tokens += responses.iter().map(|r| r.tokens.len()).sum::<usize>();
     }
     Ok(json!({ "seconds": begun.elapsed().as_secs_f64(), "tokens": tokens }))
+}
+
+/// Returns the name of a type as `--dtype` takes it.
+fn dtype_name(kind: Kind) -> &'static str {
+    if kind == Kind::BFloat16 { "bf16" } else { "f32" }
 }
 
 /// Returns the speed of a 1024³ f32 product in this run: the yardstick of this machine.

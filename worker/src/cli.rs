@@ -9,7 +9,7 @@ use crate::collective::Collective;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::fault::Fault;
-use crate::{bench, generate, logprobs, merge, score, serve, train};
+use crate::{bench, generate, logprobs, merge, panic, score, serve, train};
 
 /// Computes with language models: log-probs, impact scores, re-alignment, generation.
 #[derive(Debug, Parser)]
@@ -39,11 +39,12 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) summary: Value,
-    /// Some records got no result; the outputs say which.
+    /// Some records that could be read got no result; the outputs say which.
     pub(crate) incomplete: bool,
 }
 
-/// Runs a command. Returns the exit code: 0, or 3 where some records got no result.
+/// Runs a command. Returns the exit code: 0, or 3 where some records got no result. Records that are set aside because a
+/// text is empty are warned of and counted, and do not change it.
 ///
 /// # Errors
 /// What stopped the command; its message is for the user.
@@ -53,13 +54,14 @@ pub fn run(cli: Cli) -> Result<u8> {
         return Ok(0);
     }
     let control = Control::alone(cli.fault.map(Arc::new));
-    let done = carry_out(&cli.command, &control, None)?;
+    let done = panic::refusals_are_errors(|| carry_out(&cli.command, &control, None))?;
     let (json, lines) = match &cli.command {
+        Command::Logprobs(args) => (args.json, true),
         Command::Score(args) => (args.json, true),
         Command::Train(args) => (args.json, true),
         Command::Generate(args) => (args.json, true),
         Command::Bench(args) => (args.json, true),
-        Command::Logprobs(_) | Command::Merge(_) | Command::Serve(_) => (false, false),
+        Command::Merge(_) | Command::Serve(_) => (false, false),
     };
     match &done.summary {
         Value::String(text) => println!("{text}"),
@@ -77,23 +79,16 @@ pub(crate) fn carry_out(command: &Command, control: &Control, gang: Option<&mut 
     let complete = |summary| Done { summary, incomplete: false };
     Ok(match command {
         Command::Logprobs(args) => {
-            let (records, failed) = logprobs::run(args, control)?;
-            if failed > 0 {
-                tracing::warn!("{failed} of them have no numbers; \"error\" in their lines says why");
-            }
-            let summary = json!(format!("{records} records written to {}", args.out.display()));
-            Done { summary, incomplete: failed > 0 }
+            let summary = logprobs::run(args, control)?;
+            let incomplete = summary["not_finite"].as_u64() > Some(0);
+            Done { summary, incomplete }
         }
         Command::Score(args) => complete(score::command::run(args, control)?),
         Command::Train(args) => complete(match gang {
             Some(gang) => train::run(args, control, gang)?,
             None => train::run(args, control, &mut *args.gang.join()?)?,
         }),
-        Command::Generate(args) => {
-            let summary = generate::run(args, control)?;
-            let incomplete = summary["set_aside"].as_u64() > Some(0);
-            Done { summary, incomplete }
-        }
+        Command::Generate(args) => complete(generate::run(args, control)?),
         Command::Merge(args) => complete(json!(format!("merged model in {}", merge::run(args, control)?.display()))),
         Command::Bench(args) => complete(bench::run(args, control)?),
         Command::Serve(_) => return Err(Error::Config("a worker cannot be a task of a worker".into())),

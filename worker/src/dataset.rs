@@ -30,10 +30,18 @@ impl DataSet {
     /// # Errors
     /// The file cannot be read, a record is malformed, or none is usable.
     pub fn read(file: &Path, method: Method) -> Result<Self> {
-        let all: Vec<Record> = shared::input::read_all(file)?;
+        Self::read_first(file, method, usize::MAX)
+    }
+
+    /// As [`DataSet::read`], of the first records of a file alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_first(file: &Path, method: Method, count: usize) -> Result<Self> {
         let mut quarantine = Quarantine::of("worker");
-        let (mut records, mut index) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
-        for (i, record) in all.into_iter().enumerate() {
+        let (mut records, mut index) = (Vec::new(), Vec::new());
+        for (i, record) in shared::input::records::<Record>(file)?.take(count).enumerate() {
+            let record = record?;
             if method != Method::Sft && record.rejected.is_none() {
                 return Err(shared::error::Error::field(file, i, "rejected", "is missing").into());
             }
@@ -104,48 +112,107 @@ fn sequences(
     term.parts()
         .iter()
         .map(|part| {
-            let (name, text) = match part {
-                Part::Chosen => ("chosen", record.chosen.response()),
-                Part::Rejected => ("rejected", record.rejected.as_ref().map(|t| t.response()).unwrap_or_default()),
-                Part::Correction => ("oracle_response", record.correction().unwrap_or_default().to_owned()),
+            let text = match part {
+                Part::Chosen => record.chosen.response(),
+                Part::Rejected => record.rejected.as_ref().map(|t| t.response()).unwrap_or_default(),
+                Part::Correction => record.correction().unwrap_or_default().to_owned(),
             };
-            encoder.pair(&record.prompt, &text, max_length).map_err(|e| format!("field {name:?}: {e}"))
+            encoder.pair(&record.prompt, &text, max_length).map_err(|e| e.of_field(part.field()))
         })
         .collect()
+}
+
+/// Where the pairs of a gold batch stand, for messages.
+#[derive(Debug, Clone, Copy)]
+pub enum GoldFile<'a> {
+    /// In a file of their own.
+    Given(&'a Path),
+    /// Drawn from the records of this file; every pair says from which.
+    DrawnFrom(&'a Path),
+}
+
+impl<'a> GoldFile<'a> {
+    /// Returns the file.
+    pub fn path(self) -> &'a Path {
+        match self {
+            GoldFile::Given(file) | GoldFile::DrawnFrom(file) => file,
+        }
+    }
+
+    /// Returns the index in the file of a pair of the batch.
+    fn index(self, pair: &GoldPair, at: usize) -> usize {
+        match (self, &pair.origin) {
+            (GoldFile::DrawnFrom(_), Some(origin)) => origin.record,
+            _ => at,
+        }
+    }
 }
 
 /// Tokenises the gold batch as preference items.
 ///
 /// # Errors
 /// A pair cannot be tokenised; it is named.
-pub fn gold_items(encoder: &Encoder, gold: &[GoldPair], max_length: usize) -> Result<Vec<Item>> {
+pub fn gold_items(encoder: &Encoder, gold: &[GoldPair], file: GoldFile<'_>, max_length: usize) -> Result<Vec<Item>> {
     gold.iter()
         .enumerate()
-        .map(|(i, pair)| {
-            let encode = |text: &str| {
-                encoder.gold(&pair.prompt, text, max_length).map_err(|e| Error::Config(format!("gold pair {i}: {e}")))
+        .map(|(at, pair)| {
+            let record = file.index(pair, at);
+            let encode = |part: Part, text: &str| {
+                let encoded = encoder.gold(&pair.prompt, text, max_length);
+                encoded.map_err(|e| {
+                    Error::record(file.path(), record, format!("as a gold pair: {}", e.of_field(part.field())))
+                })
             };
             Ok(Item {
-                record: i,
+                record,
                 term: Term::Prefer(Part::Chosen, Part::Rejected),
                 weight: 1.0,
-                sequences: vec![encode(&pair.chosen)?, encode(&pair.rejected)?],
+                sequences: vec![encode(Part::Chosen, &pair.chosen)?, encode(Part::Rejected, &pair.rejected)?],
                 reference: Vec::new(),
             })
         })
         .collect()
 }
 
-fn empty_field(record: &Record, method: Method) -> Option<&'static str> {
-    if record.prompt.is_empty() {
-        Some("prompt")
-    } else if record.chosen.response().is_empty() {
-        Some("chosen")
-    } else if method != Method::Sft && record.rejected.as_ref().is_some_and(|text| text.response().is_empty()) {
-        Some("rejected")
-    } else {
-        None
+/// Records that were cut to the longest sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Truncated {
+    /// How many.
+    pub records: usize,
+    /// The first one's index in its file.
+    pub first: Option<usize>,
+}
+
+impl Truncated {
+    /// Counts a record whose sequences may have been cut.
+    pub fn count<'a>(&mut self, record: usize, sequences: impl IntoIterator<Item = &'a Sequence>) {
+        if sequences.into_iter().any(|sequence| sequence.cut > 0) {
+            self.records += 1;
+            self.first = self.first.or(Some(record));
+        }
     }
+
+    /// Counts the records of items.
+    pub fn of<'a>(items: impl IntoIterator<Item = &'a Item>) -> Self {
+        let mut truncated = Truncated::default();
+        items.into_iter().for_each(|item| truncated.count(item.record, &item.sequences));
+        truncated
+    }
+
+    /// Says so, if there are any.
+    pub fn warn(self, file: &Path, max_length: usize) {
+        if let Some(first) = self.first {
+            tracing::warn!(
+                "{} records truncated to {max_length} tokens, first: record {first} ({})",
+                self.records,
+                file.display()
+            );
+        }
+    }
+}
+
+fn empty_field(record: &Record, method: Method) -> Option<&'static str> {
+    record.empty_field().filter(|field| method != Method::Sft || *field != "rejected")
 }
 
 /// Cuts items into packs of at most `budget` tokens, in their order, so that packs depend on content alone. A longer
@@ -167,3 +234,30 @@ pub fn packs<'a>(items: impl Iterator<Item = &'a Item>, budget: usize) -> Vec<Ve
 
 /// Default token budget of a pack.
 pub const PACK_TOKENS: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn truncated_records_are_counted_once_and_the_first_is_named() {
+        let sequence = |cut| Sequence { tokens: vec![1, 2], scored: vec![1], kl: vec![0], prompt_len: 1, cut };
+        let item = |record, cuts: [usize; 2]| Item {
+            record,
+            term: Term::PunishBoth,
+            weight: 1.0,
+            sequences: cuts.map(sequence).to_vec(),
+            reference: Vec::new(),
+        };
+        let items = [item(0, [0, 0]), item(4, [0, 3]), item(7, [1, 1])];
+        assert_eq!(Truncated::of(&items), Truncated { records: 2, first: Some(4) });
+        assert_eq!(Truncated::of(&items[..1]), Truncated::default());
+    }
+
+    #[test]
+    fn a_blank_rejected_response_matters_to_all_but_sft() {
+        let record = Record { prompt: "x".into(), chosen: "a".into(), rejected: Some(" ".into()), ..Record::default() };
+        assert_eq!(empty_field(&record, Method::Dpo), Some("rejected"));
+        assert_eq!(empty_field(&record, Method::Sft), None);
+    }
+}

@@ -41,6 +41,9 @@ pub enum Error {
     /// The command was told to stop, and did.
     #[error("stopped as asked; the same command goes on where it was")]
     Stopped,
+    /// The device has no room for the work, or refuses it.
+    #[error("{0}")]
+    Device(String),
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

@@ -1,8 +1,8 @@
 //! Finished pieces of a long computation, one JSON line each, so that an interrupted command goes on where it was.
 //!
 //! The first line holds the key of the computation; a journal of another key is refused, so that results of different
-//! models, data or settings never mix (one without a finished piece begins anew). A torn last line (killed while writing) is cut off. Whoever writes the final
-//! result removes the journal afterwards.
+//! models, data or settings never mix. One without a finished piece begins anew, and does not outlive a failed command.
+//! A torn last line (killed while writing) is cut off. Whoever writes the final result removes the journal afterwards.
 
 use std::fs::File;
 use std::io::Write;
@@ -30,6 +30,8 @@ pub fn beside(output: &Path) -> PathBuf {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    /// Finished pieces in it.
+    pieces: usize,
 }
 
 impl Journal {
@@ -75,9 +77,9 @@ impl Journal {
             whole += line.len();
         }
         file.set_len(whole as u64).map_err(io)?;
-        let mut journal = Journal { path: path.to_owned(), file };
+        let mut journal = Journal { path: path.to_owned(), file, pieces: lines.len() };
         if whole == 0 {
-            journal.append(&[Header { key: key.to_owned() }])?;
+            journal.write(&[Header { key: key.to_owned() }])?;
         }
         Ok((journal, lines))
     }
@@ -87,6 +89,12 @@ impl Journal {
     /// # Errors
     /// The file cannot be written, e.g. the disk is full.
     pub fn append<T: Serialize>(&mut self, lines: &[T]) -> Result<()> {
+        self.write(lines)?;
+        self.pieces += lines.len();
+        Ok(())
+    }
+
+    fn write<T: Serialize>(&mut self, lines: &[T]) -> Result<()> {
         let mut bytes = Vec::new();
         for line in lines {
             serde_json::to_writer(&mut bytes, line).expect("lines are plain data");
@@ -101,8 +109,20 @@ impl Journal {
     ///
     /// # Errors
     /// The file cannot be removed.
-    pub fn remove(self) -> Result<()> {
+    pub fn remove(mut self) -> Result<()> {
+        // There is nothing left to drop.
+        self.pieces = usize::MAX;
         std::fs::remove_file(&self.path).map_err(|e| Error::model(&self.path, format!("journal: {e}")))
+    }
+}
+
+/// A command that failed before anything was finished leaves nothing behind.
+impl Drop for Journal {
+    fn drop(&mut self) {
+        if self.pieces == 0 {
+            // A file that stays all the same is begun anew by the next command.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -136,13 +156,26 @@ mod tests {
     fn a_journal_of_other_work_without_a_finished_line_begins_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
-        drop(Journal::open::<f64>(&path, "k").unwrap());
+        std::fs::write(&path, "{\"key\": \"k\"}\n").unwrap();
         let (mut journal, none) = Journal::open::<f64>(&path, "other").unwrap();
         assert!(none.is_empty());
         journal.append(&[1.0]).unwrap();
         drop(journal);
         assert_eq!(Journal::open::<f64>(&path, "other").unwrap().1, [1.0]);
         assert!(Journal::open::<f64>(&path, "k").is_err());
+    }
+
+    #[test]
+    fn a_journal_without_a_finished_piece_goes_with_its_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        drop(Journal::open::<f64>(&path, "k").unwrap());
+        assert!(!path.exists());
+        let (mut journal, _) = Journal::open::<f64>(&path, "k").unwrap();
+        journal.append(&[1.0]).unwrap();
+        drop(journal);
+        drop(Journal::open::<f64>(&path, "k").unwrap());
+        assert!(path.exists());
     }
 
     #[test]

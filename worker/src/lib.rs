@@ -18,6 +18,7 @@ mod model;
 mod model_folder;
 mod objective;
 mod options;
+mod panic;
 mod reference;
 mod score;
 mod serve;
@@ -26,3 +27,4 @@ mod train;
 
 pub use cli::{Cli, run};
 pub use error::{Error, Result};
+pub use panic::print_bugs_only;

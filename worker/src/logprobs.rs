@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::control::Control;
-use crate::dataset;
+use crate::dataset::{self, Truncated};
 use crate::error::{Error, Result};
 use crate::model::adapter_file;
 use crate::model::pack::{Pack, Want};
@@ -18,8 +18,8 @@ use shared::record::Record;
 /// Computes log π(y|x) of the chosen and rejected response of every record.
 ///
 /// Writes one JSON line a record, in order: chosen_logp, rejected_logp, chosen_tokens, rejected_tokens. A record with
-/// an empty prompt or response, or whose log-probs are not finite, gets a line with its reason under "error", and the
-/// exit code is 3.
+/// an empty prompt or response gets a line with its reason under "error" and a warning; so does one whose log-probs are
+/// not finite, and then the exit code is 3.
 #[derive(Debug, Clone, Args)]
 pub struct LogProbsCommand {
     /// The model.
@@ -29,7 +29,7 @@ pub struct LogProbsCommand {
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Records {prompt, chosen, rejected}: JSON array or JSON lines, .gz and .xz too.
-    #[arg(long, alias = "dataset-json-path", value_name = "FILE")]
+    #[arg(long, visible_alias = "dataset-json-path", value_name = "FILE")]
     pub records: PathBuf,
     /// Where the lines go.
     #[arg(long, value_name = "FILE")]
@@ -43,16 +43,20 @@ pub struct LogProbsCommand {
     /// Tokens computed together at most.
     #[arg(long, default_value_t = dataset::PACK_TOKENS)]
     pub pack_tokens: usize,
+    /// Prints the summary as JSON.
+    #[arg(long)]
+    pub json: bool,
     /// Text options.
     #[command(flatten)]
     pub text: TextArgs,
 }
 
-/// Runs the command. Returns the number of records written and of those without numbers.
+/// Runs the command. Returns a summary; `not_finite` in it counts the records whose numbers cannot be used.
 ///
 /// # Errors
 /// Model, adapter or records are unusable.
-pub fn run(args: &LogProbsCommand, control: &Control) -> Result<(usize, usize)> {
+pub fn run(args: &LogProbsCommand, control: &Control) -> Result<Value> {
+    shared::output::check_target("--out", &args.out)?;
     shared::output::check_spared("--out", &args.out, &[("--records", Some(&args.records))])?;
     let decoder = args.model.load()?;
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
@@ -62,29 +66,29 @@ pub fn run(args: &LogProbsCommand, control: &Control) -> Result<(usize, usize)> 
     };
     let records: Vec<Record> = shared::input::read_all(&args.records)?;
     let mut encoded: Vec<std::result::Result<Vec<(&str, Sequence)>, String>> = Vec::with_capacity(records.len());
+    let mut truncated = Truncated::default();
     for (index, record) in records.iter().enumerate() {
-        if record.prompt.is_empty() || record.chosen.response().is_empty() {
-            let field = if record.prompt.is_empty() { "prompt" } else { "chosen" };
+        if let Some(field) = record.empty_field() {
             encoded.push(Err(format!("field {field:?} is empty")));
             continue;
         }
         let rejected = record.rejected.as_ref().map(|text| text.response());
-        if rejected.as_deref() == Some("") {
-            encoded.push(Err("field \"rejected\" is empty".into()));
-            continue;
-        }
         let mut parts = vec![("chosen", record.chosen.response())];
         parts.extend(rejected.map(|text| ("rejected", text)));
         let sequences = parts
             .into_iter()
             .map(|(name, text)| {
                 let sequence = encoder.pair(&record.prompt, &text, args.max_length);
-                sequence
-                    .map(|s| (name, s))
-                    .map_err(|e| Error::record(&args.records, index, format!("field {name:?}: {e}")))
+                sequence.map(|s| (name, s)).map_err(|e| Error::record(&args.records, index, e.of_field(name)))
             })
             .collect::<Result<Vec<_>>>()?;
+        truncated.count(index, sequences.iter().map(|(_, sequence)| sequence));
         encoded.push(Ok(sequences));
+    }
+    truncated.warn(&args.records, args.max_length);
+    let empty = encoded.iter().filter(|record| record.is_err()).count();
+    if empty > 0 {
+        tracing::warn!("{empty} records with an empty field have no numbers; \"error\" in their lines says why");
     }
 
     let mut out = shared::output::LinesWriter::create(&args.out)?;
@@ -120,7 +124,15 @@ pub fn run(args: &LogProbsCommand, control: &Control) -> Result<(usize, usize)> 
         next = end;
     }
     bar.finish_and_clear();
-    Ok((out.finish()?, failed))
+    let not_finite = failed - empty;
+    if not_finite > 0 {
+        tracing::warn!("{not_finite} records have log-probs that are not finite; \"error\" in their lines says which");
+    }
+    let written = out.finish()?;
+    Ok(json!({
+        "out": args.out.display().to_string(), "records": written, "set_aside": empty, "not_finite": not_finite,
+        "truncated": truncated.records,
+    }))
 }
 
 fn line(

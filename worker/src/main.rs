@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     shared::cli::end_quietly_on_broken_pipe();
+    worker::print_bugs_only();
     shared::logging::init("info");
     let cli = worker::Cli::parse_from(shared::cli::normalise_flags(std::env::args_os()));
     match worker::run(cli) {

@@ -29,7 +29,7 @@ pub enum Dtype {
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
     /// Model folder in Hugging Face layout: config.json, safetensors, tokenizer.json.
-    #[arg(long, alias = "model", aliases = ["model-path", "model-id"], value_name = "DIR")]
+    #[arg(long, visible_alias = "model", aliases = ["model-path", "model-id"], value_name = "DIR")]
     pub model_name_or_path: PathBuf,
     /// Type of weights and activations.
     #[arg(long, value_enum, default_value = "auto")]
@@ -90,7 +90,7 @@ pub enum Mask {
 pub enum Rule {
     /// All turns.
     All,
-    /// The last assistant turn, else all contents joined, as the reference.
+    /// As the reference: the last assistant turn, and the first user turn for generation, else all contents joined.
     Reference,
 }
 
@@ -171,6 +171,33 @@ pub struct LoraArgs {
     /// down_proj [default: q_proj,v_proj].
     #[arg(long, value_delimiter = ',')]
     pub lora_target_modules: Option<Vec<String>>,
+    /// Linear layers with an adapter, as the reference's DPO scripts name them.
+    #[arg(long, value_enum, conflicts_with = "lora_target_modules")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_layers: Option<LoraLayers>,
+}
+
+/// A group of linear layers (spec 4.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoraLayers {
+    /// gate_proj, up_proj, down_proj
+    Mlp,
+    /// q_proj, k_proj, v_proj, o_proj
+    Attn,
+    /// All seven.
+    Both,
+}
+
+impl LoraLayers {
+    fn modules(self) -> &'static [Module] {
+        let (attention, mlp) = Module::ALL.split_at(4);
+        match self {
+            LoraLayers::Mlp => mlp,
+            LoraLayers::Attn => attention,
+            LoraLayers::Both => &Module::ALL,
+        }
+    }
 }
 
 impl LoraArgs {
@@ -190,13 +217,36 @@ impl LoraArgs {
         if !alpha.is_finite() || alpha == 0.0 {
             return Err(Error::Config(format!("--lora-alpha is {alpha}; expected a number other than 0")));
         }
-        let named = self.lora_target_modules.clone().unwrap_or_else(|| vec!["q_proj".into(), "v_proj".into()]);
-        let targets = named
-            .iter()
-            .map(|name| name.trim().parse::<Module>())
-            .collect::<std::result::Result<_, _>>()
-            .map_err(|e| Error::Config(format!("--lora-target-modules: {e}")))?;
+        let targets = match (&self.lora_target_modules, self.lora_layers) {
+            (Some(names), _) => names
+                .iter()
+                .map(|name| name.trim().parse::<Module>())
+                .collect::<std::result::Result<_, _>>()
+                .map_err(|e| Error::Config(format!("--lora-target-modules: {e}")))?,
+            (None, Some(layers)) => layers.modules().iter().copied().collect(),
+            (None, None) => [Module::Q, Module::V].into(),
+        };
         Ok(LoraConfig { r, alpha, dropout, targets })
+    }
+
+    /// Returns the shape of a new adapter of a model.
+    ///
+    /// # Errors
+    /// As [`LoraArgs::config`]; a rank by which the factors of every layer would be larger than its weight.
+    pub fn fresh(&self, model: &ModelConfig) -> Result<LoraConfig> {
+        let config = self.config()?;
+        let widest = config.targets.iter().map(|module| module.shape(model)).map(|(out, input)| out.max(input)).max();
+        // Small ranks are left alone: the default has to do for tiny models too.
+        let limit = widest.unwrap_or(0).max(256);
+        if config.r > limit {
+            return Err(Error::Config(format!(
+                "--lora-r is {}; expected at most {limit}: the widest of this model's layers with an adapter has {} \
+                 features",
+                config.r,
+                widest.unwrap_or(0)
+            )));
+        }
+        Ok(config)
     }
 
     /// Applies the options to an adapter that was read: a dropout given is taken, a shape given must be the adapter's.
@@ -209,6 +259,7 @@ impl LoraArgs {
             ("--lora-r", self.lora_r.is_some(), wanted.r == adapter.r),
             ("--lora-alpha", self.lora_alpha.is_some(), wanted.alpha == adapter.alpha),
             ("--lora-target-modules", self.lora_target_modules.is_some(), wanted.targets == adapter.targets),
+            ("--lora-layers", self.lora_layers.is_some(), wanted.targets == adapter.targets),
         ] {
             if given && !same {
                 return Err(Error::Config(format!(
@@ -271,5 +322,27 @@ impl ScoreArgs {
             }
         }
         Ok(shared::weights::check_gamma(self.lamda)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lora() -> LoraArgs {
+        LoraArgs { lora_r: None, lora_alpha: None, lora_dropout: None, lora_target_modules: None, lora_layers: None }
+    }
+
+    #[test]
+    fn groups_of_layers_are_those_of_the_reference() {
+        let names = |layers: LoraLayers| {
+            let config = LoraArgs { lora_layers: Some(layers), ..lora() }.config().unwrap();
+            config.targets.iter().map(|module| module.name()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(names(LoraLayers::Attn), "q_proj k_proj v_proj o_proj");
+        assert_eq!(names(LoraLayers::Mlp), "gate_proj up_proj down_proj");
+        assert_eq!(names(LoraLayers::Both), "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj");
+        // Not given, it is not in the keys of runs that were begun before there was such an option.
+        assert!(!serde_json::to_string(&lora()).unwrap().contains("lora_layers"));
     }
 }

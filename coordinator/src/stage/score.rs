@@ -27,16 +27,11 @@ struct Usable {
 fn usable(file: &Path) -> Result<Usable> {
     let mut usable = Usable { records: Vec::new(), index: Vec::new(), quarantine: Quarantine::of("score") };
     input::for_each(file, |index, record: Record| {
-        let Some(rejected) = &record.rejected else {
+        if record.rejected.is_none() {
             return Err(Error::field(file, index, "rejected", "is missing"));
-        };
-        let empty = [
-            ("prompt", record.prompt.is_empty()),
-            ("chosen", record.chosen.response().is_empty()),
-            ("rejected", rejected.response().is_empty()),
-        ];
-        match empty.into_iter().find(|(_, is_empty)| *is_empty) {
-            Some((field, _)) => usable.quarantine.push(file, index, field, "is empty", &record)?,
+        }
+        match record.empty_field() {
+            Some(field) => usable.quarantine.push(file, index, field, "is empty", &record)?,
             None => {
                 usable.records.push(record);
                 usable.index.push(index);
@@ -160,8 +155,7 @@ pub(super) fn finish(context: &Context, variant: usize, shards: &Path) -> Result
             raw.push(score.raw_score.ok_or_else(missing)?);
         }
     }
-    let name = |at: usize| format!("{}: record {}", file.display(), index[positions[at]]);
-    let weights = weights(&raw, settings.lamda, settings.weight_norm, name)?;
+    let weights = weights(&raw, settings.lamda, settings.weight_norm, &file, |at| index[positions[at]])?;
     let of_method = method.scored_as().name();
     records.iter_mut().for_each(|record| keep(record, 0.0, 0.0, of_method));
     for ((position, raw), weight) in positions.iter().zip(&raw).zip(&weights) {

@@ -137,7 +137,11 @@ fn errors_of_content_name_the_field() {
         (r#"{"prompt": [{"role": "user"}], "chosen": "c"}"#, r#"field "prompt": missing field `content`"#),
         (
             r#"{"prompt": "p", "chosen": "c", "category": "OTHER", "rejected": "r"}"#,
-            r#"field "category": unknown variant `OTHER`, expected one of `INVERT`, `PUNISH`, `RETAIN`"#,
+            r#"field "category": unknown category "OTHER"; expected INVERT, PUNISH or RETAIN"#,
+        ),
+        (
+            r#"{"prompt": "p", "chosen": "c", "category": 1, "rejected": "r"}"#,
+            r#"field "category": invalid type: integer `1`, expected "INVERT", "PUNISH" or "RETAIN""#,
         ),
         (
             "{\"prompt\": \"p\",\n \"chosen\": \"c\",\n \"impact_score\": \"high\"}",

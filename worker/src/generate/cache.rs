@@ -3,11 +3,14 @@
 //! Prompts are padded on the left so that all rows end at the same column; a mask hides the padding, and a padded
 //! query looks at itself only, which keeps its values finite and unseen.
 
+use std::path::Path;
+
 use tch::{Kind, Tensor};
 
 use super::sample::Sampling;
 use crate::error::{Error, Result};
 use crate::model::attention;
+use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::step::to_f64;
@@ -21,10 +24,45 @@ pub struct Response {
     pub finished: bool,
 }
 
+/// Logits of a prompt of the batch that are NaN or infinite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotFinite {
+    /// The prompt's place in the batch.
+    pub row: usize,
+    /// Tokens generated before.
+    pub position: usize,
+}
+
+impl NotFinite {
+    /// Returns the error about the record that the prompt is of.
+    pub fn in_file(self, file: &Path, record: usize) -> Error {
+        let problem = format!(
+            "the model's logits are NaN or infinite after {} tokens; its weights are damaged, or --dtype is too narrow \
+             for it",
+            self.position
+        );
+        Error::record(file, record, problem)
+    }
+}
+
+/// Refuses responses that are longer than any sequence the model was made for.
+///
+/// # Errors
+/// `--max-new-tokens` is too large.
+pub fn check_length(max_new_tokens: usize, config: &ModelConfig) -> Result<()> {
+    let limit = config.max_position_embeddings;
+    if i64::try_from(max_new_tokens).is_ok_and(|tokens| tokens <= limit) {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "--max-new-tokens is {max_new_tokens}; this model was made for sequences of {limit} tokens, the prompt included"
+    )))
+}
+
 /// Generates a response to each prompt, given with its item number.
 ///
 /// # Errors
-/// Logits that are not finite: the item is named.
+/// Logits that are not finite.
 ///
 /// # Panics
 /// If a prompt has no token: the encoder never makes one.
@@ -36,7 +74,7 @@ pub fn generate(
     pad: i64,
     max_new_tokens: usize,
     sampling: &Sampling,
-) -> Result<Vec<Response>> {
+) -> std::result::Result<Vec<Response>, NotFinite> {
     tch::no_grad(|| {
         let config = &decoder.config;
         let (b, device) = (prompts.len() as i64, decoder.device);
@@ -84,15 +122,11 @@ pub fn generate(
             let last = hidden.view([b, t, config.hidden_size]).select(1, t - 1);
             let logits = last.to_kind(Kind::Float).matmul(&decoder.head_weight().to_kind(Kind::Float).tr());
             // A sum is finite only if every addend is.
-            if let Some(bad) = to_f64(&logits.sum_dim_intlist([1i64].as_slice(), false, Kind::Double))
+            if let Some(row) = to_f64(&logits.sum_dim_intlist([1i64].as_slice(), false, Kind::Double))
                 .iter()
                 .position(|sum| !sum.is_finite())
             {
-                return Err(Error::Numeric(format!(
-                    "prompt {}: the model's logits are NaN or infinite after {position} tokens; its weights are damaged, \
-                     or --dtype is too narrow for it",
-                    items[bad]
-                )));
+                return Err(NotFinite { row, position });
             }
             let mut next = sampling.choose(&logits, &items, position as u64);
             for (token, response) in next.iter_mut().zip(&mut responses) {

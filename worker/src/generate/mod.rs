@@ -20,6 +20,7 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::journal::{self, Journal};
 use crate::model::adapter_file;
+use crate::model::config::ModelConfig;
 use crate::model_folder;
 use crate::options::{ModelArgs, TextArgs};
 
@@ -27,8 +28,10 @@ use crate::options::{ModelArgs, TextArgs};
 ///
 /// Prompts are objects with a "prompt" (string or chat turns); all their fields are kept. Writes {"metadata",
 /// "results"}: every result is the item with "model_response" and "finished" (it ended by itself). Interrupted, the
-/// same command goes on.
+/// same command goes on. Items with an empty prompt are set aside in <out>_quarantine.json with a warning; the exit code
+/// is 0 all the same.
 #[derive(Debug, Clone, Args)]
+#[command(allow_negative_numbers = true)]
 pub struct GenerateCommand {
     /// The model.
     #[command(flatten)]
@@ -37,7 +40,7 @@ pub struct GenerateCommand {
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Prompts: JSON array or JSON lines of objects with "prompt", .gz and .xz too.
-    #[arg(long, alias = "test-json", value_name = "FILE")]
+    #[arg(long, visible_alias = "test-json", value_name = "FILE")]
     pub prompts: PathBuf,
     /// Where the responses go [default: OUTPUT_DIR/<prompts>_<model>[_<adapter>]_<number of responses>.json].
     #[arg(long, value_name = "FILE")]
@@ -72,6 +75,37 @@ pub struct GenerateCommand {
     /// Text options.
     #[command(flatten)]
     pub text: TextArgs,
+    /// Options of the reference's vLLM script.
+    #[command(flatten)]
+    pub vllm: VllmArgs,
+}
+
+/// Options of the reference's vLLM script that have nothing to set here: accepted, so that its command lines run.
+#[derive(Debug, Clone, Args)]
+pub struct VllmArgs {
+    /// GPUs of one model.
+    #[arg(long, hide = true)]
+    pub tensor_parallel_size: Option<u32>,
+    /// Share of a GPU's memory.
+    #[arg(long, hide = true)]
+    pub gpu_memory_utilization: Option<f64>,
+    /// Room for prompt and response.
+    #[arg(long, hide = true)]
+    pub max_model_len: Option<u32>,
+}
+
+impl VllmArgs {
+    fn note(&self) {
+        for (option, is_given, why) in [
+            ("--tensor-parallel-size", self.tensor_parallel_size.is_some(), "a model is computed by one process"),
+            ("--gpu-memory-utilization", self.gpu_memory_utilization.is_some(), "memory is taken as it is needed"),
+            ("--max-model-len", self.max_model_len.is_some(), "the cache is as long as prompt and --max-new-tokens"),
+        ] {
+            if is_given {
+                tracing::info!("{option} has no effect here: {why}");
+            }
+        }
+    }
 }
 
 /// Runs the command. Returns a summary.
@@ -86,22 +120,25 @@ pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
         }
     }
     let sampling = sample::Sampling::new(args.temperature, args.top_p, args.seed)?;
+    args.vllm.note();
+    if let Some(out) = &args.out {
+        shared::output::check_target("--out", out)?;
+        shared::output::check_spared("--out", out, &[("--prompts", Some(&args.prompts))])?;
+    }
+    cache::check_length(args.max_new_tokens, &ModelConfig::load(&args.model.model_name_or_path)?)?;
     let decoder = args.model.load()?;
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
     let adapter = match &args.adapter {
         Some(dir) => Some(adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?),
         None => None,
     };
-    let (items, encoded, quarantine) = prompts(args, &encoder)?;
+    let Prompts { items, index, encoded, quarantine } = prompts(args, &encoder)?;
     let out = args.out.clone().unwrap_or_else(|| default_out(args, items.len()));
-    shared::output::check_spared("--out", &out, &[("--prompts", Some(&args.prompts))])?;
-    let longest = encoded.iter().map(Vec::len).max().unwrap_or(0) + args.max_new_tokens;
-    if longest as i64 > decoder.config.max_position_embeddings {
-        tracing::warn!(
-            "prompt and response reach {longest} tokens, the model was made for {}",
-            decoder.config.max_position_embeddings
-        );
+    if args.out.is_none() {
+        shared::output::check_target("--output-dir", &out)?;
+        shared::output::check_spared("--output-dir", &out, &[("--prompts", Some(&args.prompts))])?;
     }
+    let too_long = warn_of_long(args, &decoder.config, &index, &encoded);
     let key = json!({
         "model": decoder.fingerprint, "folder": model_folder::content_hash(&args.model.model_name_or_path)?, "dtype": format!("{:?}", decoder.dtype), "text": args.text,
         "adapter": args.adapter.as_deref().map(adapter_file::content_hash).transpose()?,
@@ -142,7 +179,8 @@ pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
                 encoder.pad_id(),
                 args.max_new_tokens,
                 &sampling,
-            )?;
+            );
+            let responses = responses.map_err(|bad| bad.in_file(&args.prompts, index[batch[bad.row]]))?;
             let mut new = Vec::with_capacity(batch.len());
             for (&item, response) in batch.iter().zip(&responses) {
                 generated += response.tokens.len();
@@ -182,7 +220,8 @@ pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
     journal.remove()?;
     let seconds = started.elapsed().as_secs_f64();
     Ok(json!({
-        "out": out.display().to_string(), "responses": count, "set_aside": set_aside, "unfinished": unfinished, "tokens": generated, "seconds": seconds,
+        "out": out.display().to_string(), "responses": count, "set_aside": set_aside, "unfinished": unfinished,
+        "too_long": too_long, "tokens": generated, "seconds": seconds,
         "tokens_per_s": generated as f64 / seconds, "peak_rss_gib": crate::measure::peak_rss_gib(),
     }))
 }
@@ -206,7 +245,14 @@ struct Line {
     finished: bool,
 }
 
-type Prompts = (Vec<Map<String, Value>>, Vec<Vec<i64>>, Quarantine);
+/// The prompts to answer, one entry each, and those without text.
+struct Prompts {
+    items: Vec<Map<String, Value>>,
+    /// Place in the file.
+    index: Vec<usize>,
+    encoded: Vec<Vec<i64>>,
+    quarantine: Quarantine,
+}
 
 /// Reads, samples and tokenises the prompts; items with an empty one are kept apart.
 fn prompts(args: &GenerateCommand, encoder: &crate::text::Encoder) -> Result<Prompts> {
@@ -216,7 +262,7 @@ fn prompts(args: &GenerateCommand, encoder: &crate::text::Encoder) -> Result<Pro
         index = PythonRandom::new(args.seed).sample(items.len(), size);
         items = index.iter().map(|&i| items[i].clone()).collect();
     }
-    let (mut kept, mut encoded) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+    let (mut kept, mut kept_index, mut encoded) = (Vec::new(), Vec::new(), Vec::new());
     let mut quarantine = Quarantine::of("generate");
     for (item, &i) in items.into_iter().zip(&index) {
         let field = |problem: String| shared::error::Error::field(&args.prompts, i, "prompt", problem);
@@ -229,11 +275,30 @@ fn prompts(args: &GenerateCommand, encoder: &crate::text::Encoder) -> Result<Pro
         }
         encoded.push(encoder.prompt(&prompt).map_err(|e| field(e.to_string()))?);
         kept.push(item);
+        kept_index.push(i);
     }
     if kept.is_empty() {
         return Err(shared::error::Error::file(&args.prompts, "holds no prompt that is not empty").into());
     }
-    Ok((kept, encoded, quarantine))
+    Ok(Prompts { items: kept, index: kept_index, encoded, quarantine })
+}
+
+/// Names the first prompt that, with its response, is longer than what the model was made for; returns how many are.
+fn warn_of_long(args: &GenerateCommand, config: &ModelConfig, index: &[usize], encoded: &[Vec<i64>]) -> usize {
+    let limit = config.max_position_embeddings;
+    let is_long = |tokens: &Vec<i64>| (tokens.len() + args.max_new_tokens) as i64 > limit;
+    let count = encoded.iter().filter(|tokens| is_long(tokens)).count();
+    if let Some(first) = encoded.iter().position(is_long) {
+        tracing::warn!(
+            "{count} prompts with their responses may be longer than the {limit} tokens that the model was made for, \
+             first: record {} ({}), {} tokens and --max-new-tokens {}",
+            index[first],
+            args.prompts.display(),
+            encoded[first].len(),
+            args.max_new_tokens
+        );
+    }
+    count
 }
 
 fn bin_counts(results: &[Map<String, Value>]) -> Value {

@@ -11,7 +11,7 @@ use crate::text::Sequence;
 fn whole(tokens: Vec<i64>) -> Sequence {
     let scored: Vec<usize> = (1..tokens.len()).collect();
     let kl = scored.iter().map(|t| t - 1).collect();
-    Sequence { tokens, scored, kl, prompt_len: 1 }
+    Sequence { tokens, scored, kl, prompt_len: 1, cut: 0 }
 }
 
 /// Rows of our logits at the positions a golden entry names, beside its own.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::collective::Alone;
 use crate::control::Control;
-use crate::dataset::{self, gold_items, packs};
+use crate::dataset::{self, GoldFile, gold_items, packs};
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::Method;
 use crate::objective::step::{self, Item, Policy, Settings};
@@ -20,7 +20,7 @@ fn items(method: Method, records: Vec<Record>) -> Vec<Item> {
 }
 
 fn gold_direction(decoder: &Decoder, adapter: &Lora, beta: f64, rows: usize) -> Lora {
-    let mut gold = gold_items(&encoder(MaskMode::Exact), &gold(), 256).unwrap();
+    let mut gold = gold_items(&encoder(MaskMode::Exact), &gold(), GoldFile::Given(Path::new("gold")), 256).unwrap();
     reference::fill(
         decoder,
         &mut gold.iter_mut().collect::<Vec<_>>(),
@@ -29,7 +29,7 @@ fn gold_direction(decoder: &Decoder, adapter: &Lora, beta: f64, rows: usize) -> 
         &mut Alone,
     )
     .unwrap();
-    gold_gradient(decoder, adapter, &gold, &settings(beta), rows).unwrap()
+    gold_gradient(decoder, adapter, &gold, &settings(beta), rows, Path::new("gold")).unwrap()
 }
 
 fn is_fresh(adapter: &Lora) -> bool {
@@ -137,7 +137,7 @@ fn weights_do_not_depend_on_beta_or_scale_at_a_fresh_adapter() {
     let decoder = decoder("tied");
     let weights_of = |adapter: &Lora, direction: &Lora, beta: f64| {
         let raw = raw(&decoder, adapter, direction, &items(Method::Trace, records()), beta, dataset::PACK_TOKENS);
-        weights(&raw, 1.0, WeightNorm::Mean1, |i| i.to_string()).unwrap()
+        weights(&raw, 1.0, WeightNorm::Mean1, Path::new("records"), |i| i).unwrap()
     };
     let mut adapter = adapter(&decoder, "adapter-start");
     let expected = weights_of(&adapter, &gold_direction(&decoder, &adapter, 0.3, 2), 0.3);

@@ -103,13 +103,9 @@ pub fn load(dir: &Path, model: &ModelConfig, fingerprint: &str, device: Device) 
             let (out, input) = module.shape(model);
             let read = |name: &str, shape: [i64; 2]| {
                 let tensor = tensors.tensor(name)?;
-                if tensor.size() != shape {
-                    let problem = format!(
-                        "tensor {name} has shape {:?}, this base model needs {shape:?}: the adapter is of another base \
-                         model",
-                        tensor.size()
-                    );
-                    return Err(Error::model(&path, problem));
+                let found = tensor.size();
+                if found != shape {
+                    return Err(Error::model(&path, misshaped(name, &found, shape, rank_axis(name), peft.r)));
                 }
                 Ok(tensor.to_device(device).to_kind(Kind::Float))
             };
@@ -128,6 +124,26 @@ pub fn load(dir: &Path, model: &ModelConfig, fingerprint: &str, device: Device) 
     }
     let config = LoraConfig { r: peft.r, alpha: scale * peft.r as f64, dropout: peft.lora_dropout, targets };
     Ok(Lora { config, factors })
+}
+
+/// Returns which axis of a factor is the rank: the first of A, the second of B.
+fn rank_axis(name: &str) -> usize {
+    usize::from(name.ends_with(".lora_B.weight"))
+}
+
+/// Says why a factor's shape is wrong: only the rank differs, or the layer that it belongs to.
+fn misshaped(name: &str, found: &[i64], needed: [i64; 2], rank_axis: usize, r: i64) -> String {
+    if let [rows, columns] = *found {
+        let found = [rows, columns];
+        if found[1 - rank_axis] == needed[1 - rank_axis] {
+            return format!(
+                "tensor {name} has shape {found:?}, so rank {}, and adapter_config.json says r = {r}: the two files do \
+                 not belong together",
+                found[rank_axis]
+            );
+        }
+    }
+    format!("tensor {name} has shape {found:?}, this base model needs {needed:?}: the adapter is of another base model")
 }
 
 fn check_features(peft: &PeftConfig) -> std::result::Result<(), String> {
@@ -187,4 +203,21 @@ pub fn content_hash(dir: &Path) -> Result<String> {
         hasher.update(&bytes);
     }
     Ok(hasher.finalize().to_hex()[..32].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_rank_is_told_from_another_base_model() {
+        for (name, found, needed) in [("q.lora_A.weight", [4, 32], [8, 32]), ("q.lora_B.weight", [32, 4], [32, 8])] {
+            let text = misshaped(name, &found, needed, rank_axis(name), 8);
+            assert!(text.contains("so rank 4, and adapter_config.json says r = 8"), "{text}");
+            assert!(!text.contains("another base model"), "{text}");
+        }
+        let text = misshaped("q.lora_A.weight", &[8, 16], [8, 32], 0, 8);
+        assert!(text.contains("[8, 16]") && text.contains("[8, 32]") && text.contains("another base model"), "{text}");
+        assert!(misshaped("q.lora_A.weight", &[8], [8, 32], 0, 8).contains("another base model"));
+    }
 }

@@ -72,7 +72,6 @@ pub struct ModelConfig {
 
 #[derive(Deserialize)]
 struct Raw {
-    model_type: String,
     vocab_size: i64,
     hidden_size: i64,
     intermediate_size: i64,
@@ -121,20 +120,19 @@ impl ModelConfig {
     /// A missing or unreadable file, an unknown family, or a setting this decoder does not compute.
     pub fn load(model_dir: &Path) -> Result<Self> {
         let file = model_dir.join("config.json");
-        let text = std::fs::read_to_string(&file)
+        let bytes = std::fs::read(&file)
             .map_err(|e| Error::model(&file, format!("{e}; a model folder in Hugging Face layout is needed")))?;
-        Self::parse(&text).map_err(|problem| Error::model(&file, problem))
+        Self::parse(&file, &bytes)
     }
 
-    fn parse(text: &str) -> std::result::Result<Self, String> {
-        let value: Value = serde_json::from_str(text).map_err(|e| format!("is not valid JSON: {e}"))?;
-        if let Some(family) = value.get("model_type").and_then(Value::as_str)
-            && family != "llama"
-        {
-            return Err(format!("model_type {family:?} is not supported; this build computes the \"llama\" family"));
-        }
-        let raw: Raw = serde_json::from_value(value).map_err(|e| e.to_string())?;
-        debug_assert_eq!(raw.model_type, "llama");
+    fn parse(file: &Path, bytes: &[u8]) -> Result<Self> {
+        let value: Value = shared::input::parse_json(file, bytes)?;
+        check_family(&value).map_err(|problem| Error::model(file, problem))?;
+        let raw: Raw = shared::input::parse_json(file, bytes)?;
+        Self::of(raw).map_err(|problem| Error::model(file, problem))
+    }
+
+    fn of(raw: Raw) -> std::result::Result<Self, String> {
         if raw.hidden_act != "silu" {
             return Err(format!("hidden_act {:?} is not supported for llama; expected \"silu\"", raw.hidden_act));
         }
@@ -143,14 +141,14 @@ impl ModelConfig {
             ("vocab_size", raw.vocab_size),
             ("hidden_size", raw.hidden_size),
             ("intermediate_size", raw.intermediate_size),
-            ("num_hidden_layers", raw.num_hidden_layers as i64),
+            ("num_hidden_layers", raw.num_hidden_layers.try_into().unwrap_or(i64::MAX)),
             ("num_attention_heads", raw.num_attention_heads),
             ("num_key_value_heads", kv_heads),
             ("head_dim", raw.head_dim.unwrap_or(2)),
         ];
         for (name, size) in sizes {
-            if size < 1 {
-                return Err(format!("{name} is {size}; expected at least 1"));
+            if !(1..=LARGEST_SIZE).contains(&size) {
+                return Err(format!("{name} is {size}; expected 1 to {LARGEST_SIZE}"));
             }
         }
         if raw.num_attention_heads % kv_heads != 0 {
@@ -185,6 +183,24 @@ impl ModelConfig {
     }
 }
 
+/// No size of a model is larger: products of two of them stay far below what an i64 holds.
+const LARGEST_SIZE: i64 = 1 << 30;
+
+/// Says what is wrong with a configuration as a whole, before its fields are read.
+fn check_family(config: &Value) -> std::result::Result<(), String> {
+    let Some(fields) = config.as_object() else {
+        return Err("is no JSON object; expected {\"model_type\": \"llama\", \"hidden_size\": …}".into());
+    };
+    match fields.get("model_type") {
+        Some(Value::String(family)) if family == "llama" => Ok(()),
+        Some(Value::String(family)) => {
+            Err(format!("model_type {family:?} is not supported; this build computes the \"llama\" family"))
+        }
+        Some(other) => Err(format!("field \"model_type\" is {other}; expected the name of a family, \"llama\"")),
+        None => Err("field \"model_type\" is missing; expected the name of a family, \"llama\"".into()),
+    }
+}
+
 fn rope(raw: &Raw) -> std::result::Result<(f64, RopeScaling), String> {
     let number = |map: &Map<String, Value>, key: &str| map.get(key).and_then(Value::as_f64);
     let theta = raw.rope_parameters.as_ref().and_then(|p| number(p, "rope_theta")).or(raw.rope_theta).unwrap_or(1e4);
@@ -211,6 +227,14 @@ fn rope(raw: &Raw) -> std::result::Result<(f64, RopeScaling), String> {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<ModelConfig> {
+        ModelConfig::parse(Path::new("config.json"), text.as_bytes())
+    }
+
+    fn problem(fields: &str) -> String {
+        parse(&format!("{{{fields}}}")).unwrap_err().to_string()
+    }
+
     const BASE: &str = r#""model_type": "llama", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 16,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2"#;
 
@@ -218,24 +242,43 @@ mod tests {
     fn both_spellings_of_rope_give_the_same() {
         let scaling = r#""factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64, "rope_type": "llama3""#;
-        let old = ModelConfig::parse(&format!("{{{BASE}, \"rope_theta\": 5e5, \"rope_scaling\": {{{scaling}}}}}"));
-        let new = ModelConfig::parse(&format!("{{{BASE}, \"rope_parameters\": {{\"rope_theta\": 5e5, {scaling}}}}}"));
+        let old = parse(&format!("{{{BASE}, \"rope_theta\": 5e5, \"rope_scaling\": {{{scaling}}}}}")).unwrap();
+        let new = parse(&format!("{{{BASE}, \"rope_parameters\": {{\"rope_theta\": 5e5, {scaling}}}}}")).unwrap();
         assert_eq!(old, new);
-        assert_eq!(old.unwrap().rope_theta, 5e5);
+        assert_eq!(old.rope_theta, 5e5);
     }
 
     #[test]
     fn unknown_family_and_rope_are_named() {
-        let family = ModelConfig::parse(&format!("{{{}}}", BASE.replace("llama", "mamba"))).unwrap_err();
+        let family = problem(&BASE.replace("llama", "mamba"));
         assert!(family.contains("\"mamba\""), "{family}");
-        let rope = ModelConfig::parse(&format!("{{{BASE}, \"rope_scaling\": {{\"type\": \"yarn\", \"factor\": 2}}}}"));
-        assert!(rope.unwrap_err().contains("\"yarn\""));
+        let rope = problem(&format!("{BASE}, \"rope_scaling\": {{\"type\": \"yarn\", \"factor\": 2}}"));
+        assert!(rope.contains("\"yarn\""), "{rope}");
     }
 
     #[test]
     fn missing_and_senseless_fields_are_named() {
-        assert!(ModelConfig::parse(r#"{"model_type": "llama"}"#).unwrap_err().contains("vocab_size"));
-        let zero = ModelConfig::parse(&format!("{{{}}}", BASE.replace("\"hidden_size\": 8", "\"hidden_size\": 0")));
-        assert!(zero.unwrap_err().contains("hidden_size is 0"));
+        let changed = |old: &str, new: &str| problem(&BASE.replace(old, new));
+        assert_eq!(problem(r#""model_type": "llama""#), "config.json: field \"vocab_size\": is missing");
+        assert!(changed("\"hidden_size\": 8", "\"hidden_size\": 0").contains("hidden_size is 0"));
+        let layers = changed("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1000000000000000000");
+        assert!(layers.contains("num_hidden_layers is 1000000000000000000; expected 1 to"), "{layers}");
+    }
+
+    #[test]
+    fn fields_of_another_type_are_named() {
+        let text = problem(&BASE.replace("\"hidden_size\": 8", "\"hidden_size\": \"32\""));
+        assert!(
+            text.starts_with("config.json: field \"hidden_size\": invalid type: string \"32\", expected"),
+            "{text}"
+        );
+        let text = problem(&format!("{BASE}, \"rope_scaling\": 5"));
+        assert!(text.starts_with("config.json: field \"rope_scaling\": "), "{text}");
+        let text = problem(&BASE.replace("\"llama\"", "5"));
+        assert!(text.starts_with("config.json: field \"model_type\" is 5; expected the name of a family"), "{text}");
+        let text = problem("").replace("config.json: ", "");
+        assert!(text.starts_with("field \"model_type\" is missing"), "{text}");
+        let list = parse("[]").unwrap_err().to_string();
+        assert!(list.starts_with("config.json: is no JSON object; expected"), "{list}");
     }
 }

@@ -17,7 +17,8 @@ use super::dropout::Dropout;
 use super::lora::{Lora, Module};
 use super::pack::Pack;
 use super::weights::{self, Checkpoint};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::measure;
 
 /// A linear layer's weight [out, in] and bias [out].
 #[derive(Debug)]
@@ -93,9 +94,11 @@ impl Decoder {
     /// Draws a decoder of the folder's `config.json` from a seed.
     ///
     /// # Errors
-    /// `config.json` is missing or not of a known family.
+    /// `config.json` is missing, not of a known family, or of a model that no memory of this machine holds.
     pub fn from_scratch(model_dir: &Path, seed: u64, dtype: Kind, device: Device) -> Result<Self> {
         let config = ModelConfig::load(model_dir)?;
+        weights::check_memory(&config, measure::memory_bytes())
+            .map_err(|problem| Error::model(model_dir.join("config.json"), problem))?;
         let shape = config.clone();
         Self::build(config, dtype, device, |name, size| {
             Ok(weights::draw(&shape, seed, name, size).to_device(device).to_kind(dtype))

@@ -95,6 +95,17 @@ impl Checkpoint {
     /// # Errors
     /// A missing or surplus tensor, or a wrong shape.
     pub fn check(&self, config: &ModelConfig, model_dir: &Path) -> Result<()> {
+        // Every layer has several tensors: with more layers than tensors, the list of what is expected has no bounds.
+        if config.layers > self.place.len() {
+            return Err(Error::model(
+                model_dir,
+                format!(
+                    "config.json says num_hidden_layers = {}, and there are {} tensors in all",
+                    config.layers,
+                    self.place.len()
+                ),
+            ));
+        }
         let expected = expected(config);
         for (name, shape) in &expected {
             let Some(&i) = self.place.get(name) else {
@@ -158,6 +169,29 @@ impl Checkpoint {
     }
 }
 
+/// Refuses a model whose weights alone, in f32, are more than the machine's memory (0: not known).
+///
+/// # Errors
+/// They are; the message gives both sizes.
+pub fn check_memory(config: &ModelConfig, memory: u64) -> std::result::Result<(), String> {
+    // The layers are alike: the sum is that of one layer times their number, however many there are.
+    let one = ModelConfig { layers: 1, ..config.clone() };
+    let size = |shape: &[i64]| shape.iter().map(|&n| n as f64).product::<f64>();
+    let (in_layer, outside): (Vec<_>, Vec<_>) =
+        expected(&one).into_iter().partition(|(name, _)| name.contains(".layers."));
+    let sum = |tensors: &[(String, Vec<i64>)]| tensors.iter().map(|(_, shape)| size(shape)).sum::<f64>();
+    let parameters = sum(&outside) + sum(&in_layer) * config.layers as f64;
+    if memory == 0 || parameters * 4.0 <= memory as f64 {
+        return Ok(());
+    }
+    let gib = f64::from(1 << 30);
+    Err(format!(
+        "describes a model of {parameters:.3e} parameters, {:.1} GiB in f32; this machine has {:.1} GiB",
+        parameters * 4.0 / gib,
+        memory as f64 / gib
+    ))
+}
+
 /// Draws start weights for training from scratch: normal with the configuration's deviation, norms one, biases zero.
 /// Each tensor has its own stream of `seed`, so the draw does not depend on order.
 pub fn draw(config: &ModelConfig, seed: u64, name: &str, shape: &[i64]) -> Tensor {
@@ -173,4 +207,39 @@ pub fn draw(config: &ModelConfig, seed: u64, name: &str, shape: &[i64]) -> Tenso
         (0..count).map(|_| (random.normal() * config.initializer_range) as f32).collect()
     };
     Tensor::from_slice(&values).view(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::config::RopeScaling;
+
+    #[test]
+    fn a_model_larger_than_the_memory_is_refused_before_it_is_drawn() {
+        let config = ModelConfig {
+            vocab_size: 10,
+            hidden_size: 8,
+            intermediate_size: 16,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 2,
+            rms_norm_eps: 1e-6,
+            rope_theta: 1e4,
+            rope_scaling: RopeScaling::Default,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            mlp_bias: false,
+            max_position_embeddings: 64,
+            dtype: None,
+            initializer_range: 0.02,
+        };
+        let parameters: i64 = expected(&config).iter().map(|(_, shape)| shape.iter().product::<i64>()).sum();
+        let bytes = 4 * parameters as u64;
+        assert_eq!(check_memory(&config, bytes), Ok(()));
+        assert!(check_memory(&config, bytes - 1).unwrap_err().contains("GiB"));
+        let huge = ModelConfig { layers: 1 << 30, hidden_size: 1 << 30, ..config };
+        assert!(check_memory(&huge, 1 << 40).is_err());
+        assert_eq!(check_memory(&huge, 0), Ok(()), "the memory is not known");
+    }
 }

@@ -34,7 +34,7 @@ pub enum Method {
     /// Unweighted NPO on every violating response: both of PUNISH, `rejected` of INVERT, and of RETAIN where it is
     /// known to violate.
     Npo,
-    /// U2A (spec 4.8): weighted unlearning of every violating response.
+    /// U2A (spec 4.8): weighted unlearning of every violating response. Not built yet.
     U2a,
     /// Mean-token negative log-likelihood of `chosen`.
     Sft,
@@ -64,6 +64,30 @@ pub enum Term {
     Anchor,
     /// Mean-token negative log-likelihood of `chosen`.
     Imitate,
+}
+
+impl Part {
+    /// Returns the name of its field.
+    pub fn field(self) -> &'static str {
+        match self {
+            Part::Chosen => "chosen",
+            Part::Rejected => "rejected",
+            Part::Correction => "oracle_response",
+        }
+    }
+}
+
+/// As messages call it: `preference loss of chosen over rejected`.
+impl std::fmt::Display for Term {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Term::Prefer(better, worse) => write!(f, "preference loss of {} over {}", better.field(), worse.field()),
+            Term::PunishOne(part) => write!(f, "punishment loss on {}", part.field()),
+            Term::PunishBoth => f.write_str("punishment loss on chosen and rejected"),
+            Term::Anchor => f.write_str("KL on chosen"),
+            Term::Imitate => f.write_str("negative log-likelihood of chosen"),
+        }
+    }
 }
 
 impl Term {

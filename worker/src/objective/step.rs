@@ -7,11 +7,13 @@
 // `x += y` works in place on a tensor and would overwrite values that the backward pass still needs.
 #![allow(clippy::assign_op_pattern)]
 
+use std::path::Path;
+
 use tch::{Kind, Tensor};
 
 use super::loss::{self, PreferenceLoss};
 use super::method::{Part, Term};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::model::decoder::{Decoder, Extras};
 use crate::model::dropout::{Dropout, token_key};
 use crate::model::head;
@@ -149,6 +151,22 @@ impl LossParts {
     }
 }
 
+/// A loss that is NaN or infinite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotFinite {
+    /// The item's record.
+    pub record: usize,
+    /// Whose loss it is.
+    pub term: Term,
+}
+
+impl NotFinite {
+    /// Returns the error about the record in its file; `advice` says what to do.
+    pub fn in_file(self, file: &Path, advice: &str) -> Error {
+        Error::record(file, self.record, format!("its {} is not finite; {advice}", self.term))
+    }
+}
+
 /// Loss of one term and its derivatives with respect to the summed log-probs of its parts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TermLoss {
@@ -212,14 +230,14 @@ pub fn to_f64(tensor: &Tensor) -> Vec<f64> {
 /// Adds the gradient of `scale · Σ_items weight·ℓ` to the trained tensors and returns the unscaled loss sums.
 ///
 /// # Errors
-/// A loss that is not finite, naming the record.
+/// A loss that is not finite.
 pub fn accumulate(
     policy: Policy<'_>,
     items: &[&Item],
     settings: &Settings,
     scale: f64,
     dropout: Option<DropoutKey>,
-) -> Result<LossParts> {
+) -> Result<LossParts, NotFinite> {
     let device = policy.decoder.device;
     let sequences: Vec<_> = items.iter().flat_map(|item| item.sequences.iter().map(|s| (s, item.want()))).collect();
     let pack = Pack::new(&sequences, device);
@@ -256,11 +274,7 @@ pub fn accumulate(
             }
         }
         if !parts.total().is_finite() {
-            let (term, record) = (item.term, item.record);
-            return Err(Error::Numeric(format!(
-                "record {record}: the loss of its {term:?} term is not finite; lower the learning rate or remove the \
-                 record"
-            )));
+            return Err(NotFinite { record: item.record, term: item.term });
         }
     }
 

@@ -8,27 +8,28 @@ use serde_json::json;
 
 use super::ScoreSettings;
 use crate::control::Control;
-use crate::dataset::DataSet;
+use crate::dataset::{DataSet, GoldFile};
 use crate::error::{Error, Result};
 use crate::journal;
 use crate::measure;
 use crate::model::adapter_file;
 use crate::model::lora::Lora;
-use crate::model_folder;
 use crate::objective::method::Method;
 use crate::options::{LoraArgs, ModelArgs, ScoreArgs, TextArgs};
 
 /// Scores triaged records: how far a step on each one also lowers the loss on the gold batch (spec 5).
 ///
 /// Writes the records with raw_score and impact_score, and the gold batch beside them. An interrupted run goes on when
-/// the same command is given again.
+/// the same command is given again. Records with an empty prompt or response are set aside in <out>_quarantine.json with
+/// a warning; the exit code is 0 all the same.
 #[derive(Debug, Clone, Args)]
+#[command(allow_negative_numbers = true)]
 pub struct ScoreCommand {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
     /// Triaged records: JSON array or JSON lines, .gz and .xz too.
-    #[arg(long, alias = "records", value_name = "FILE", required_unless_present = "gold_only")]
+    #[arg(long, visible_alias = "records", value_name = "FILE", required_unless_present = "gold_only")]
     pub dataset_json_path: Option<PathBuf>,
     /// Where the scored records go.
     #[arg(long, value_name = "FILE", required_unless_present = "gold_only")]
@@ -100,14 +101,12 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
             args.lora.apply_to(&mut adapter.config)?;
             adapter
         }
-        None => Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device),
+        None => Lora::fresh(args.lora.fresh(&decoder.config)?, &decoder.config, args.seed, decoder.device),
     };
     // An adapter whose B is zero computes nothing yet, wherever it came from.
     let is_fresh = adapter.iter().all(|(_, _, f)| f.b.count_nonzero(None).int64_value(&[]) == 0);
-    let key = json!({
-        "model": decoder.fingerprint, "folder": model_folder::content_hash(&args.model.model_name_or_path)?, "dtype": format!("{:?}", decoder.dtype), "text": args.text, "lora": args.lora,
-        "seed": args.seed, "init_adapter": args.init_adapter.as_deref().map(adapter_file::content_hash).transpose()?,
-    });
+    let model_dir = &args.model.model_name_or_path;
+    let key = super::context(&decoder, model_dir, &args.text, &args.lora, args.seed, args.init_adapter.as_deref())?;
     let settings = ScoreSettings {
         method: args.method,
         beta: args.beta,
@@ -123,8 +122,10 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
         pack_tokens: args.score.pack_tokens,
     };
     let Some(Files { set, out, gold_out }) = &files else {
-        let gold = shared::gold::read(args.score.gold.as_deref().unwrap_or(Path::new("")))?;
-        super::direction_along(&decoder, &adapter, &encoder, &gold, &settings, &key, control)?;
+        let file = args.score.gold.as_deref().unwrap_or(Path::new(""));
+        let gold = shared::gold::read(file)?;
+        let gold_file = GoldFile::Given(file);
+        super::direction_along(&decoder, &adapter, &encoder, &gold, gold_file, &settings, &key, control)?;
         let kept = args.score.gold_gradient.as_deref().map(|file| file.display().to_string());
         return Ok(json!({
             "gold_gradient": kept, "gold_pairs": gold.len(), "seconds": started.elapsed().as_secs_f64(),
@@ -142,13 +143,16 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
         true => super::write_raw(out, set, &scores)?,
         false => super::write_weighted(out, set, args.method, &scores)?,
     }
+    scores.truncated.warn(&set.file, settings.max_length);
     scores.journal.remove()?;
 
     let scored: Vec<f64> = scores.raw.iter().flatten().copied().collect();
     let clamped = scored.iter().filter(|raw| **raw <= 0.0).count();
     let seconds = started.elapsed().as_secs_f64();
     Ok(json!({
-        "out": out.display().to_string(), "gold": gold_out.display().to_string(), "records": set.records.len(), "scored": scored.len(), "clamped": clamped,
+        "out": out.display().to_string(), "gold": args.score.gold.as_ref().unwrap_or(gold_out).display().to_string(),
+        "records": set.records.len(), "set_aside": set.quarantine.len(), "truncated": scores.truncated.records,
+        "scored": scored.len(), "clamped": clamped,
         "clamped_share": 100.0 * clamped as f64 / scored.len().max(1) as f64, "seconds": seconds,
         "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
     }))
@@ -169,8 +173,10 @@ impl<'a> Files<'a> {
         };
         let gold_out = args.gold_out.clone().unwrap_or_else(|| out_dir.join("gold.json"));
         let inputs = [("--dataset-json-path", Some(records)), ("--gold", args.score.gold.as_deref())];
+        shared::output::check_target("--out", out)?;
         shared::output::check_spared("--out", out, &inputs)?;
         if args.score.gold.is_none() {
+            shared::output::check_target("--gold-out", &gold_out)?;
             shared::output::check_spared("--gold-out", &gold_out, &inputs)?;
             shared::output::check_spared("--gold-out", &gold_out, &[("--out", Some(out))])?;
         }

@@ -17,7 +17,7 @@ use crate::model::tensor_file::{self, TensorFile};
 use crate::objective::step::{self, Item, Policy, Settings, term_loss, to_f64};
 
 /// Returns g_J: the gradient, at the adapter given, of the summed preference loss over the gold items, with the
-/// adapter's own shape.
+/// adapter's own shape. The items' records are those of `file`.
 ///
 /// # Errors
 /// The gradient is not finite, or zero everywhere.
@@ -27,6 +27,7 @@ pub fn gold_gradient(
     gold: &[Item],
     settings: &Settings,
     rows: usize,
+    file: &Path,
 ) -> Result<Lora> {
     for (_, _, factors) in adapter.iter() {
         for tensor in [&factors.a, &factors.b] {
@@ -51,15 +52,20 @@ pub fn gold_gradient(
         .iter()
         .map(|modules| modules.each_ref().map(|f| f.as_ref().map(|f| Factors { a: taken(&f.a), b: taken(&f.b) })))
         .collect();
-    result?;
+    result.map_err(|bad| {
+        bad.in_file(file, "it is in the gold batch: look at the record's text, and at the model's weights and --dtype")
+    })?;
     let direction = Lora { config: adapter.config.clone(), factors };
     let square: f64 =
         direction.named_parameters().iter().map(|(_, t)| t.square().sum(Kind::Double).double_value(&[])).sum();
     if !square.is_finite() || square == 0.0 {
-        return Err(Error::Numeric(format!(
-            "the gold batch's gradient has squared norm {square}; scores along it would mean nothing. Check the gold \
-             pairs and the model"
-        )));
+        return Err(Error::model(
+            file,
+            format!(
+                "the gradient of the gold batch has squared norm {square}; scores along it would mean nothing. Check \
+                 the gold pairs and the model"
+            ),
+        ));
     }
     Ok(direction)
 }

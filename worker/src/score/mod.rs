@@ -10,14 +10,17 @@ use shared::gold::{ChosenFrom, GoldOptions, GoldPair};
 
 use crate::collective::Alone;
 use crate::control::Control;
-use crate::dataset::{self, DataSet};
+use crate::dataset::{self, DataSet, GoldFile, Truncated};
 use crate::error::{Error, Result};
 use crate::journal::Journal;
+use crate::model::adapter_file;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
+use crate::model_folder;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::Method;
 use crate::objective::step::{Item, Settings};
+use crate::options::{LoraArgs, TextArgs};
 use crate::text::Encoder;
 use shared::weights::{self, WeightNorm};
 
@@ -66,14 +69,36 @@ pub struct Scores {
     pub weights: Vec<f64>,
     /// The gold batch used.
     pub gold: Vec<GoldPair>,
+    /// Records scored on a part of their text.
+    pub truncated: Truncated,
     /// Holds the raw scores until the caller has written them.
     pub journal: Journal,
+}
+
+/// Returns what scores depend on besides records, gold batch and [`ScoreSettings`], for the keys of journals and kept
+/// gradients: model, adapter and tokenisation.
+///
+/// # Errors
+/// A file of the model or the adapter cannot be read.
+pub fn context(
+    decoder: &Decoder,
+    model_dir: &Path,
+    text: &TextArgs,
+    lora: &LoraArgs,
+    seed: u64,
+    init_adapter: Option<&Path>,
+) -> Result<serde_json::Value> {
+    Ok(json!({
+        "model": decoder.fingerprint, "folder": model_folder::content_hash(model_dir)?,
+        "dtype": format!("{:?}", decoder.dtype), "text": text, "lora": lora, "seed": seed,
+        "init_adapter": init_adapter.map(adapter_file::content_hash).transpose()?,
+    }))
 }
 
 /// Scores a set of records at the adapter given.
 ///
 /// `journal` is where finished packs are kept until the caller has written its result; a run with the same key goes on
-/// from there. `adapter_is_fresh` says that B = 0. `key` names model, adapter and tokenisation.
+/// from there. `adapter_is_fresh` says that B = 0. `key` is the [`context`].
 ///
 /// # Errors
 /// Anything of the records, the gold batch or the numbers that makes scores meaningless.
@@ -103,21 +128,17 @@ pub fn score(
         )));
     }
     let gold = gold_batch(set, settings)?;
+    let gold_file = match &settings.gold {
+        Some(file) => GoldFile::Given(file),
+        None => GoldFile::DrawnFrom(&set.file),
+    };
 
     let full_key = json!({
         "context": key, "method": settings.method, "beta": settings.beta, "max_length": settings.max_length,
         "pack_tokens": settings.pack_tokens, "gold_rows": settings.gold_rows, "gold": &gold, "records": content_hash(&set.records),
     });
     let (mut journal, finished) = Journal::open::<Vec<f64>>(journal, &shared_hash(&full_key))?;
-    let direction =
-        direction_along(decoder, adapter, encoder, &gold, settings, key, control).map_err(|error| {
-            match (error, &settings.gold) {
-                (Error::Numeric(problem), None) => {
-                    Error::Numeric(format!("gold batch drawn from {}: {problem}", set.file.display()))
-                }
-                (other, _) => other,
-            }
-        })?;
+    let direction = direction_along(decoder, adapter, encoder, &gold, gold_file, settings, key, control)?;
 
     let packs = dataset::packs(scored.iter().copied(), settings.pack_tokens);
     let bar = control.bar("score", scored.len() as u64);
@@ -145,10 +166,16 @@ pub fn score(
     }
     bar.finish_and_clear();
 
-    let name = |i: usize| format!("{}: record {}", set.file.display(), scored[i].record);
     let weights_scored = match settings.raw_only {
         true => vec![0.0; raw_scored.len()],
-        false => weights::weights(&raw_scored, settings.gamma, settings.norm, name)?,
+        false => match weights::weights(&raw_scored, settings.gamma, settings.norm, &set.file, |i| scored[i].record) {
+            Ok(weights) => weights,
+            Err(error) => {
+                // These scores are of no use to anyone, and must not stand in the way of another gold batch's.
+                journal.remove()?;
+                return Err(error.into());
+            }
+        },
     };
     let (mut raw, mut weights) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
     let mut next = raw_scored.iter().zip(&weights_scored);
@@ -160,18 +187,20 @@ pub fn score(
         raw.push(pair.map(|(raw, _)| *raw));
         weights.push(pair.map_or(0.0, |(_, weight)| *weight));
     }
-    Ok(Scores { raw, weights, gold, journal })
+    Ok(Scores { raw, weights, gold, truncated: Truncated::of(items.iter().flatten()), journal })
 }
 
 /// Returns g_J of a gold batch, from the file that keeps it or computed and kept there.
 ///
 /// # Errors
 /// The batch cannot be tokenised, or its gradient means nothing.
+#[allow(clippy::too_many_arguments)]
 pub fn direction_along(
     decoder: &Decoder,
     adapter: &Lora,
     encoder: &Encoder,
     gold: &[GoldPair],
+    file: GoldFile<'_>,
     settings: &ScoreSettings,
     key: &serde_json::Value,
     control: &Control,
@@ -180,21 +209,18 @@ pub fn direction_along(
         "context": key, "beta": settings.beta, "max_length": settings.max_length, "gold_rows": settings.gold_rows,
         "gold": gold,
     }));
-    if let Some(file) = &settings.gold_gradient
-        && let Some(kept) = direction::read(file, &key, adapter)?
+    if let Some(kept) = &settings.gold_gradient
+        && let Some(kept) = direction::read(kept, &key, adapter)?
     {
         return Ok(kept);
     }
-    let mut items = dataset::gold_items(encoder, gold, settings.max_length)?;
+    let mut items = dataset::gold_items(encoder, gold, file, settings.max_length)?;
     let mut all: Vec<&mut Item> = items.iter_mut().collect();
     crate::reference::fill(decoder, &mut all, settings.pack_tokens, control, &mut Alone)?;
-    let made = direction::gold_gradient(decoder, adapter, &items, &settings.objective(), settings.gold_rows);
-    let made = made.map_err(|error| match (error, &settings.gold) {
-        (Error::Numeric(problem), Some(file)) => Error::Numeric(format!("{}: {problem}", file.display())),
-        (other, _) => other,
-    })?;
-    if let Some(file) = &settings.gold_gradient {
-        direction::write(file, &key, &made)?;
+    let objective = settings.objective();
+    let made = direction::gold_gradient(decoder, adapter, &items, &objective, settings.gold_rows, file.path())?;
+    if let Some(kept) = &settings.gold_gradient {
+        direction::write(kept, &key, &made)?;
     }
     Ok(made)
 }

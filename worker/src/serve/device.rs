@@ -4,7 +4,6 @@
 //! in it, a panic included, ends the task and not the worker.
 
 use std::net::TcpListener;
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use crate::collective::{Alone, Collective};
 use crate::control::{Control, Sink, Stop, StopFlag};
 use crate::error::{Error, Result};
 use crate::fault::Fault;
+use crate::panic;
 
 /// How long the members of a gang have to find each other.
 const FORM_DEADLINE: Duration = Duration::from_secs(60);
@@ -83,10 +83,8 @@ pub fn start(threads: u32, fault: Option<Fault>) -> Result<Device> {
     let thread = std::thread::Builder::new().name("device".into()).spawn(move || {
         for work in queue {
             let task = work.run.task.clone().unwrap_or_default();
-            let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-                carry_out(work, threads, fault.clone(), progress_in.clone())
-            }));
-            let how = end(outcome.unwrap_or_else(|panic| Err(Error::Config(format!("a panic: {}", words(&panic))))));
+            let outcome = panic::all_are_errors(|| carry_out(work, threads, fault.clone(), progress_in.clone()));
+            let how = end(outcome);
             if ended_in.blocking_send(TaskEnded { task: Some(task), how: Some(how) }).is_err() {
                 return;
             }
@@ -108,11 +106,6 @@ fn end(outcome: Result<Done>) -> How {
 /// given up still holds the files.
 fn is_infrastructure(error: &Error) -> bool {
     matches!(error, Error::Gang(_) | Error::Shared(shared::Error::InUse { .. }))
-}
-
-fn words(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
 }
 
 fn carry_out(

@@ -15,6 +15,7 @@ use shared::net::Token;
 
 use crate::error::{Error, Result};
 use crate::fault::Fault;
+use crate::measure;
 
 /// Serves a coordinator: computes its tasks, one at a time, until told to leave.
 ///
@@ -69,7 +70,7 @@ pub fn run(args: &ServeCommand, fault: Option<Fault>) -> Result<()> {
         host,
         pid,
         device: args.device.clone(),
-        memory_bytes: memory_bytes(),
+        memory_bytes: measure::memory_bytes(),
         threads,
         running: None,
         ended: None,
@@ -95,11 +96,4 @@ fn instance() -> Result<String> {
 
 fn read_line(file: &str) -> Option<String> {
     std::fs::read_to_string(file).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
-}
-
-fn memory_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = kib.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
 }

@@ -31,7 +31,8 @@ pub enum TextRule {
     /// All turns, system turns too.
     #[default]
     AllTurns,
-    /// The last assistant turn, else all contents joined by a space (spec 1.7, training side).
+    /// Before a response that is given: the last assistant turn; before one to be generated: the first user turn; where
+    /// there is none, all contents joined by a space (spec 1.7, training and evaluation side).
     Reference,
 }
 
@@ -57,6 +58,8 @@ pub struct Sequence {
     pub kl: Vec<usize>,
     /// Leading tokens that belong to the prompt part.
     pub prompt_len: usize,
+    /// Tokens that were taken off to keep the limit.
+    pub cut: usize,
 }
 
 /// Leading tokens of a prompt in the gold batch of reference mode (spec 3.3).
@@ -96,12 +99,12 @@ impl Encoder {
         }
         not_empty(prompt, response)?;
         let mut tokens = ids(&self.files.pieces(&self.ruled(prompt).prompt_text())?);
-        tokens.truncate(GOLD_PROMPT_TOKENS);
+        let mut cut = shorten(&mut tokens, GOLD_PROMPT_TOKENS);
         let prompt_len = tokens.len();
         tokens.extend(ids(&self.files.pieces(response)?));
-        tokens.truncate(GOLD_TOKENS);
+        cut += shorten(&mut tokens, GOLD_TOKENS);
         tokens.push(self.eos()?);
-        Ok(labelled_from(prompt_len, tokens))
+        Ok(labelled_from(prompt_len, tokens, cut))
     }
 
     /// Returns a prompt up to where the response begins, for generation.
@@ -112,7 +115,10 @@ impl Encoder {
         if prompt.is_empty() {
             return Err(TextError::EmptyPrompt);
         }
-        let prompt = self.ruled(prompt);
+        let prompt = match self.options.text_rule {
+            TextRule::AllTurns => prompt.clone(),
+            TextRule::Reference => Text::Plain(prompt.question()),
+        };
         let Some(template) = &self.files.template else {
             let text = fallback(&prompt);
             let probe = self.files.pieces(&format!("{text}a"))?;
@@ -209,7 +215,8 @@ impl Encoder {
         if prompt_len == 0 {
             return Err(TextError::EmptyPrompt);
         }
-        let excess = tokens.len().saturating_sub(max_length).min(prompt_len - 1);
+        let cut = tokens.len().saturating_sub(max_length);
+        let excess = cut.min(prompt_len - 1);
         let kept_head = usize::from(self.files.bos.is_some_and(|bos| tokens[0] == bos));
         tokens.drain(kept_head..kept_head + excess);
         scored.iter_mut().for_each(|t| *t -= excess);
@@ -217,7 +224,7 @@ impl Encoder {
         tokens.truncate(max_length);
         scored.retain(|&t| t < max_length);
         let kl = scored.iter().map(|t| t - 1).collect();
-        Ok(Sequence { tokens, scored, kl, prompt_len })
+        Ok(Sequence { tokens, scored, kl, prompt_len, cut })
     }
 
     /// Reference mode (spec 3.1): full text cut at the right, labels from one token before the prefix's end.
@@ -237,22 +244,29 @@ impl Encoder {
         let (leading, trailing) = (&self.files.leading[..], &self.files.trailing[..]);
         let added = leading.len() + trailing.len();
         let mut body = ids(&self.files.pieces(&full)?);
-        body.truncate(max_length.saturating_sub(added));
+        let cut = shorten(&mut body, max_length.saturating_sub(added));
         let tokens = [leading, &body, trailing].concat();
         let prefix_tokens = self.files.pieces(&prefix)?.len() + added;
         let start = prefix_tokens.saturating_sub(1);
         if start >= tokens.len() {
             return Err(TextError::PromptTooLong { prompt_tokens: prefix_tokens, max_length });
         }
-        Ok(labelled_from(start, tokens))
+        Ok(labelled_from(start, tokens, cut))
     }
 }
 
+/// Cuts tokens at the right; returns how many are gone.
+fn shorten(tokens: &mut Vec<i64>, limit: usize) -> usize {
+    let cut = tokens.len().saturating_sub(limit);
+    tokens.truncate(limit);
+    cut
+}
+
 /// Labels every token from `start` on; the KL mask is the labels, not shifted (spec 3.2, 3.4).
-fn labelled_from(start: usize, tokens: Vec<i64>) -> Sequence {
+fn labelled_from(start: usize, tokens: Vec<i64>, cut: usize) -> Sequence {
     let kl: Vec<usize> = (start..tokens.len()).collect();
     let scored = kl.iter().copied().filter(|&t| t >= 1).collect();
-    Sequence { tokens, scored, kl, prompt_len: start }
+    Sequence { tokens, scored, kl, prompt_len: start, cut }
 }
 
 fn not_empty(prompt: &Text, response: &str) -> Result<(), TextError> {

@@ -39,8 +39,8 @@ pub enum TextError {
     EmptyPrompt,
     /// In reference mode: the prompt alone fills the limit.
     #[error(
-        "the prompt takes {prompt_tokens} tokens and max-length is {max_length}, so no response token is left in \
-         reference mask mode; raise --max-length, shorten the prompt or use --mask exact"
+        "takes {prompt_tokens} tokens of at most {max_length}, so no response token is left in reference mask mode; \
+         shorten the prompt, or use --mask exact"
     )]
     PromptTooLong {
         /// Tokens of the prompt part.
@@ -60,4 +60,15 @@ pub enum TextError {
     /// The tokenizer failed on a text.
     #[error("the tokenizer failed: {0}")]
     Tokenize(String),
+}
+
+impl TextError {
+    /// Returns the error as the end of a sentence about a record of which `response` is the field encoded.
+    pub fn of_field(&self, response: &str) -> String {
+        let field = match self {
+            TextError::PromptTooLong { .. } | TextError::EmptyPrompt => "prompt",
+            _ => response,
+        };
+        format!("field {field:?}: {self}")
+    }
 }

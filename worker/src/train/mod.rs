@@ -18,7 +18,7 @@ use tch::{Device, Kind};
 
 use crate::collective::{self, Collective};
 use crate::control::{Control, Stop};
-use crate::dataset::{self, DataSet};
+use crate::dataset::{self, DataSet, Truncated};
 use crate::error::{Error, Result};
 use crate::measure;
 use crate::model::adapter_file;
@@ -28,13 +28,12 @@ use crate::model_folder;
 use crate::objective::method::Method;
 use crate::objective::step::{self, DropoutKey, Item, LossParts, Policy};
 use crate::reference;
-use crate::score;
+use crate::score::{self, Scores};
 use crate::text::Encoder;
 use metrics::{MetricsFile, StepMetrics};
 use optim::AdamW;
 pub use options::TrainArgs;
 use run_folder::RunFolder;
-use schedule::Plan;
 
 /// Runs the whole training, as one member of a gang or alone. Returns the run's summary as written to
 /// `train_summary.json`. Every member computes; the first rank alone writes.
@@ -44,7 +43,12 @@ use schedule::Plan;
 /// told to stop. Checkpoints written so far stay.
 pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Result<serde_json::Value> {
     args.validate()?;
+    args.note_without_effect();
     let started = Instant::now();
+    let count = args.sample_size.unwrap_or(usize::MAX);
+    let set = DataSet::read_first(&args.dataset_json_path, args.method, count)?;
+    let replay_set = args.replay_json_path.as_ref().map(|file| DataSet::read(file, Method::Sft)).transpose()?;
+    args.warmup(args.plan(set.records.len()).total_steps())?;
     let dtype = args.model.prepare()?;
     let model_dir = &args.model.model_name_or_path;
     let load = || match args.from_scratch {
@@ -53,17 +57,13 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     };
     let decoder = load()?;
     let encoder = args.text.encoder(model_dir, &decoder)?;
-    let mut run = RunFolder::open(args, gang.rank() == 0)?;
-    let run_path = run.path.clone();
-    let beside = |file: &Path, part: &str| run_path.join(format!("{}{part}.json", shared::output::stem(file)));
-    let set = DataSet::read(&args.dataset_json_path, args.method)?;
-    let replay_set = args.replay_json_path.as_ref().map(|file| DataSet::read(file, Method::Sft)).transpose()?;
-    // Everything that can be wrong with the records is found before the folder is bound to them.
+    // Everything that can be wrong with the records is found before there is a folder.
     let mut items = set.items(&encoder, args.method, args.alpha_kl, args.max_length)?;
     let replay: Vec<Item> = match &replay_set {
         Some(set) => set.items(&encoder, Method::Sft, 0.0, args.max_length)?.into_iter().flatten().collect(),
         None => Vec::new(),
     };
+    let truncated = Truncated::of(items.iter().flatten());
     let stored_weights = stored_weights(args, &set)?;
     let adapter = match (&args.init_adapter, args.full) {
         (Some(dir), _) => {
@@ -72,8 +72,11 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
             Some(adapter)
         }
         (None, true) => None,
-        (None, false) => Some(Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device)),
+        (None, false) => {
+            Some(Lora::fresh(args.lora.fresh(&decoder.config)?, &decoder.config, args.seed, decoder.device))
+        }
     };
+    let mut run = RunFolder::open(args, gang.rank() == 0)?;
     let key = json!({
         "options": args.key(),
         "world_size": gang.world_size(),
@@ -91,18 +94,25 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         return run.summary();
     }
     if run.is_owned() {
-        set.set_aside(&beside(&args.dataset_json_path, ""))?;
-        if let (Some(set), Some(file)) = (&replay_set, &args.replay_json_path) {
-            set.set_aside(&beside(file, "_replay"))?;
+        truncated.warn(&set.file, args.max_length);
+        if let Some(set) = &replay_set {
+            Truncated::of(&replay).warn(&set.file, args.max_length);
+        }
+        let scores = match &stored_weights {
+            None => made_scores(args, &run, &decoder, adapter.as_ref(), &encoder, &set, control)?,
+            Some(_) => None,
+        };
+        // From here on the folder belongs to these settings: nothing is refused any more for what they are.
+        run.bind(&key)?;
+        keep_set_aside(&run, &set, replay_set.as_ref())?;
+        if let Some(scores) = scores {
+            keep_scores(args, &run, &set, scores)?;
         }
     }
 
     let weights = match stored_weights {
         Some(weights) => weights,
         None => {
-            if run.is_owned() {
-                made_weights(args, &run, &decoder, adapter.as_ref(), &encoder, &set, control)?;
-            }
             // The other ranks wait here until the file is whole.
             gang.first_of(0.0)?;
             own_weights(&run)?
@@ -146,6 +156,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     let seconds = started.elapsed().as_secs_f64();
     let summary = json!({
         "run": run.path.display().to_string(), "method": args.method, "steps": optimizer.step, "records": set.records.len(),
+        "set_aside": set.quarantine.len(), "truncated": truncated.records,
         "world_size": gang.world_size(), "seconds": seconds, "tokens": tokens,
         "tokens_per_s": tokens as f64 / seconds, "peak_rss_gib": measure::peak_rss_gib(),
         "threads": tch::get_num_threads(),
@@ -178,13 +189,7 @@ fn train(
     control: &Control,
     gang: &mut dyn Collective,
 ) -> Result<usize> {
-    let plan = Plan {
-        records: items.len(),
-        global_batch: args.batch_size * args.gradient_accumulation_steps,
-        epochs: args.num_train_epochs,
-        max_steps: args.max_steps,
-        seed: args.seed,
-    };
+    let plan = args.plan(items.len());
     let total = plan.total_steps();
     let warmup = args.warmup(total)?;
     let dropout_probability = match policy.adapter {
@@ -316,19 +321,15 @@ fn own_pass(
         let present = micro.iter().filter_map(|&position| items[batch[position]].as_ref());
         for pack in dataset::packs(present, args.score.pack_tokens) {
             let sums = step::accumulate(policy, &pack, &settings, scale, dropout);
-            parts.add(&in_file(&args.dataset_json_path, sums)?);
+            parts.add(&sums.map_err(|bad| bad.in_file(&args.dataset_json_path, ADVICE))?);
         }
     }
     Ok(parts)
 }
 
-/// Puts the file's name before an error that names a record.
-fn in_file<T>(file: &Path, result: Result<T>) -> Result<T> {
-    result.map_err(|error| match error {
-        Error::Numeric(problem) => Error::Numeric(format!("{}: {problem}", file.display())),
-        other => other,
-    })
-}
+/// What to do about a loss that is not finite.
+const ADVICE: &str = "lower --learning-rate or remove the record; at the first step, look at the model's weights and \
+                      --dtype";
 
 /// This rank's part of a step's replay batch; returns its part of the mean-token NLL.
 fn replay_pass(args: &TrainArgs, policy: Policy<'_>, replay: &[Item], step: u64, gang: &dyn Collective) -> Result<f64> {
@@ -339,13 +340,25 @@ fn replay_pass(args: &TrainArgs, policy: Policy<'_>, replay: &[Item], step: u64,
     let mut nll = 0.0;
     for pack in dataset::packs(own.iter().map(|&position| &replay[picked[position]]), args.score.pack_tokens) {
         let file = args.replay_json_path.as_deref().unwrap_or(&args.dataset_json_path);
-        nll += in_file(file, step::accumulate(policy, &pack, &args.objective(), scale, None))?.nll;
+        let sums = step::accumulate(policy, &pack, &args.objective(), scale, None);
+        nll += sums.map_err(|bad| bad.in_file(file, ADVICE))?.nll;
     }
     Ok(nll / picked.len() as f64)
 }
 
-/// Makes this run's own weights, unless it made them before it was interrupted.
-fn made_weights(
+/// Writes what was set aside into the run's folder.
+fn keep_set_aside(run: &RunFolder, set: &DataSet, replay: Option<&DataSet>) -> Result<()> {
+    let beside = |file: &Path, part: &str| run.path.join(format!("{}{part}.json", shared::output::stem(file)));
+    set.set_aside(&beside(&set.file, ""))?;
+    match replay {
+        Some(set) => set.set_aside(&beside(&set.file, "_replay")),
+        None => Ok(()),
+    }
+}
+
+/// Scores the records, unless this run did before it was interrupted; finished packs are kept in the folder until
+/// [`keep_scores`].
+fn made_scores(
     args: &TrainArgs,
     run: &RunFolder,
     decoder: &Decoder,
@@ -353,29 +366,33 @@ fn made_weights(
     encoder: &Encoder,
     set: &DataSet,
     control: &Control,
-) -> Result<()> {
-    let weighted = weighted_file(run);
-    if weighted.exists() {
+) -> Result<Option<Scores>> {
+    if weighted_file(run).exists() {
         // Written whole before training began.
-        return Ok(());
+        return Ok(None);
     }
     let fresh;
     let (adapter, is_fresh) = match adapter {
         Some(adapter) => (adapter, args.init_adapter.is_none()),
         None => {
-            fresh = Lora::fresh(args.lora.config()?, &decoder.config, args.seed, decoder.device);
+            fresh = Lora::fresh(args.lora.fresh(&decoder.config)?, &decoder.config, args.seed, decoder.device);
             (&fresh, true)
         }
     };
     let journal = run.path.join("score.journal");
     let settings = args.score_settings();
-    let key = json!(run.key);
-    let scores = score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &key, control)?;
+    let model_dir = &args.model.model_name_or_path;
+    let key = score::context(decoder, model_dir, &args.text, &args.lora, args.seed, args.init_adapter.as_deref())?;
+    score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &key, control).map(Some)
+}
+
+/// Writes the gold batch and the weighted records, which end the scoring.
+fn keep_scores(args: &TrainArgs, run: &RunFolder, set: &DataSet, scores: Scores) -> Result<()> {
     let gold_out = run.path.join("gold.json");
     if !args.score.gold.as_deref().is_some_and(|given| shared::output::same_file(given, &gold_out)) {
         shared::output::write_json(&gold_out, &scores.gold)?;
     }
-    score::write_weighted(&weighted, set, args.method, &scores)?;
+    score::write_weighted(&weighted_file(run), set, args.method, &scores)?;
     scores.journal.remove()
 }
 

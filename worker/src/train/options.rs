@@ -1,14 +1,14 @@
 //! Options of `worker train`, checked together before anything is loaded.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::optim::AdamWSettings;
-use super::schedule;
+use super::schedule::{self, Plan};
 use crate::collective::ring::{self, Membership, Ring};
 use crate::collective::{Alone, Collective};
 use crate::error::{Error, Result};
@@ -21,15 +21,23 @@ use crate::score::ScoreSettings;
 /// Re-aligns a model on triaged records: writes an adapter folder (or full weights), metrics and checkpoints.
 ///
 /// Unscored records are scored first; scored ones bring their weights. The same command with the same --run-name goes
-/// on where an interrupted one ended, to the same bits.
+/// on where an interrupted one ended, to the same bits. Records with an empty prompt or response are set aside in the
+/// run's folder with a warning; the exit code is 0 all the same.
 #[derive(Debug, Clone, Args)]
+#[command(allow_negative_numbers = true)]
 pub struct TrainArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
     /// Records: JSON array or JSON lines, .gz and .xz too.
-    #[arg(long, alias = "records", value_name = "FILE")]
+    #[arg(long, visible_alias = "records", alias = "jsonl-path", value_name = "FILE")]
     pub dataset_json_path: PathBuf,
+    /// Takes the first N records of the file alone.
+    #[arg(long, value_name = "N")]
+    pub sample_size: Option<usize>,
+    /// Accepted for the reference's command lines: the form of a file is told by its content.
+    #[arg(long, hide = true, value_enum)]
+    pub dataset_source: Option<DatasetSource>,
     /// Folder of runs [default: runs/trace and the like, by method].
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
@@ -86,7 +94,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub oracle_max_tokens: u32,
     /// Trains all weights instead of an adapter; the output is a full model folder.
-    #[arg(long, conflicts_with_all = ["use_lora", "init_adapter"])]
+    #[arg(long, visible_alias = "no-lora", conflicts_with_all = ["use_lora", "init_adapter"])]
     pub full: bool,
     /// Draws the start weights from --seed instead of reading them; the folder needs config.json and tokenizer only.
     #[arg(long, requires = "full")]
@@ -150,6 +158,17 @@ pub struct TrainArgs {
     pub gang: GangArgs,
 }
 
+/// Where the reference's DPO scripts take their records from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DatasetSource {
+    /// A download from the Hugging Face hub.
+    Hf,
+    /// JSON lines.
+    Jsonl,
+    /// A JSON array.
+    Json,
+}
+
 /// A gang without a coordinator: the same command on every member, each with its rank. Checkpoints and outputs must lie
 /// where all members see them.
 #[derive(Debug, Clone, Args)]
@@ -208,12 +227,24 @@ impl TrainArgs {
             ("--gradient-accumulation-steps", self.gradient_accumulation_steps as u64),
             ("--num-train-epochs", self.num_train_epochs),
             ("--max-steps", self.max_steps.unwrap_or(1)),
+            ("--sample-size", self.sample_size.unwrap_or(1) as u64),
             ("--save-steps", self.save_steps),
             ("--replay-batch-size", self.replay_batch_size as u64),
         ] {
             if value == 0 {
                 return refuse(format!("{name} is 0; expected at least 1"));
             }
+        }
+        if let Some(name) = self.run_name.as_deref().filter(|name| !is_folder_name(name)) {
+            return refuse(format!(
+                "--run-name is {name:?}; expected the name of one folder, which goes into --output-dir"
+            ));
+        }
+        if self.dataset_source == Some(DatasetSource::Hf) {
+            return refuse(
+                "--dataset-source hf: nothing is downloaded here; get the file and name it by --dataset-json-path"
+                    .into(),
+            );
         }
         for (name, value, low) in [
             ("--learning-rate", self.learning_rate, 0.0),
@@ -259,6 +290,24 @@ impl TrainArgs {
             );
         }
         self.lora.config().map(|_| ())
+    }
+
+    /// Says which of the options given have nothing to set here.
+    pub fn note_without_effect(&self) {
+        if self.dataset_source.is_some() {
+            tracing::info!("--dataset-source has no effect here: the form of a file is told by its content");
+        }
+    }
+
+    /// Returns the order of batches over so many records.
+    pub fn plan(&self, records: usize) -> Plan {
+        Plan {
+            records,
+            global_batch: self.batch_size.saturating_mul(self.gradient_accumulation_steps),
+            epochs: self.num_train_epochs,
+            max_steps: self.max_steps,
+            seed: self.seed,
+        }
     }
 
     /// Returns the loss of preference terms.
@@ -352,5 +401,26 @@ impl TrainArgs {
             };
             PathBuf::from(name)
         })
+    }
+}
+
+/// Returns whether a name is one part of a path: neither empty, nor a path of several, nor `.` or `..`.
+fn is_folder_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_name_is_one_part_of_a_path() {
+        for name in ["w", "a.b", "..c", "with space", "ü"] {
+            assert!(is_folder_name(name), "{name:?}");
+        }
+        for name in ["", ".", "..", "../esc", "/abs", "a/b", "a/", "./a"] {
+            assert!(!is_folder_name(name), "{name:?}");
+        }
     }
 }

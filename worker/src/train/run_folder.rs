@@ -1,7 +1,9 @@
 //! The folder of one run: its name, its key, and whether it is complete.
 //!
-//! `run.json` holds every setting that shapes the result, written before work begins; a later command that differs is
-//! refused with the settings that differ. `train_summary.json` is written last: where it is, the run is complete.
+//! `run.json` holds every setting that shapes the result, written when scoring is done and training begins; a later
+//! command that differs is refused with the settings that differ, once there is anything to lose (scores or a
+//! checkpoint). `train_summary.json` is written last: where it is, the run is complete. A command that is refused leaves
+//! no empty folder behind.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,8 @@ pub struct RunFolder {
     pub key: String,
     /// Held while this process works in the folder; by the gang's first rank alone.
     lock: Option<File>,
+    /// Folders that this command made, the innermost first.
+    made: Vec<PathBuf>,
 }
 
 impl RunFolder {
@@ -42,15 +46,17 @@ impl RunFolder {
             args.runs_dir().join(format!("{model}__{data}__{}", time_stamp(SystemTime::now())))
         };
         if !is_owner {
-            return Ok(RunFolder { path, key: String::new(), lock: None });
+            return Ok(RunFolder { path, key: String::new(), lock: None, made: Vec::new() });
         }
+        let made = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        let made = made.map(Path::to_owned).collect();
         std::fs::create_dir_all(&path).map_err(|e| Error::model(&path, e.to_string()))?;
         let lock = File::open(&path).map_err(|e| Error::model(&path, e.to_string()))?;
         shared::lock::take(&lock, &path, "choose another --run-name")?;
-        Ok(RunFolder { path, key: String::new(), lock: Some(lock) })
+        Ok(RunFolder { path, key: String::new(), lock: Some(lock), made })
     }
 
-    /// Records what shapes the run, or compares it with what is recorded. Returns the summary of a complete run.
+    /// Compares what shapes the run with what is recorded. Returns the summary of a complete run.
     ///
     /// # Errors
     /// The folder belongs to a run with other settings: the message lists them.
@@ -60,8 +66,7 @@ impl RunFolder {
             return Ok(None);
         }
         let file = self.path.join("run.json");
-        if !file.exists() {
-            shared::output::write_json(&file, key)?;
+        if !file.exists() || !self.has_results()? {
             return Ok(None);
         }
         let recorded: Value = shared::input::read_json(&file)?;
@@ -75,6 +80,22 @@ impl RunFolder {
         }
         let summary = self.path.join("train_summary.json");
         Ok(if summary.exists() { Some(shared::input::read_json(&summary)?) } else { None })
+    }
+
+    /// Records what shapes the run: from now on the folder is this run's.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn bind(&self, key: &Value) -> Result<()> {
+        Ok(shared::output::write_json(&self.path.join("run.json"), key)?)
+    }
+
+    /// Returns whether there is work in the folder that another run would have to throw away.
+    fn has_results(&self) -> Result<bool> {
+        let is_there = |name: &str| self.path.join(name).exists();
+        Ok(is_there("weighted_dataset.json")
+            || is_there("train_summary.json")
+            || super::checkpoint::newest(&self.path)?.is_some())
     }
 
     /// Returns whether this process writes in the folder.
@@ -97,6 +118,18 @@ impl RunFolder {
     pub fn finish(&self, summary: Value) -> Result<Value> {
         shared::output::write_json(&self.path.join("train_summary.json"), &summary)?;
         Ok(summary)
+    }
+}
+
+/// A command that was refused before it wrote anything takes the folders away that it made.
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        for folder in &self.made {
+            // One that holds something stays, and so do those above it.
+            if std::fs::remove_dir(folder).is_err() {
+                return;
+            }
+        }
     }
 }
 

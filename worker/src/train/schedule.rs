@@ -44,7 +44,7 @@ impl Plan {
     pub fn total_steps(&self) -> u64 {
         match self.max_steps {
             Some(steps) => steps,
-            None => self.steps_per_epoch() * self.epochs,
+            None => self.steps_per_epoch().saturating_mul(self.epochs),
         }
     }
 

@@ -42,8 +42,10 @@ fn numbers<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-fn sequence_of(value: &Value) -> Sequence {
+/// The golden sequence; how much was cut off is not among the golden values.
+fn sequence_of(value: &Value, cut: usize) -> Sequence {
     Sequence {
+        cut,
         tokens: numbers(&value["tokens"]),
         scored: numbers(&value["scored"]),
         kl: numbers(&value["kl"]),
@@ -69,10 +71,10 @@ fn sequences_equal_the_golden_ones_in_both_mask_modes() {
                 let limit = expected["max_length"].as_u64().unwrap() as usize;
                 let context = format!("{name}, {prompt:?}, {response:?}, limit {limit}");
                 let got = encoders[0].pair(&prompt, response, limit).unwrap();
-                assert_eq!(got, sequence_of(&expected["exact"]), "exact, {context}");
+                assert_eq!(got, sequence_of(&expected["exact"], got.cut), "exact, {context}");
                 exact_cases += 1;
                 match encoders[1].pair(&prompt, response, limit) {
-                    Ok(got) => assert_eq!(got, sequence_of(&expected["reference"]), "reference, {context}"),
+                    Ok(got) => assert_eq!(got, sequence_of(&expected["reference"], got.cut), "reference, {context}"),
                     Err(error) => {
                         assert!(expected["reference"].is_null(), "{context}: {error}");
                         assert!(matches!(error, TextError::PromptTooLong { .. }), "{context}: {error}");
@@ -81,7 +83,7 @@ fn sequences_equal_the_golden_ones_in_both_mask_modes() {
                 }
             }
             let gold = encoders[1].gold(&prompt, response, 256).unwrap();
-            assert_eq!(gold, sequence_of(&case["gold_reference"]), "gold, {name}, {prompt:?}");
+            assert_eq!(gold, sequence_of(&case["gold_reference"], gold.cut), "gold, {name}, {prompt:?}");
             assert_eq!(
                 encoders[0].gold(&prompt, response, 256).unwrap(),
                 encoders[0].pair(&prompt, response, 256).unwrap()
@@ -231,10 +233,32 @@ fn system_turn_and_earlier_turns_are_kept_unless_the_reference_rule_is_asked_for
     assert!(text.contains("Be brief.") && text.contains("Tea?") && !text.contains("helpful gardener"), "{text}");
     let options = EncoderOptions { text_rule: TextRule::Reference, ..EncoderOptions::default() };
     let ruled = Encoder::load(&folder, options).unwrap();
-    assert_eq!(ruled.prompt(&prompt).unwrap(), ruled.prompt(&"Be brief. Tea? Or coffee?".into()).unwrap());
+    let pair = |prompt: &Text| ruled.pair(prompt, "Yes.", 256).unwrap();
+    assert_eq!(pair(&prompt), pair(&"Be brief. Tea? Or coffee?".into()));
     let mut answered = prompt.turns();
     answered.push(turn("assistant", "Both."));
-    assert_eq!(ruled.prompt(&Text::Turns(answered)).unwrap(), ruled.prompt(&"Both.".into()).unwrap());
+    let answered = Text::Turns(answered);
+    assert_eq!(pair(&answered), pair(&"Both.".into()));
+    // What a response is generated to follows the other rule of spec 1.7.
+    assert_eq!(ruled.prompt(&answered).unwrap(), ruled.prompt(&"Tea?".into()).unwrap());
+    let unasked = Text::Turns(vec![turn("system", "Be brief."), turn("assistant", "Tea.")]);
+    assert_eq!(ruled.prompt(&unasked).unwrap(), ruled.prompt(&"Be brief. Tea.".into()).unwrap());
+}
+
+#[test]
+fn what_is_cut_off_is_counted() {
+    for mask in [MaskMode::Exact, MaskMode::Reference] {
+        for name in ["chatml", "llama3", "plain"] {
+            let encoder = encoder_of(name, mask);
+            let (prompt, response) = (Text::from("Tea?"), "Or coffee, or water? ".repeat(40));
+            let whole = encoder.pair(&prompt, &response, 10_000).unwrap();
+            assert_eq!(whole.cut, 0, "{name}");
+            let length = whole.tokens.len();
+            assert_eq!(encoder.pair(&prompt, &response, length).unwrap().cut, 0, "{name}: it fits");
+            let cut = encoder.pair(&prompt, &response, length - 3).unwrap();
+            assert_eq!((cut.cut, cut.tokens.len()), (3, length - 3), "{name}");
+        }
+    }
 }
 
 #[test]
@@ -274,7 +298,9 @@ fn empty_and_impossible_input_is_an_error_that_says_what_to_do() {
     let blank = exact("llama3").pair(&"x".into(), " \n ", 256).unwrap_err();
     assert!(blank.to_string().contains("trimmed"), "{blank}");
     let long = encoder_of("chatml", MaskMode::Reference).pair(&"tea ".repeat(90).into(), "y", 64).unwrap_err();
-    assert!(long.to_string().contains("max-length is 64"), "{long}");
+    assert!(long.of_field("chosen").starts_with("field \"prompt\": takes "), "{long}");
+    assert!(long.to_string().contains("of at most 64") && !long.to_string().contains("--max-length"), "{long}");
+    assert!(TextError::EmptyResponse("").of_field("chosen").starts_with("field \"chosen\": "));
     let turns = vec![Turn { role: "tool".into(), content: "x".into() }];
     let refused = exact("llama3").pair(&Text::Turns(turns), "y", 256).unwrap_err();
     assert!(refused.to_string().contains("only user and assistant may speak here, not tool"), "{refused}");
