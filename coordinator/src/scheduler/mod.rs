@@ -291,6 +291,9 @@ impl Scheduler {
         stage.cost_usd = outcome.cost_usd;
         stage.note = String::new();
         self.save(name);
+        if let Some(warning) = &outcome.warning {
+            self.log_stage(name, index, &format!("warning: {warning}"));
+        }
         let how = if skipped { "is done already".to_owned() } else { format!("done in {:.1} s", outcome.seconds) };
         self.log_stage(name, index, &how);
     }

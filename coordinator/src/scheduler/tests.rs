@@ -185,7 +185,7 @@ impl TestEnv {
         if self.begun.is_empty() {
             return false;
         }
-        let outcome = Outcome { seconds: 1.0, cost_usd: 0.0 };
+        let outcome = Outcome { seconds: 1.0, ..Outcome::default() };
         match self.begun.remove(0) {
             Effect::BeginStage { stage, ticket, .. } => {
                 self.starts += 1;
