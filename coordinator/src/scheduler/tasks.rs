@@ -225,7 +225,9 @@ impl Scheduler {
                 task.note = String::new();
                 self.log_stage(run, stage, &format!("{name} done"));
             }
-            Some(Broken::Stopped) => {}
+            Some(Broken::Stopped) => {
+                self.log_stage(run, stage, &format!("{name} stopped; its next attempt goes on from there"))
+            }
             Some(Broken::Lost(reason)) => {
                 task.lost += 1;
                 if task.lost >= LOSSES {
