@@ -34,7 +34,7 @@ fn number(variable: &str) -> Option<u64> {
 fn random_events_never_break_it_and_calm_brings_every_run_to_its_end() {
     let seed = number("TRACE_SEED").unwrap_or(20_261);
     println!("TRACE_SEED={seed}");
-    let cases = number("TRACE_CASE").map_or(0..1500, |case| case..case + 1);
+    let cases = number("TRACE_CASE").map_or(0..600, |case| case..case + 1);
     let mut ends = [0; 3];
     for case in cases {
         let _told = Case { seed, case };
@@ -75,7 +75,7 @@ fn random_events_never_break_it_and_calm_brings_every_run_to_its_end() {
         }
     }
     if number("TRACE_CASE").is_none() {
-        assert!(ends.iter().all(|&count| count > 50), "the events are of one kind only: {ends:?}");
+        assert!(ends.iter().all(|&count| count > 20), "the events are of one kind only: {ends:?}");
     }
 }
 
