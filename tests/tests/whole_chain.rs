@@ -138,6 +138,7 @@ fn an_interrupted_run_says_so_and_goes_on_and_problems_are_told_together() {
     let err = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(130), "{err}");
     assert!(err.contains("goes on where it was"), "{err}");
+    assert!(err.contains("--coordinator http://127.0.0.1:"), "the address is told: {err}");
     finish(command(&artifacts).output().unwrap());
 
     let output = command(&artifacts).args(["--set", "train.betta=1", "--set", "run.seed=-1"]).output().unwrap();
