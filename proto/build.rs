@@ -1,7 +1,7 @@
 //! Compiles the `.proto` files without a `protoc` on the machine.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["common.proto", "coordinator.proto", "oracle.proto"];
+    let files = ["coordinator.proto", "oracle.proto"];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

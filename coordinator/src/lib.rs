@@ -6,6 +6,7 @@
 
 mod check;
 mod client;
+mod corrections;
 mod data;
 mod driver;
 mod estimate;

@@ -12,6 +12,7 @@
 //! RUN/triage/gold.json                 triaged pairs
 //! RUN/triage/gold_uncertain.json       pairs the judge was not sure of; none where absent
 //! RUN/triage/gold_dead_letter.json     pairs that got no answer; none where absent
+//! RUN/triage/corrected.json            the pairs with corrections; none were asked for where absent
 //! RUN/<variant>/judged_test.json       judged responses
 //! RUN/<variant>/metrics.jsonl          a line a step; not for base
 //! RUN/<variant>/weighted_dataset.json  scored records, for variants that weigh them
@@ -89,6 +90,9 @@ struct Triage {
     retain: usize,
     uncertain: usize,
     dead_letter: usize,
+    /// PUNISH pairs for which corrections were asked and none was accepted.
+    #[serde(skip_serializing_if = "is_zero")]
+    uncorrected: usize,
 }
 
 /// What a stage took.

@@ -57,16 +57,11 @@ fn stage_status(name: &str, stage: &Stage, now_ms: u64) -> StageStatus {
         StageState::Cancelled => ("cancelled", 0.0),
     };
     let tasks: Vec<TaskStatus> = stage.tasks().iter().map(task_status).collect();
-    // A done task counts as much as it was, or as one.
-    let (done, total) = match tasks.len() {
-        0 => (stage.done, stage.total),
-        1 => (tasks[0].done, tasks[0].total),
-        _ => {
-            let finished = tasks.iter().filter(|task| task.state == "done").count() as u64;
-            (finished, tasks.len() as u64)
-        }
-    };
-    let note = match tasks.iter().find(|task| task.state != "done" && !task.note.is_empty()) {
+    let (done, total) = stage.progress();
+    // What some task waits for is what the stage waits for only while none works.
+    let works = tasks.iter().any(|task| task.state != "waiting" && task.state != "done");
+    let speaks = |task: &&TaskStatus| !task.note.is_empty() && task.state == if works { "running" } else { "waiting" };
+    let note = match tasks.iter().find(speaks) {
         Some(task) if stage.note.is_empty() => task.note.clone(),
         _ => stage.note.clone(),
     };
@@ -105,7 +100,8 @@ fn task_status(task: &Task) -> TaskStatus {
 
 fn worker_status(name: &str, worker: &Worker) -> WorkerStatus {
     let (state, note) = match (&worker.state, &worker.leaving) {
-        (WorkerState::Lost, _) => ("lost", String::new()),
+        (WorkerState::Lost, Some(reason)) => ("left", reason.clone()),
+        (WorkerState::Lost, None) => ("lost", String::new()),
         (WorkerState::Unusable { reason }, _) => ("unusable", reason.clone()),
         (_, Some(reason)) => ("draining", reason.clone()),
         (WorkerState::Joining, _) => ("joining", String::new()),
@@ -129,5 +125,20 @@ fn worker_status(name: &str, worker: &Worker) -> WorkerStatus {
             _ => None,
         },
         seen_ms: worker.heard_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_left_is_not_a_lost_one() {
+        let mut worker = Worker::expected("w", "i", 1);
+        worker.state = WorkerState::Lost;
+        assert_eq!(worker_status("w", &worker).state, "lost");
+        worker.leaving = Some("drained by a user".into());
+        let status = worker_status("w", &worker);
+        assert_eq!((status.state.as_str(), status.note.as_str()), ("left", "drained by a user"));
     }
 }

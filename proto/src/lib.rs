@@ -6,12 +6,6 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// Largest message that either side sends or takes, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
-/// Preference records and their labels.
-#[allow(missing_docs)]
-pub mod common {
-    include!(concat!(env!("OUT_DIR"), "/trace.common.rs"));
-}
-
 /// The coordinator's services.
 #[allow(missing_docs)]
 pub mod coordinator {

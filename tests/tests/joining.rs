@@ -17,7 +17,7 @@ fn a_worker_joins_shows_what_it_is_and_leaves_when_told_to() {
 
     cluster.terminate("w1");
     assert_eq!(cluster.wait("w1"), Some(0), "{}", cluster.log("w1"));
-    cluster.wait_for_worker("w1", "lost");
+    cluster.wait_for_worker("w1", "left");
 
     cluster.start_worker("w2", &[], &[]);
     cluster.wait_for_worker("w2", "idle");

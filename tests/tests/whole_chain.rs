@@ -138,6 +138,7 @@ fn an_interrupted_run_says_so_and_goes_on_and_problems_are_told_together() {
     let err = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(130), "{err}");
     assert!(err.contains("goes on where it was"), "{err}");
+    assert!(err.contains("--coordinator http://127.0.0.1:"), "the address is told: {err}");
 
     // Another run on the same folder, in another world: the interrupted one is left alone, whose mock this is not.
     let before = log(&artifacts);

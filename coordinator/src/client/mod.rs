@@ -259,7 +259,12 @@ pub(crate) async fn act(act: Act, args: &RunArgs) -> Result<()> {
 /// Shows a run until it ends. Returns whether it was done.
 pub(crate) async fn watch(args: &RunArgs) -> Result<bool> {
     let mut client = args.target.connect()?;
-    Ok(watch::until_end(&mut client, &args.run, args.json).await?.state == "done")
+    let run = watch::until_end(&mut client, &args.run, args.json).await?;
+    if !args.json {
+        let reason = if run.reason.is_empty() { String::new() } else { format!(": {}", run.reason) };
+        eprintln!("run {} is {}{reason}", run.run, run.state);
+    }
+    Ok(run.state == "done")
 }
 
 pub(crate) async fn logs(args: &LogsArgs) -> Result<()> {

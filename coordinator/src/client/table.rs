@@ -4,10 +4,22 @@ use std::fmt::Write;
 
 use proto::coordinator::{RunStatus, StageStatus, WorkerStatus};
 
-/// Returns a clock time in UTC.
+/// Returns a date and a clock time in UTC.
 pub(super) fn time(at_ms: u64) -> String {
     let seconds = at_ms / 1000;
-    format!("{:02}:{:02}:{:02}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60)
+    let (year, month, day) = date(seconds / 86_400);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60)
+}
+
+/// Returns the Gregorian date of a day since 1970-01-01, by years that begin with March.
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let year = era * 400 + year + u64::from(month >= 10);
+    (year, if month < 10 { month + 3 } else { month - 9 }, day - (153 * month + 2) / 5 + 1)
 }
 
 /// Returns a table of runs.
@@ -124,6 +136,8 @@ mod tests {
         let text = run(&status);
         assert!(text.starts_with("run first: failed (stage train: record 7 is NaN)\n"), "{text}");
         assert!(runs(&[status]).contains("1/2"));
-        assert_eq!(time(86_400_000 + 3_723_000), "01:02:03");
+        assert_eq!(time(86_400_000 + 3_723_000), "1970-01-02 01:02:03");
+        assert_eq!(time(1_795_597_527_000), "2026-11-25 09:05:27");
+        assert_eq!([time(951_782_400_000), time(4_107_542_400_000)], ["2000-02-29 00:00:00", "2100-03-01 00:00:00"]);
     }
 }

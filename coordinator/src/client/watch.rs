@@ -1,5 +1,7 @@
 //! Watching a run: a bar a stage with the time left on a terminal, a line a change elsewhere.
 
+mod lines;
+
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -7,13 +9,17 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use proto::coordinator::{RunStatus, StageStatus, WatchRequest};
 use shared::Result;
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::Client;
+use lines::Lines;
 
 /// A coordinator that is away is given so long to come back.
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(300);
+/// What is shown also changes with time alone.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Shows a run until it ends; returns its last state. A coordinator that restarts meanwhile is waited for.
 ///
@@ -22,20 +28,28 @@ const AGAIN: Duration = Duration::from_millis(300);
 pub(crate) async fn until_end(client: &mut Client, run: &str, json: bool) -> Result<RunStatus> {
     let mut view = View::new(json);
     let mut away = Duration::ZERO;
-    let mut known = false;
+    let mut last: Option<RunStatus> = None;
     loop {
         let refused = match client.runs.watch(WatchRequest { run: run.to_owned() }).await {
             Ok(stream) => {
                 let mut stream = stream.into_inner();
                 loop {
-                    match stream.message().await {
+                    let message = match tokio::time::timeout(LOOK_EVERY, stream.message()).await {
+                        Ok(message) => message,
+                        Err(_) => {
+                            last.iter().for_each(|status| view.show_again(status));
+                            continue;
+                        }
+                    };
+                    match message {
                         Ok(Some(status)) => {
-                            (away, known) = (Duration::ZERO, true);
+                            away = Duration::ZERO;
                             view.show(&status);
                             if status.ended_ms.is_some() {
                                 view.end();
                                 return Ok(status);
                             }
+                            last = Some(status);
                         }
                         Ok(None) => break None,
                         Err(status) => break Some(status),
@@ -45,7 +59,8 @@ pub(crate) async fn until_end(client: &mut Client, run: &str, json: bool) -> Res
             Err(status) => Some(status),
         };
         if let Some(status) = refused {
-            let may_come_back = known && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal);
+            let may_come_back =
+                last.is_some() && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal);
             if !may_come_back || away >= PATIENCE {
                 return Err(client.error(&status));
             }
@@ -58,10 +73,14 @@ pub(crate) async fn until_end(client: &mut Client, run: &str, json: bool) -> Res
 /// What is shown.
 enum View {
     Json,
-    /// By stage: what was said of it last.
-    Lines(BTreeMap<String, String>),
+    Lines {
+        said: Lines,
+        begun: Instant,
+    },
     Bars {
         all: MultiProgress,
+        /// Of the run itself.
+        said: Lines,
         by_stage: BTreeMap<String, ProgressBar>,
     },
 }
@@ -71,49 +90,52 @@ impl View {
         if json {
             View::Json
         } else if std::io::stderr().is_terminal() {
-            View::Bars { all: MultiProgress::new(), by_stage: BTreeMap::new() }
+            View::Bars { all: MultiProgress::new(), said: Lines::default(), by_stage: BTreeMap::new() }
         } else {
-            View::Lines(BTreeMap::new())
+            View::Lines { said: Lines::default(), begun: Instant::now() }
         }
     }
 
     fn show(&mut self, run: &RunStatus) {
         match self {
             View::Json => println!("{}", serde_json::to_string(run).expect("messages are plain data")),
-            View::Lines(said) => {
-                for stage in &run.stages {
-                    let text = line(stage);
-                    let is_news = said.get(&stage.name).is_none_or(|last| *last != text);
-                    if is_news && stage.state != "waiting" {
-                        eprintln!("{text}");
-                    }
-                    said.insert(stage.name.clone(), text);
+            View::Lines { said, begun } => {
+                for line in said.of(begun.elapsed(), run) {
+                    eprintln!("{line}");
                 }
             }
-            View::Bars { all, by_stage } => {
+            View::Bars { all, said, by_stage } => {
+                if let Some(line) = said.run_line(run) {
+                    // Where it cannot be written there is nobody to read it.
+                    let _ = all.println(line);
+                }
                 for stage in run.stages.iter().filter(|stage| stage.state != "waiting") {
                     let bar = by_stage.entry(stage.name.clone()).or_insert_with(|| {
-                        let template = "{prefix:>24} [{bar:30}] {pos}/{len} {msg} eta {eta}";
-                        let style =
-                            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-                        let bar = ProgressBar::new(1).with_style(style.progress_chars("=> "));
-                        all.add(bar.with_prefix(stage.name.clone()))
+                        all.add(ProgressBar::new(1).with_style(style(BEGUN)).with_prefix(stage.name.clone()))
                     });
                     if bar.is_finished() {
                         continue;
+                    }
+                    // Before the first step nothing is known of the time left.
+                    if bar.position() == 0 && stage.done > 0 {
+                        bar.set_style(style(GOING_ON));
                     }
                     bar.set_length(stage.total.max(1));
                     bar.set_position(stage.done);
                     bar.set_message(stage.note.clone());
                     if stage.state != "running" {
-                        let template = "{prefix:>24} {msg}";
-                        let style =
-                            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-                        bar.set_style(style);
+                        bar.set_style(style(ENDED));
                         bar.finish_with_message(ending(stage));
                     }
                 }
             }
+        }
+    }
+
+    /// Shows what has changed by time alone.
+    fn show_again(&mut self, run: &RunStatus) {
+        if matches!(self, View::Lines { .. }) {
+            self.show(run);
         }
     }
 
@@ -124,15 +146,13 @@ impl View {
     }
 }
 
-/// Says what a stage is at, without what changes all the time.
-fn line(stage: &StageStatus) -> String {
-    match stage.state.as_str() {
-        "running" if stage.done == 0 && stage.note.starts_with("waiting") => {
-            format!("{:<24} {}", stage.name, stage.note)
-        }
-        "running" => format!("{:<24} running", stage.name),
-        _ => format!("{:<24} {}", stage.name, ending(stage)),
-    }
+const BEGUN: &str = "{prefix:>24} [{bar:30}] {pos}/{len} {msg}";
+const GOING_ON: &str = "{prefix:>24} [{bar:30}] {pos}/{len} {msg} eta {eta}";
+const ENDED: &str = "{prefix:>24} {msg}";
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.progress_chars("=> ")
 }
 
 fn ending(stage: &StageStatus) -> String {

@@ -173,6 +173,11 @@ impl Programs {
     }
 }
 
+/// Says how other commands reach the coordinator of a local run.
+fn meanwhile(coordinator: &str) -> String {
+    format!("meanwhile: coordinator status|logs|workers … --coordinator {coordinator}")
+}
+
 const ANY_PORT: &str = "127.0.0.1:0";
 
 /// Returns how many threads each worker gets.
@@ -213,6 +218,7 @@ impl Children {
         };
         let oracle = self.serve(programs.oracle()).await?;
         let coordinator = self.serve(programs.coordinator(&local.file.run.name, &oracle, mock.as_deref())).await?;
+        eprintln!("{}", meanwhile(&coordinator));
         for number in 1..=local.workers {
             let program = programs.worker(number, local.workers, &coordinator);
             let running = program.start().await?;
@@ -300,6 +306,12 @@ mod tests {
         );
         assert!(!worker.listens);
         assert_eq!(worker.log, Path::new("/a/.local/logs/worker-2.log"));
+    }
+
+    #[test]
+    fn the_coordinators_address_is_told() {
+        let says = meanwhile("http://127.0.0.1:4321");
+        assert!(says.ends_with("--coordinator http://127.0.0.1:4321"), "{says}");
     }
 
     #[test]

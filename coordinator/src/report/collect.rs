@@ -87,6 +87,10 @@ fn triage(folder: &Path) -> Result<Triage> {
     let mut counts = Triage {
         uncertain: count_where_there(&folder.join("gold_uncertain.json"))?,
         dead_letter: count_where_there(&folder.join("gold_dead_letter.json"))?,
+        uncorrected: match folder.join("corrected.json") {
+            file if file.exists() => crate::corrections::count(&file)?.missing,
+            _ => 0,
+        },
         ..Triage::default()
     };
     input::for_each(&folder.join("gold.json"), |_, record: Labelled| {

@@ -106,6 +106,8 @@ fn reading(report: &Report) -> Section {
         tables: Vec::new(),
     };
     section.paragraphs.extend(undecided);
+    let (missing, punish) = (report.triage.uncorrected, report.triage.punish);
+    section.paragraphs.extend(crate::corrections::Corrections { punish, missing }.warning().map(|says| says + "."));
     section
 }
 

@@ -1,7 +1,7 @@
 //! From judged responses to a variant's numbers: agreement, garbled text, attacks, capability.
 //!
 //! Pure. Where results name their `set`, agreement is measured on `test`; without sets on all results. What a judge did
-//! not tell (patterns know nothing of garbled text) and what was not asked (no attacks) is absent, not zero.
+//! not tell (patterns know nothing of garbled text) and what was not asked (no attacks) is absent or empty, not zero.
 
 use std::path::Path;
 
@@ -31,13 +31,13 @@ pub(super) struct Measurements {
     /// Agreement on held-out tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) heldout: Option<Measured>,
-    /// Attack success by attack.
-    #[serde(skip_serializing_if = "Shares::is_empty")]
+    /// Attack success by attack; an empty object where none was asked, as scripts look for it.
     pub(super) asr: Shares,
     /// Garbled responses by attack: a broken model is not a robust one.
     #[serde(skip_serializing_if = "Shares::is_empty")]
     pub(super) asr_garbled: Shares,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// An empty object where it was not asked.
+    #[serde(serialize_with = "or_empty")]
     pub(super) capability: Option<Capability>,
 }
 
@@ -48,6 +48,13 @@ pub(super) struct Capability {
     pub(super) mean: Measured,
     pub(super) sums: Measured,
     pub(super) facts: Measured,
+}
+
+fn or_empty<S: serde::Serializer>(capability: &Option<Capability>, to: S) -> std::result::Result<S::Ok, S::Error> {
+    match capability {
+        Some(capability) => capability.serialize(to),
+        None => Shares::new().serialize(to),
+    }
 }
 
 /// One result as the report needs it.

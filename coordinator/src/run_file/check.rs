@@ -5,7 +5,8 @@ use std::path::Path;
 use super::document::Place;
 use super::keys::Options;
 use super::problems::{Problems, Table};
-use super::{Located, Method, RunFile, Source, Variant};
+use super::sections::DataKind;
+use super::{Located, Method, Model};
 
 /// A value with the place and the full name of its key.
 pub(super) struct Named<T> {
@@ -25,8 +26,8 @@ impl Layers<'_> {
     }
 }
 
-/// Checks a base step's settings against each other.
-pub(super) fn base_step(method: Method, options: &Options, layers: &Layers<'_>, problems: &mut Problems<'_>) {
+/// Checks a base step's settings against each other; what depends on the method only where that is known.
+pub(super) fn base_step(method: Option<Method>, options: &Options, layers: &Layers<'_>, problems: &mut Problems<'_>) {
     let mut refuse = |key: &str, problem: &str| {
         let (place, name) = layers.find(key);
         problems.add(place, &name, problem);
@@ -45,10 +46,9 @@ pub(super) fn base_step(method: Method, options: &Options, layers: &Layers<'_>, 
 
 const LORA: [&str; 4] = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"];
 
-/// Checks a variant's settings against each other.
-pub(super) fn variant(variant: &Variant, table: &Table<'_>, layers: &Layers<'_>, problems: &mut Problems<'_>) {
-    let Some(method) = variant.method else { return };
-    let options = &variant.train.options;
+/// Checks the settings of a variant with a training against each other; what depends on the method only where that is known.
+pub(super) fn variant(method: Option<Method>, options: &Options, layers: &Layers<'_>, problems: &mut Problems<'_>) {
+    let (_, full) = layers.find("full");
     let mut refuse = |key: &str, problem: String| {
         let (place, name) = layers.find(key);
         problems.add(place, &name, problem);
@@ -58,29 +58,27 @@ pub(super) fn variant(variant: &Variant, table: &Table<'_>, layers: &Layers<'_>,
     }
     if options.is_on("full") {
         for key in LORA.into_iter().chain(["init_adapter"]).filter(|key| options.has(key)) {
-            refuse(
-                key,
-                format!("contradicts full = true in {}: all weights are trained, there is no adapter", table.path),
-            );
+            refuse(key, format!("contradicts {full} = true: all weights are trained, there is no adapter"));
         }
     }
     training(method, options, layers, problems);
 }
 
-fn training(method: Method, options: &Options, layers: &Layers<'_>, problems: &mut Problems<'_>) {
+fn training(method: Option<Method>, options: &Options, layers: &Layers<'_>, problems: &mut Problems<'_>) {
     let mut refuse = |key: &str, problem: String| {
         let (place, name) = layers.find(key);
         problems.add(place, &name, problem);
     };
-    let loss = options.text("loss").unwrap_or(method.own_loss());
-    let smoothing = options.number("label_smoothing").unwrap_or(0.0);
-    let smoothed = ["cdpo", "rdpo"].contains(&loss);
-    if smoothed && smoothing == 0.0 {
-        let key = if options.has("label_smoothing") { "label_smoothing" } else { "loss" };
-        refuse(key, format!("the loss {loss} with label_smoothing 0 is plain dpo; give the noise rate, e.g. 0.1"));
-    }
-    if !smoothed && smoothing != 0.0 {
-        refuse("label_smoothing", format!("has an effect with the losses cdpo and rdpo only; the loss is {loss}"));
+    if let Some(loss) = options.text("loss").or(method.map(Method::own_loss)) {
+        let smoothing = options.number("label_smoothing").unwrap_or(0.0);
+        let smoothed = ["cdpo", "rdpo"].contains(&loss);
+        if smoothed && smoothing == 0.0 {
+            let key = if options.has("label_smoothing") { "label_smoothing" } else { "loss" };
+            refuse(key, format!("the loss {loss} with label_smoothing 0 is plain dpo; give the noise rate, e.g. 0.1"));
+        }
+        if !smoothed && smoothing != 0.0 {
+            refuse("label_smoothing", format!("has an effect with the losses cdpo and rdpo only; the loss is {loss}"));
+        }
     }
     if let (Some(warmup), Some(steps)) = (options.number("warmup_steps"), options.number("max_steps"))
         && warmup >= steps
@@ -94,42 +92,41 @@ fn training(method: Method, options: &Options, layers: &Layers<'_>, problems: &m
     }
 }
 
-/// Checks that paths in the run's folder are made by one of its stages.
-pub(super) fn paths(paths: &[Named<Located>], file: &RunFile, problems: &mut Problems<'_>) {
+/// Checks that paths in the run's folder are made by one of its stages. What is not known for other problems is taken as
+/// given: `corrects` says whether there are corrections.
+pub(super) fn paths(paths: &[Named<Located>], data: DataKind, corrects: Option<bool>, problems: &mut Problems<'_>) {
     for Named { place, name, value } in paths {
         let Located::Run(path) = value else { continue };
-        if let Err(problem) = made_by(path, file) {
+        if let Err(problem) = made_by(path, data, corrects) {
             problems.add(*place, name, format!("run:{}: {problem}", path.display()));
         }
     }
 }
 
-fn made_by(path: &Path, file: &RunFile) -> Result<(), String> {
-    let in_world = file.data.source == Source::PolicyShift;
+fn made_by(path: &Path, data: DataKind, corrects: Option<bool>) -> Result<(), String> {
     let first = path.iter().next().map(|part| part.to_string_lossy().into_owned()).unwrap_or_default();
     let needs = |is_there: bool, what: &str| if is_there { Ok(()) } else { Err(format!("is made only with {what}")) };
     match first.as_str() {
-        "world" => needs(in_world, "data.world"),
-        "splits" => needs(file.data.split.is_some(), "data.split"),
-        "data" if path == Path::new("data/pairs.json") => needs(!in_world, "data.input"),
+        "world" => needs(data.in_world != Some(false), "data.world"),
+        "splits" => needs(data.is_split, "data.split"),
+        "data" if path == Path::new("data/pairs.json") => needs(data.in_world != Some(true), "data.input"),
         "triage" if path == Path::new("triage/gold.json") => Ok(()),
-        "triage" if path == Path::new("triage/corrected.json") => needs(file.corrects(), "oracle.corrections"),
+        "triage" if path == Path::new("triage/corrected.json") => needs(corrects != Some(false), "oracle.corrections"),
         _ => Err("no stage makes it; there are world/…, data/pairs.json, triage/gold.json, triage/corrected.json \
                   and splits/…"
             .into()),
     }
 }
 
-/// Checks that the model's folder holds weights, unless the first base step draws them.
-pub(super) fn weights(paths: &[Named<Located>], file: &RunFile, problems: &mut Problems<'_>) {
-    let Located::Outside(folder) = &file.model.path else { return };
-    let is_drawn = file.base.first().is_some_and(|step| step.options.is_on("from_scratch"));
+/// Checks that the folder of a model that is not drawn holds weights.
+pub(super) fn weights(paths: &[Named<Located>], model: &Model, problems: &mut Problems<'_>) {
+    let Located::Outside(folder) = &model.path else { return };
     let has_weights =
         ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).exists());
-    if is_drawn || has_weights || !folder.join("config.json").exists() {
+    if has_weights || !folder.join("config.json").exists() {
         return;
     }
-    if let Some(Named { place, name, .. }) = paths.iter().find(|named| named.value == file.model.path) {
+    if let Some(Named { place, name, .. }) = paths.iter().find(|named| named.value == model.path) {
         let problem = format!("{} holds no weights (model.safetensors or its index)", folder.display());
         problems.add(*place, name, problem);
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::problems::Table;
-use super::values::Reader;
+use super::values::{Expected, Reader};
 
 pub(super) const KEYS: [&str; 10] = [
     "votes",
@@ -71,7 +71,7 @@ impl Reader<'_, '_> {
             let problem = "contradicts both = false; keep one of the two";
             self.problems.wrong::<()>(table, "one_call_per_pair", problem);
         }
-        let canary = self.outside_file(table, "canary");
+        let canary = self.outside_file(table, "canary", Expected::File);
         let canary_stop = self.problems.flag(table, "canary_stop").unwrap_or(false);
         if canary_stop && table.get("canary").is_none() {
             self.problems.wrong::<()>(table, "canary_stop", "has no effect without oracle.canary");

@@ -64,7 +64,8 @@ const WORLD: &str = "policy-shift";
 const DEFAULT_MODEL: &str = "gpt-4o";
 const DEFAULT_URL: &str = "https://api.openai.com/v1";
 const MOCK_MODEL: &str = "mock-oracle";
-/// Reads all tables; none where something needed is missing. What is wrong is added to `problems`.
+/// Reads all tables; none where something needed is missing. What is wrong is added to `problems`: all of it, so a problem
+/// keeps back only the checks that would mean nothing because of it.
 pub(super) fn read(root: &Table<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<RunFile> {
     problems.unknown_keys(root, &TABLES);
     let empty = Node { value: Value::Table(Vec::new()), place: root.node.place };
@@ -77,28 +78,60 @@ pub(super) fn read(root: &Table<'_>, folder: &Path, problems: &mut Problems<'_>)
     let [score, train, eval] = ["score", "train", "eval"].map(section);
 
     let run = reader.run(&run);
+    let known = DataKind::of(&data);
     let data = reader.data(&data);
-    let in_world = data.as_ref().is_some_and(|data| data.source == Source::PolicyShift);
-    let model = reader.model(&model, in_world, data.is_some());
-    let base_steps = reader.base(&base, run.as_ref().map_or(42, |run| run.seed));
-    let oracle = reader.oracle(&oracle, in_world);
-    let globals = Globals { score, train, eval, data: data.as_ref(), seed: run.as_ref().map_or(42, |run| run.seed) };
-    let variants = reader.variants(root, &globals);
+    let model = reader.model(&model, known.in_world);
+    let seed = run.as_ref().map_or(42, |run| run.seed);
+    let base = reader.base(&base, seed);
+    let oracle = reader.oracle(&oracle, known.in_world);
+    let (variants, all_variants) = reader.variants(root, &Globals { score, train, eval, known, seed });
     let paths = std::mem::take(&mut reader.paths);
 
-    let file =
-        RunFile { run: run?, model: model?, base: base_steps?, data: data?, oracle: oracle?, variants: variants? };
-    check::paths(&paths, &file, problems);
-    check::weights(&paths, &file, problems);
-    Some(file)
+    let needs_corrections = |variant: &Variant| variant.method.is_some_and(Method::needs_corrections);
+    let corrects =
+        match oracle.as_ref().is_some_and(|oracle| oracle.corrections) || variants.iter().any(needs_corrections) {
+            true => Some(true),
+            false => (oracle.is_some() && all_variants).then_some(false),
+        };
+    check::paths(&paths, known, corrects, problems);
+    if let Some(model) = model.as_ref().filter(|_| !base.draws_weights) {
+        check::weights(&paths, model, problems);
+    }
+    if !base.all_steps || !all_variants {
+        return None;
+    }
+    Some(RunFile { run: run?, model: model?, base: base.steps, data: data?, oracle: oracle?, variants })
+}
+
+/// What the data are, as far as the keys that are there tell, whatever is wrong with their values.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DataKind {
+    /// None where both kinds are named, or none.
+    pub(super) in_world: Option<bool>,
+    pub(super) is_split: bool,
+}
+
+impl DataKind {
+    fn of(data: &Table<'_>) -> DataKind {
+        let [world, input] = ["world", "input"].map(|key| data.get(key).is_some());
+        DataKind { in_world: (world != input).then_some(world), is_split: data.get("split").is_some() }
+    }
+}
+
+/// The base steps that could be read.
+struct Base {
+    steps: Vec<BaseStep>,
+    all_steps: bool,
+    /// The first step draws its weights: the model needs none.
+    draws_weights: bool,
 }
 
 /// The tables that variants override, and what they depend on.
-struct Globals<'n, 'd> {
+struct Globals<'n> {
     score: Table<'n>,
     train: Table<'n>,
     eval: Table<'n>,
-    data: Option<&'d Data>,
+    known: DataKind,
     seed: u64,
 }
 
@@ -112,16 +145,13 @@ impl Reader<'_, '_> {
         Some(Run { name, seed, world_size })
     }
 
-    fn model(&mut self, table: &Table<'_>, in_world: bool, has_data: bool) -> Option<Model> {
+    fn model(&mut self, table: &Table<'_>, in_world: Option<bool>) -> Option<Model> {
         let options = self.options(table, Section::Model, &["path"]);
         if table.get("path").is_none() {
-            if in_world {
-                return Some(Model { path: Located::Run("world/model".into()), options });
-            }
-            if has_data {
-                return self.missing(table, "path", "a model folder in Hugging Face layout");
-            }
-            return None;
+            return match in_world? {
+                true => Some(Model { path: Located::Run("world/model".into()), options }),
+                false => self.missing(table, "path", "a model folder in Hugging Face layout"),
+            };
         }
         let path = self.located(table, "path", Expected::Model)?;
         Some(Model { path, options })
@@ -131,27 +161,29 @@ impl Reader<'_, '_> {
         self.problems.unknown_keys(table, &DATA);
         let split = self.split(table);
         let num_samples = self.problems.count(table, "num_samples", 1);
-        let world = table.get("world").is_some();
-        if world && table.get("input").is_some() {
-            return self.problems.wrong(table, "input", "contradicts data.world; keep one of the two");
-        }
-        if world {
-            if num_samples.is_some() {
-                self.problems.wrong::<()>(table, "num_samples", "has no effect on a world; it goes with data.input");
+        let world = self.problems.choice(table, "world", &[WORLD]);
+        let input = self.problems.strings(table, "input");
+        match (table.get("world").is_some(), table.get("input").is_some()) {
+            (true, true) => self.problems.wrong(table, "input", "contradicts data.world; keep one of the two"),
+            (true, false) => {
+                if table.get("num_samples").is_some() {
+                    let problem = "has no effect on a world; it goes with data.input";
+                    self.problems.wrong::<()>(table, "num_samples", problem);
+                }
+                world.and(split).map(|split| Data { source: Source::PolicyShift, split })
             }
-            self.problems.choice(table, "world", &[WORLD])?;
-            return Some(Data { source: Source::PolicyShift, split: split? });
+            (false, true) => {
+                let files: Vec<PathBuf> = input?.iter().map(|file| self.folder.join(file)).collect();
+                for file in files.iter().filter(|file| !file.is_file()) {
+                    self.problems.wrong::<()>(table, "input", format!("there is no file {}", file.display()));
+                }
+                Some(Data { source: Source::Input { files, num_samples }, split: split? })
+            }
+            (false, false) => {
+                let problem = format!("is missing; name files of pairs, or world = \"{WORLD}\" for the example world");
+                self.problems.wrong(table, "input", problem)
+            }
         }
-        if table.get("input").is_none() {
-            let problem = format!("is missing; name files of pairs, or world = \"{WORLD}\" for the example world");
-            return self.problems.wrong(table, "input", problem);
-        }
-        let files: Vec<PathBuf> =
-            self.problems.strings(table, "input")?.iter().map(|file| self.folder.join(file)).collect();
-        for file in files.iter().filter(|file| !file.is_file()) {
-            self.problems.wrong::<()>(table, "input", format!("there is no file {}", file.display()));
-        }
-        Some(Data { source: Source::Input { files, num_samples }, split: split? })
     }
 
     /// Reads how to split; `Some(None)` for not at all.
@@ -177,11 +209,11 @@ impl Reader<'_, '_> {
         Some(Some(Split { stratified: manner? == "stratified", group_by_prompt, train1_size, train2_size }))
     }
 
-    fn oracle(&mut self, table: &Table<'_>, in_world: bool) -> Option<Oracle> {
+    fn oracle(&mut self, table: &Table<'_>, in_world: Option<bool>) -> Option<Oracle> {
         self.problems.unknown_keys(table, &[&ORACLE[..], &judging::KEYS].concat());
-        let mock = self.mock(table, in_world)?;
-        let policy = self.outside_file(table, "policy");
-        if policy.is_none() && mock.is_none() && table.get("policy").is_none() {
+        let (mock, has_sense) = self.mock(table, in_world).map_or((None, false), |mock| (mock, true));
+        let policy = self.outside_file(table, "policy", Expected::Text);
+        if has_sense && policy.is_none() && mock.is_none() && table.get("policy").is_none() {
             self.missing::<()>(table, "policy", "a file with the policy's text (or set mock)");
         }
         let base_url = self.problems.string(table, "base_url");
@@ -210,7 +242,7 @@ impl Reader<'_, '_> {
                 }
             }
         }
-        Some(Oracle {
+        has_sense.then_some(Oracle {
             model: self.problems.string(table, "model").unwrap_or_else(|| default_model.to_owned()),
             base_url: base_url.or(default_url),
             policy,
@@ -224,27 +256,29 @@ impl Reader<'_, '_> {
                 .problems
                 .number(table, "max_unlabelled_pct", percent, "a share from 0 to 100")
                 .unwrap_or(5.0),
-            prices: self.outside_file(table, "prices"),
+            prices: self.outside_file(table, "prices", Expected::File),
             mode: self.problems.choice(table, "mode", &MODES).unwrap_or_default(),
             deadline_h: self.problems.number(table, "deadline_h", |h| h > 0.0, "hours above 0").unwrap_or_default(),
             online_rpm: self.problems.count(table, "online_rpm", 1).unwrap_or(0).min(u64::from(u32::MAX)) as u32,
             max_cost_usd,
             requests_per_minute,
             tokens_per_minute,
-            endpoints: self.outside_file(table, "endpoints"),
+            endpoints: self.outside_file(table, "endpoints", Expected::File),
             judging: self.judging(table),
         })
     }
 
     /// Reads what the mock answers by; `Some(None)` for no mock.
-    fn mock(&mut self, table: &Table<'_>, in_world: bool) -> Option<Option<Mock>> {
+    fn mock(&mut self, table: &Table<'_>, in_world: Option<bool>) -> Option<Option<Mock>> {
         match table.get("mock").map(|node| &node.value) {
             None | Some(Value::Boolean(false)) => Some(None),
-            Some(Value::Boolean(true)) if in_world => Some(Some(Mock::World)),
+            Some(Value::Boolean(true)) if in_world != Some(false) => Some(Some(Mock::World)),
             Some(Value::Boolean(true)) => {
                 self.problems.wrong(table, "mock", "is true without data.world; name a rule file to answer by")
             }
-            Some(Value::String(_)) => self.outside_file(table, "mock").map(|file| Some(Mock::Rules(file))),
+            Some(Value::String(_)) => {
+                self.outside_file(table, "mock", Expected::File).map(|file| Some(Mock::Rules(file)))
+            }
             Some(other) => {
                 let problem = format!("expected true or a rule file, found {}", other.what());
                 self.problems.wrong(table, "mock", problem)
@@ -252,62 +286,69 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn base(&mut self, table: &Table<'_>, seed: u64) -> Option<Vec<BaseStep>> {
+    fn base(&mut self, table: &Table<'_>, seed: u64) -> Base {
         let common = self.options(table, Section::Train, &["step"]);
         let tables = self.problems.tables(table, "step");
         if tables.is_empty() && table.node.entries().is_some_and(|entries| !entries.is_empty()) {
             self.problems.wrong::<()>(table, "step", "is missing: settings of base steps without a [[base.step]]");
         }
-        let mut steps: Vec<BaseStep> = Vec::new();
-        let mut whole = true;
-        for step in &tables {
+        let mut base = Base { steps: Vec::new(), all_steps: true, draws_weights: false };
+        self.distinct_names(&tables, "step");
+        for (index, step) in tables.iter().enumerate() {
             let own = self.options(step, Section::Train, &STEP);
             let name =
                 self.needed(step, "name", "a name for the step").and_then(|name| self.folder_name(step, "name", name));
             let method = self.method(step);
             let data = self.located_needed(step, "data", "the records to train on");
-            let (Some(name), Some(method), Some(data)) = (name, method, data) else {
-                whole = false;
-                continue;
-            };
-            if steps.iter().any(|other| other.name == name) {
-                self.problems.wrong::<()>(step, "name", format!("there is another step {name:?}"));
-            }
             let mut options = common.overlaid(&own);
             options.0.insert("full".to_owned(), Setting::Flag(!is_off(&options, "full")));
             options.default_text("seed", seed);
             let layers = Layers(vec![step.clone(), table.clone()]);
             check::base_step(method, &options, &layers, self.problems);
-            steps.push(BaseStep { name, method, data, options });
+            base.draws_weights |= index == 0 && options.is_on("from_scratch");
+            match (name, method, data) {
+                (Some(name), Some(method), Some(data)) => base.steps.push(BaseStep { name, method, data, options }),
+                _ => base.all_steps = false,
+            }
         }
-        whole.then_some(steps)
+        base
     }
 
-    fn variants(&mut self, root: &Table<'_>, globals: &Globals<'_, '_>) -> Option<Vec<Variant>> {
+    /// Returns the variants that could be read, and whether these are all.
+    fn variants(&mut self, root: &Table<'_>, globals: &Globals<'_>) -> (Vec<Variant>, bool) {
         // Read by themselves too, so that a wrong key is found once, whatever the variants override.
         self.score(&globals.score, None);
         self.options(&globals.train, Section::Train, &TRAIN);
         let tables = self.problems.tables(root, "variant");
-        if tables.is_empty() && root.get("variant").is_none() {
-            let problem = "is missing; a run compares variants: name = \"base\", name = \"trace\", …";
-            self.problems.add(root.node.place, "[[variant]]", problem);
-        }
-        let mut variants: Vec<Variant> = Vec::new();
-        let mut whole = true;
-        for table in &tables {
-            match self.variant(table, globals) {
-                Some(variant) if variants.iter().any(|other| other.name == variant.name) => {
-                    let problem = format!("there is another variant {:?}", variant.name);
-                    self.problems.wrong::<()>(table, "name", problem);
-                }
-                Some(variant) => variants.push(variant),
-                None => whole = false,
+        if tables.is_empty() {
+            // What variants share is checked all the same.
+            let train = self.train(globals, &globals.train);
+            self.eval(globals, &globals.eval);
+            check::variant(None, &train.options, &Layers(vec![globals.train.clone()]), self.problems);
+            if root.get("variant").is_none() {
+                let problem = "is missing; a run compares variants: name = \"base\", name = \"trace\", …";
+                self.problems.add(root.node.place, "[[variant]]", problem);
             }
         }
-        whole.then_some(variants)
+        self.distinct_names(&tables, "variant");
+        let read: Vec<Option<Variant>> = tables.iter().map(|table| self.variant(table, globals)).collect();
+        let all = !read.is_empty() && read.iter().all(Option::is_some);
+        (read.into_iter().flatten().collect(), all)
     }
 
-    fn variant(&mut self, table: &Table<'_>, globals: &Globals<'_, '_>) -> Option<Variant> {
+    /// Refuses a name that an earlier table of a list has.
+    fn distinct_names(&mut self, tables: &[Table<'_>], what: &str) {
+        let mut names: Vec<&str> = Vec::new();
+        for table in tables {
+            let Some(Value::String(name)) = table.get("name").map(|name| &name.value) else { continue };
+            if names.contains(&name.as_str()) {
+                self.problems.wrong::<()>(table, "name", format!("there is another {what} {name:?}"));
+            }
+            names.push(name);
+        }
+    }
+
+    fn variant(&mut self, table: &Table<'_>, globals: &Globals<'_>) -> Option<Variant> {
         self.problems.unknown_keys(table, &VARIANT);
         let empty = Node { value: Value::Table(Vec::new()), place: table.node.place };
         let [own_score, own_train, own_eval] = ["score", "train", "eval"]
@@ -315,18 +356,22 @@ impl Reader<'_, '_> {
         let score = self.score(&globals.score, Some(&own_score));
         let train = self.train(globals, &own_train);
         let eval = self.eval(globals, &own_eval);
-        let name = self.needed(table, "name", "the variant's name, that of a method or base")?;
-        let name = self.folder_name(table, "name", name)?;
-        let method = self.variant_method(table, &name)?;
-        let variant = Variant { name, method, score: score?, train, eval: eval? };
-        let layers = Layers(vec![own_train, globals.train.clone()]);
-        check::variant(&variant, table, &layers, self.problems);
-        for key in ["score", "train"] {
-            if method.is_none() && table.get(key).is_some() {
+        let name = self.needed(table, "name", "the variant's name, that of a method or base");
+        let name = name.and_then(|name| self.folder_name(table, "name", name));
+        let method = match &name {
+            Some(name) => self.variant_method(table, name),
+            None if table.get("method").is_some() => self.method(table).map(Some),
+            None => None,
+        };
+        if method == Some(None) {
+            for key in ["score", "train"].into_iter().filter(|key| table.get(key).is_some()) {
                 self.problems.wrong::<()>(table, key, "has no effect on the base: nothing is trained there");
             }
+        } else {
+            let layers = Layers(vec![own_train, globals.train.clone()]);
+            check::variant(method.flatten(), &train.options, &layers, self.problems);
         }
-        Some(variant)
+        Some(Variant { name: name?, method: method?, score: score?, train, eval: eval? })
     }
 
     /// Returns a variant's method, `Some(None)` for the base.
@@ -389,6 +434,7 @@ impl Reader<'_, '_> {
             shard_records: 128,
             options,
         };
+        let mut gold_is_right = true;
         for table in tables {
             for (key, value, least) in [
                 ("gold_batch_size", &mut score.gold_batch_size, 1),
@@ -402,13 +448,14 @@ impl Reader<'_, '_> {
             let norm = self.problems.choice(table, "weight_norm", &["mean1", "reference"]);
             score.weight_norm = norm.and_then(|name| name.parse().ok()).unwrap_or(score.weight_norm);
             if table.get("gold").is_some() {
-                score.gold = Some(self.located(table, "gold", Expected::File)?);
+                score.gold = self.located(table, "gold", Expected::File);
+                gold_is_right &= score.gold.is_some();
             }
         }
-        Some(score)
+        gold_is_right.then_some(score)
     }
 
-    fn train(&mut self, globals: &Globals<'_, '_>, own: &Table<'_>) -> Train {
+    fn train(&mut self, globals: &Globals<'_>, own: &Table<'_>) -> Train {
         let mut part = Part::Train1;
         let mut options = Options::default();
         for table in [&globals.train, own] {
@@ -418,7 +465,7 @@ impl Reader<'_, '_> {
                 Some(_) => part = Part::Train1,
                 None => {}
             }
-            if table.get("part").is_some() && globals.data.is_some_and(|data| data.split.is_none()) {
+            if table.get("part").is_some() && !globals.known.is_split {
                 self.problems.wrong::<()>(table, "part", "has no effect without data.split");
             }
         }
@@ -426,32 +473,33 @@ impl Reader<'_, '_> {
         Train { part, options }
     }
 
-    fn eval(&mut self, globals: &Globals<'_, '_>, own: &Table<'_>) -> Option<Eval> {
+    fn eval(&mut self, globals: &Globals<'_>, own: &Table<'_>) -> Option<Eval> {
         let mut options = Options::default();
         let (mut prompts, mut merge, mut sample_size, mut shard_prompts) = (None, false, None, 256);
+        let mut prompts_are_right = true;
         for table in [&globals.eval, own] {
             options = options.overlaid(&self.options(table, Section::Eval, &EVAL));
             merge = self.problems.flag(table, "merge").unwrap_or(merge);
             sample_size = self.problems.count(table, "sample_size", 1).or(sample_size);
             shard_prompts = self.problems.count(table, "shard_prompts", 1).unwrap_or(shard_prompts);
             if table.get("prompts").is_some() {
-                prompts = Some(self.located(table, "prompts", Expected::File)?);
+                prompts = self.located(table, "prompts", Expected::File);
+                prompts_are_right &= prompts.is_some();
             }
         }
         options.default_text("seed", globals.seed);
-        let data = globals.data?;
-        let of_data = match (&data.source, &data.split) {
-            (Source::PolicyShift, _) => Some("world/prompts_test.json"),
-            (Source::Input { .. }, Some(_)) => Some("splits/trace/test.json"),
-            (Source::Input { .. }, None) => None,
-        };
-        let prompts = prompts.or_else(|| of_data.map(|path| Located::Run(path.into())));
-        let Some(prompts) = prompts else {
-            return self.missing(
-                &globals.eval,
-                "prompts",
-                "the prompts to evaluate on (with data.split: its test part)",
-            );
+        if !prompts_are_right {
+            return None;
+        }
+        let prompts = match (prompts, globals.known) {
+            (Some(prompts), _) => prompts,
+            (None, DataKind { in_world: None, .. }) => return None,
+            (None, DataKind { in_world: Some(true), .. }) => Located::Run("world/prompts_test.json".into()),
+            (None, DataKind { is_split: true, .. }) => Located::Run("splits/trace/test.json".into()),
+            (None, _) => {
+                let what = "the prompts to evaluate on (with data.split: its test part)";
+                return self.missing(&globals.eval, "prompts", what);
+            }
         };
         Some(Eval { prompts, merge, sample_size, shard_prompts, options })
     }

@@ -94,6 +94,111 @@ eval = 3
 }
 
 #[test]
+fn a_problem_keeps_no_other_back() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("policy.txt"), " \n").unwrap();
+    let text = "\
+[run]
+name = \"a b\"
+seed = -1
+[data]
+world = \"policy-shft\"
+split = \"stratifid\"
+train1_size = 0
+num_samples = 3
+[oracle]
+mock = 3
+policy = \"policy.txt\"
+base_url = \"api.openai.com\"
+concurrency = 5000
+max_unlabelled_pct = 101
+ckpt_every = -1
+[base]
+lora_r = 4
+[[base.step]]
+name = \"a\"
+method = \"sftt\"
+data = \"run:data/pairs.json\"
+[[base.step]]
+name = \"a\"
+method = \"sft\"
+[score]
+gold = \"run:../x\"
+lamda = 0
+[train]
+max_steps = 5
+warmup_steps = 5
+replay_weight = 1
+[eval]
+prompts = \"run:nowhere/x.json\"
+sample_size = 0
+[[variant]]
+name = \"trac\"
+train.full = true
+train.lora_r = 8
+[[variant]]
+name = \"rdpo\"
+score.gold_seed = -1
+eval.merge = 1
+[[variant]]
+name = \"rdpo\"
+[[variant]]
+method = \"dpoo\"
+train.from_scratch = true
+";
+    let found = parse(text, "run.toml", dir.path(), &[]).unwrap_err();
+    let expected = [
+        "2: run.name: is \"a b\"; expected letters",
+        "3: run.seed: is -1",
+        "5: data.world: is \"policy-shft\"; did you mean \"policy-shift\"?",
+        "6: data.split: is \"stratifid\"; did you mean \"stratified\"?",
+        "7: data.train1_size: is 0",
+        "8: data.num_samples: has no effect on a world",
+        "10: oracle.mock: expected true or a rule file",
+        "11: oracle.policy: ",
+        "12: oracle.base_url: is \"api.openai.com\"",
+        "13: oracle.concurrency: is 5000",
+        "14: oracle.max_unlabelled_pct: is 101",
+        "15: oracle.ckpt_every: is -1",
+        "17: base.lora_r: has no place in a base step",
+        "20: base.step.a.method: is \"sftt\"; did you mean \"sft\"?",
+        "21: base.step.a.data: run:data/pairs.json: is made only with data.input",
+        "22: base.step.a.data: is missing",
+        "23: base.step.a.name: there is another step \"a\"",
+        "26: score.gold: is \"run:../x\"; expected a path in the run's folder",
+        "27: score.lamda: is 0",
+        "30: train.warmup_steps: is 5, the run has 5 updates",
+        "31: train.replay_weight: has no effect without",
+        "33: eval.prompts: run:nowhere/x.json: no stage makes it",
+        "34: eval.sample_size: is 0",
+        "36: variant.trac.name: \"trac\" is no method",
+        "38: variant.trac.train.lora_r: contradicts variant.trac.train.full = true",
+        "39: variant.rdpo.train.loss: the loss rdpo with label_smoothing 0",
+        "41: variant.rdpo.score.gold_seed: is -1",
+        "42: variant.rdpo.eval.merge: expected true or false",
+        "43: variant.rdpo.train.loss: the loss rdpo with label_smoothing 0",
+        "44: variant.rdpo.name: there is another variant \"rdpo\"",
+        "45: variant.name: is missing",
+        "46: variant.method: is \"dpoo\"; did you mean \"dpo\"?",
+        "47: variant.train.from_scratch: has no place in a variant",
+    ];
+    for (found, says) in found.iter().zip(expected) {
+        assert!(found.starts_with(&format!("run.toml:{says}")), "{found}\nis not\n{says}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    assert!(found[7].ends_with("policy.txt is empty"), "{}", found[7]);
+}
+
+#[test]
+fn what_variants_share_is_checked_without_any() {
+    let found = problems(
+        "[run]\nname = \"x\"\n[data]\nworld = \"policy-shift\"\n[oracle]\nmock = true\n[train]\nfull = true\nlora_r = 4\n",
+    );
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[1].starts_with("run.toml:9: train.lora_r: contradicts train.full = true"), "{found:#?}");
+}
+
+#[test]
 fn syntax_errors_have_lines_too() {
     let found = problems("[run]\nname = \"x\nseed = 1\n[data\n");
     assert!(found[0].starts_with("run.toml:2: ") && found.len() > 1, "{found:?}");
@@ -104,10 +209,7 @@ fn contradictions_name_the_key_that_was_written() {
     let cases = [
         (small("", "", "label_smoothing = 0.1", ""), "run.toml:10: train.label_smoothing: has an effect with"),
         (small("", "", "", "train.loss = \"rdpo\""), "run.toml:13: variant.trace.train.loss: the loss rdpo with"),
-        (
-            small("", "", "full = true\nlora_r = 8", ""),
-            "run.toml:11: train.lora_r: contradicts full = true in variant.trace",
-        ),
+        (small("", "", "full = true\nlora_r = 8", ""), "run.toml:11: train.lora_r: contradicts train.full = true"),
         (small("", "", "max_steps = 5\nwarmup_steps = 5", ""), "run.toml:11: train.warmup_steps: is 5, the run has 5"),
         (small("", "", "replay_weight = 1", ""), "run.toml:10: train.replay_weight: has no effect without"),
         (small("", "", "part = \"train2\"", ""), "run.toml:10: train.part: has no effect without data.split"),
@@ -178,6 +280,7 @@ fn contradictions_name_the_key_that_was_written() {
         found,
         [
             "run.toml:1: model.path: is missing: a model folder in Hugging Face layout",
+            "run.toml:1: eval.prompts: is missing: the prompts to evaluate on (with data.split: its test part)",
             "run.toml:1: [[variant]]: is missing; a run compares variants: name = \"base\", name = \"trace\", …",
             "run.toml:4: data.input: there is no file /nowhere/a.json",
             "run.toml:5: data.train1_size: has no effect without data.split = \"stratified\" or \"uniform\"",

@@ -103,10 +103,10 @@ impl Reader<'_, '_> {
     }
 
     /// Reads a path of a file that no stage makes.
-    pub(super) fn outside_file(&mut self, table: &Table<'_>, key: &str) -> Option<PathBuf> {
+    pub(super) fn outside_file(&mut self, table: &Table<'_>, key: &str, expected: Expected) -> Option<PathBuf> {
         table.get(key)?;
         let path = self.folder.join(self.problems.string(table, key)?);
-        if let Some(problem) = Expected::File.missing(&path) {
+        if let Some(problem) = expected.missing(&path) {
             self.problems.wrong::<()>(table, key, problem);
         }
         Some(path)
@@ -142,6 +142,8 @@ impl Reader<'_, '_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expected {
     File,
+    /// A file with more than white space in it.
+    Text,
     Model,
     Adapter,
 }
@@ -154,6 +156,12 @@ impl Expected {
         };
         match self {
             Expected::File => (!path.is_file()).then(|| format!("there is no file {}", path.display())),
+            Expected::Text => match std::fs::read_to_string(path) {
+                _ if !path.is_file() => Some(format!("there is no file {}", path.display())),
+                Err(error) => Some(format!("{} cannot be read: {error}", path.display())),
+                Ok(text) if text.trim().is_empty() => Some(format!("{} is empty", path.display())),
+                Ok(_) => None,
+            },
             Expected::Model => folder_with("config.json"),
             Expected::Adapter => folder_with("adapter_config.json"),
         }

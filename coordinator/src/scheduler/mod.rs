@@ -84,10 +84,7 @@ impl Scheduler {
             }
             Event::WorkerHeard { worker, instance } => self.heard(now_ms, &worker, &instance),
             Event::WorkerLeaving { worker, instance, reason } => {
-                self.heard(now_ms, &worker, &instance);
-                if let Some(worker) = self.workers.get_mut(&worker).filter(|worker| worker.hello.instance == instance) {
-                    worker.leaving = Some(reason);
-                }
+                self.worker_leaving(now_ms, &worker, &instance, reason);
             }
             Event::WorkerDisconnected { worker, instance } => self.worker_disconnected(now_ms, &worker, &instance),
             Event::PeerReady { worker, task, address } => self.peer_ready(&worker, &task, address),
@@ -291,12 +288,17 @@ impl Scheduler {
         stage.cost_usd = outcome.cost_usd;
         stage.note = String::new();
         self.save(name);
+        if let Some(warning) = &outcome.warning {
+            self.log_stage(name, index, &format!("warning: {warning}"));
+        }
         let how = if skipped { "is done already".to_owned() } else { format!("done in {:.1} s", outcome.seconds) };
         self.log_stage(name, index, &how);
     }
 
     fn stage_failed(&mut self, now_ms: u64, name: &str, index: usize, problem: String) {
         let stage_name = self.runs[name].plan.stages[index].name.clone();
+        // Its other tasks would work for nobody.
+        self.stop_tasks(name, index, StopReason::Cancelled);
         let stage = self.stage_mut(name, index);
         stage.state = StageState::Failed;
         stage.note = problem.clone();
@@ -326,7 +328,10 @@ impl Scheduler {
                 })
                 .collect();
             for index in complete {
-                let since_ms = self.runs[name].stages[index].since_ms.unwrap_or(now_ms);
+                let stage = self.stage_mut(name, index);
+                // What its tasks told goes with them.
+                (stage.done, stage.total) = stage.progress();
+                let since_ms = stage.since_ms.unwrap_or(now_ms);
                 self.finish_stage(name, index, now_ms.saturating_sub(since_ms) as f64 / 1000.0);
             }
             let run = self.runs.get_mut(name).expect("it was just there");

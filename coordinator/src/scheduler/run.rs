@@ -100,6 +100,27 @@ impl Stage {
         matches!(self.state, StageState::Done { .. })
     }
 
+    /// Returns how far it is, of how much. A task that has told nothing yet is taken to be as large as the mean of those
+    /// that have.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        let tasks = match &self.state {
+            StageState::Working { tasks } => tasks,
+            // Whatever was told last: what is done is done whole.
+            StageState::Finishing { .. } | StageState::Done { .. } => return (self.total, self.total),
+            _ => return (self.done, self.total),
+        };
+        let known: Vec<u64> = tasks.iter().map(|task| task.total).filter(|&total| total > 0).collect();
+        let finished = tasks.iter().filter(|task| task.is_done());
+        if known.is_empty() {
+            let finished = finished.count() as u64;
+            return (finished, if finished == 0 { 0 } else { tasks.len() as u64 });
+        }
+        let mean = known.iter().sum::<u64>() / known.len() as u64;
+        let size = |task: &Task| if task.total > 0 { task.total } else { mean };
+        let done = |task: &Task| if task.is_done() { size(task) } else { task.done };
+        (tasks.iter().map(done).sum(), tasks.iter().map(size).sum())
+    }
+
     pub(crate) fn tasks(&self) -> &[Task] {
         match &self.state {
             StageState::Working { tasks } => tasks,

@@ -245,7 +245,9 @@ impl Scheduler {
                 task.note = String::new();
                 self.log_stage(run, stage, &format!("{name} done"));
             }
-            Some(Broken::Stopped) => {}
+            Some(Broken::Stopped) => {
+                self.log_stage(run, stage, &format!("{name} stopped; its next attempt goes on from there"))
+            }
             Some(Broken::Lost(reason)) => {
                 task.lost += 1;
                 let pause_ms = pause_ms(task.lost + task.failed, timing.heartbeat_ms);

@@ -8,7 +8,7 @@
 //! process under the same name means that the first one is gone.
 
 use proto::coordinator::to_worker::Message;
-use proto::coordinator::{Hello, Refused, StopReason, StopTask, TaskRef};
+use proto::coordinator::{Drain, Hello, Refused, StopReason, StopTask, TaskRef};
 
 use super::Scheduler;
 use super::event::Effect;
@@ -43,7 +43,7 @@ pub(crate) enum WorkerState {
 
 impl Worker {
     /// A worker that ran a task when the coordinator was last alive, and may say Hello again.
-    pub(super) fn expected(name: &str, instance: &str, now_ms: u64) -> Worker {
+    pub(crate) fn expected(name: &str, instance: &str, now_ms: u64) -> Worker {
         let hello = Hello { name: name.to_owned(), instance: instance.to_owned(), ..Hello::default() };
         Worker { hello, state: WorkerState::Joining, connected: false, heard_ms: now_ms, leaving: None }
     }
@@ -90,6 +90,10 @@ impl Scheduler {
             worker.leaving = old.leaving.clone();
         }
         self.workers.insert(name.clone(), worker);
+        if self.workers[&name].leaving.is_some() {
+            // It may have been told while its connection was away.
+            self.send(&name, Message::Drain(Drain {}));
+        }
         if let Some(ended) = ended {
             self.task_ended(now_ms, &name, ended);
         }
@@ -128,6 +132,10 @@ impl Scheduler {
                 worker.state = WorkerState::Idle;
             }
         } else {
+            if let WorkerState::Busy { task } = &worker.state {
+                let stop = StopTask { task: Some(task.clone()), reason: StopReason::Cancelled.into() };
+                self.effects.push(Effect::Send { worker: name.to_owned(), message: Message::Stop(stop) });
+            }
             worker.state = WorkerState::Unusable { reason: problem };
             for (run, stage, task) in self.memberships(name) {
                 self.member_lost(now_ms, &run, stage, task, name, "it does not see the artifact folder");
@@ -138,6 +146,18 @@ impl Scheduler {
     pub(super) fn heard(&mut self, now_ms: u64, name: &str, instance: &str) {
         if let Some(worker) = self.workers.get_mut(name).filter(|worker| worker.hello.instance == instance) {
             worker.heard_ms = now_ms;
+        }
+    }
+
+    pub(super) fn worker_leaving(&mut self, now_ms: u64, name: &str, instance: &str, reason: String) {
+        self.heard(now_ms, name, instance);
+        let Some(worker) = self.workers.get_mut(name).filter(|worker| worker.hello.instance == instance) else {
+            return;
+        };
+        let is_news = worker.leaving.is_none();
+        worker.leaving = Some(reason.clone());
+        for (run, stage, _) in self.memberships(name).into_iter().filter(|_| is_news) {
+            self.log_stage(&run, stage, &format!("worker {name} leaves: {reason}"));
         }
     }
 
@@ -160,6 +180,8 @@ impl Scheduler {
             .map(|(name, _)| name.clone())
             .collect();
         for name in lost {
+            // Wherever it was going, it has not left as it should.
+            self.worker_mut(&name).leaving = None;
             self.worker_lost(now_ms, &name, "it was silent for five heartbeats");
         }
         self.expire_gangs(now_ms);

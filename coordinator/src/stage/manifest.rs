@@ -111,7 +111,7 @@ pub(super) fn find(spec: &Spec, paths: &Paths, run_dir: &Path) -> Result<(Found,
         for output in &manifest.outputs {
             same = same && files::is_same(output, run_dir)?;
         }
-        let outcome = Outcome { seconds: manifest.seconds, cost_usd: manifest.cost_usd };
+        let outcome = Outcome { seconds: manifest.seconds, cost_usd: manifest.cost_usd, warning: None };
         return Ok((if same { Found::Done(outcome) } else { Found::Stale }, inputs));
     }
     let resumed = begun.is_some_and(|begun| is_wanted(begun.format, &begun.parameters, &begun.inputs));
@@ -137,7 +137,7 @@ pub(super) fn finish(
     let Some(begun) = read::<Record>(&paths.begun()) else {
         // Finished in an earlier life, which died before it could say so.
         let manifest: Manifest = input::read_json(&paths.manifest())?;
-        return Ok(Outcome { seconds: manifest.seconds, cost_usd: manifest.cost_usd });
+        return Ok(Outcome { seconds: manifest.seconds, cost_usd: manifest.cost_usd, warning: None });
     };
     let outputs = files::look(&spec.outputs, run_dir, &[])
         .map_err(|error| Error::Config(format!("stage {stage} ended without its output: {error}")))?;
@@ -160,7 +160,7 @@ pub(super) fn finish(
     for file in [paths.begun(), paths.bill()] {
         remove(&file)?;
     }
-    Ok(Outcome { seconds, cost_usd })
+    Ok(Outcome { seconds, cost_usd, warning: None })
 }
 
 /// Reads a stage's manifest; none where it is not done.

@@ -61,11 +61,13 @@ pub(crate) enum Begun {
 }
 
 /// What a finished stage left, for status and report.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Outcome {
     /// Wall time of the work when it was done.
     pub(crate) seconds: f64,
     pub(crate) cost_usd: f64,
+    /// What people should know of its outputs.
+    pub(crate) warning: Option<String>,
 }
 
 /// How far a stage on the coordinator or the oracle service is.
@@ -153,11 +155,11 @@ pub(crate) async fn carry_out(
 
 /// Finishes a stage whose work is done: joins shards, checks outputs, writes the manifest. Blocks.
 ///
-/// `seconds` is the wall time of its work, over all attempts.
+/// `seconds` is the wall time of its work, since it began last; what went before a pause or a restart is not in it.
 pub(crate) fn finish(context: &Context, stage: usize, seconds: f64) -> Result<Outcome> {
     let work = context.plan.stages[stage].work;
     if work == Work::Report {
-        return Ok(Outcome { seconds, cost_usd: 0.0 });
+        return Ok(Outcome { seconds, ..Outcome::default() });
     }
     let paths = context.paths(stage);
     match work {
@@ -167,7 +169,12 @@ pub(crate) fn finish(context: &Context, stage: usize, seconds: f64) -> Result<Ou
     }
     let spec = spec::of(context, work)?;
     let name = &context.plan.stages[stage].name;
-    manifest::finish(&spec, &paths, &context.run_dir, name, (seconds, context.incarnation))
+    let outcome = manifest::finish(&spec, &paths, &context.run_dir, name, (seconds, context.incarnation))?;
+    let warning = match work {
+        Work::Correct => crate::corrections::count(&context.at("triage/corrected.json"))?.warning(),
+        _ => None,
+    };
+    Ok(Outcome { warning, ..outcome })
 }
 
 /// Cuts a stage into its tasks; none for stages of the coordinator and the oracle service.

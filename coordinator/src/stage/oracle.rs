@@ -231,8 +231,11 @@ fn check(context: &Context, stage: usize, ended: &Ended) -> Result<()> {
             let gold = context.at("triage/gold.json");
             let labelled = serde_json::from_str::<Value>(&ended.summary_json).ok();
             let labelled = labelled.and_then(|summary| summary["total"].as_u64()).unwrap_or(0);
-            let files =
-                format!("{} and {}", sibling(&gold, "_uncertain").display(), sibling(&gold, "_dead_letter").display());
+            // Each is written only when there is something in it.
+            let files = [sibling(&gold, "_uncertain"), sibling(&gold, "_dead_letter")];
+            let files: Vec<String> =
+                files.iter().filter(|file| file.exists()).map(|file| file.display().to_string()).collect();
+            let files = if files.is_empty() { gold.display().to_string() } else { files.join(" and ") };
             ("pairs", labelled + without, files)
         }
         Work::Judge(variant) => {
@@ -240,7 +243,7 @@ fn check(context: &Context, stage: usize, ended: &Ended) -> Result<()> {
             let judged: Value = input::read_json(&file)?;
             ("responses", judged["results"].as_array().map_or(0, Vec::len) as u64, file.display().to_string())
         }
-        // Where there is no correction both responses are punished; that is no missing label.
+        // Where there is no correction both responses are punished; that is no missing label, and told when the stage ends.
         _ => return Ok(()),
     };
     let percent = 100.0 * without as f64 / total.max(1) as f64;

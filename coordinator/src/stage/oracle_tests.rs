@@ -147,13 +147,25 @@ fn a_refusal_ends_the_stage_at_once() {
 #[test]
 fn too_many_pairs_without_a_label_fail_the_stage_naming_the_files() {
     let mut run = labelled();
+    run.write("triage/gold_uncertain.json", "[]");
     let (done, ..) = triage(&mut run, vec![vec![ended(1, 4, 0)]]);
     let error = done.unwrap_err().to_string();
+    assert!(!error.contains("_dead_letter"), "there is no such file: {error}");
     assert!(error.contains("1 of 4 pairs (25.0 %)") && error.contains("triage/gold_uncertain.json"), "{error}");
     let mut run = TestRun::new(RUN, &["oracle.max_unlabelled_pct=30"]);
     run.write("world/pairs.json", "[]");
     run.todo("triage");
     triage(&mut run, vec![vec![ended(1, 4, 0)]]).0.unwrap();
+}
+
+#[test]
+fn corrections_that_were_not_accepted_are_told_when_their_stage_ends() {
+    let run = TestRun::new(RUN, &["oracle.corrections=true"]);
+    run.write("triage/gold.json", "[]");
+    run.todo("correct");
+    run.write("triage/corrected.json", r#"[{"category": "PUNISH", "oracle_response": ""}]"#);
+    let warning = run.finish("correct").warning.unwrap();
+    assert!(warning.starts_with("1 of 1 PUNISH pairs have no accepted correction"), "{warning}");
 }
 
 #[test]
