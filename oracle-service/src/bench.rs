@@ -239,7 +239,7 @@ fn pair(n: usize) -> Value {
         format!("{what} {n} {words}{}", if bad { "bad" } else { "good" })
     };
     let prompt = format!("Question number {n}: how do I do this and that, and what should I be careful about?");
-    json!({"prompt": prompt, "chosen": text("first", n % 3 == 0), "rejected": text("second", n % 5 == 0)})
+    json!({"prompt": prompt, "chosen": text("first", n.is_multiple_of(3)), "rejected": text("second", n.is_multiple_of(5))})
 }
 
 fn by_python(python: &Path, script: &Path, args: &RunArgs, api: &str) -> Result<Value> {

@@ -258,19 +258,8 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(shared::Error::io("remove", path, error).into())
         }
+        _ => Ok(()),
     }
-    if places.is_none() {
-        return Ok(Pairs { quarantine, total, sample: None });
-    }
-    kept.sort_by_key(|(place, _)| *place);
-    let mut sample = Vec::with_capacity(kept.len());
-    for (_, pair) in kept {
-        match pair {
-            Ok(pair) => sample.push(pair),
-            Err((index, record, field)) => quarantine.push(input, index, field, "is empty", &record)?,
-        }
-    }
-    Ok(Pairs { quarantine, total: sample.len() as u64, sample: Some(sample) })
 }
 
 impl Counts {

@@ -57,7 +57,7 @@ impl Judging {
 impl Reader<'_, '_> {
     pub(super) fn judging(&mut self, table: &Table<'_>) -> Judging {
         let votes = self.problems.count(table, "votes", 1).unwrap_or(0).min(100) as u32;
-        if votes > 0 && votes % 2 == 0 {
+        if votes > 0 && votes.is_multiple_of(2) {
             self.problems.wrong::<()>(table, "votes", format!("is {votes}; expected an odd number below 100"));
         }
         let tries = self.problems.count(table, "correction_tries", 1).unwrap_or(0);

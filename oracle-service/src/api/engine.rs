@@ -33,6 +33,8 @@ type InFlight = Arc<Mutex<HashMap<String, watch::Receiver<Option<Asked>>>>>;
 
 /// What asking came to.
 #[derive(Debug, Clone)]
+// Nearly all are answers; a box each would only cost.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Asked {
     Answered(Answer),
     /// There is no answer for this item, and why.
