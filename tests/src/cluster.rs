@@ -192,11 +192,17 @@ impl Cluster {
         self.start(name, "worker", &all, env);
     }
 
-    /// Starts a process again as it was started.
+    /// Starts a process again as it was started; a server is waited for until it listens.
     pub fn restart(&mut self, name: &str) {
         let Running { program, args, env, .. } = self.children.remove(name).expect("it was started before");
         let child = self.spawn(name, program, &args, &env);
+        let address = args.iter().position(|arg| arg == "--listen").map(|at| args[at + 1].clone());
         self.children.insert(name.to_owned(), Running { child, program, args, env });
+        if let Some(address) = address {
+            poll_until(&format!("{name} listens again"), Duration::from_secs(20), || {
+                std::net::TcpStream::connect(&address).ok().map(|_| ())
+            });
+        }
     }
 
     /// Kills a process with SIGKILL and waits for its end.

@@ -159,6 +159,10 @@ impl Scheduler {
         for (run, stage, _) in self.memberships(name).into_iter().filter(|_| is_news) {
             self.log_stage(&run, stage, &format!("worker {name} leaves: {reason}"));
         }
+        if !matches!(self.workers[name].state, WorkerState::Busy { .. }) {
+            // It waits for this word before it goes.
+            self.worker_lost(now_ms, name, "it left");
+        }
     }
 
     pub(super) fn worker_disconnected(&mut self, now_ms: u64, name: &str, instance: &str) {

@@ -149,7 +149,10 @@ impl Link {
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told_progress = Instant::now();
         let mut farewell: Option<Instant> = None;
+        // An idle worker that says it leaves waits for the coordinator to let it go: its word may still be on the way.
+        let mut waits = false;
         if let Some(reason) = &self.leaving {
+            waits = self.running.is_none();
             let _ = send(Said::Leaving(Leaving { reason: reason.clone() }));
         }
         loop {
@@ -176,6 +179,10 @@ impl Link {
                     }
                     Ok(Some(ToWorker { message: Some(told) })) => self.told(told, &outgoing),
                     Ok(Some(ToWorker { message: None })) => Ok(()),
+                    Ok(None) if farewell.is_some() => {
+                        waits = false;
+                        Ok(())
+                    }
                     Ok(None) => return Ok(Over::Lost("the coordinator closed the connection".into())),
                     Err(status) if status.code() == Code::Unauthenticated => {
                         return Err(Error::Config(format!("{}: {}", self.url, status.message())));
@@ -202,6 +209,7 @@ impl Link {
                 }
                 () = stop.cancelled(), if self.leaving.is_none() => {
                     self.leave("it was told to stop");
+                    waits = self.running.is_none();
                     send(Said::Leaving(Leaving { reason: "it was told to stop".into() }))
                 }
                 () = sleep(Duration::from_millis(20)), if farewell.is_some() => Ok(()),
@@ -211,7 +219,7 @@ impl Link {
             }
             if self.leaving.is_some() && self.running.is_none() {
                 let since = *farewell.get_or_insert_with(Instant::now);
-                if self.ended.is_none() || since.elapsed() > FAREWELL {
+                if (self.ended.is_none() && !waits) || since.elapsed() > FAREWELL {
                     tracing::info!("left");
                     return Ok(Over::Left);
                 }

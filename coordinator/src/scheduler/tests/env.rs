@@ -156,7 +156,9 @@ impl TestEnv {
                 }
             }
             if live.state == RunState::Running {
-                waits |= live.stages.iter().flat_map(Stage::tasks).any(|task| task.state == TaskState::Waiting);
+                let may_begin =
+                    |task: &run::Task| task.state == TaskState::Waiting && task.not_before_ms <= self.now_ms;
+                waits |= live.stages.iter().flat_map(Stage::tasks).any(may_begin);
             }
         }
         let idle = self.scheduler.free_workers().0;
