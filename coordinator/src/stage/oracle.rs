@@ -250,8 +250,8 @@ fn check(context: &Context, stage: usize, ended: &Ended) -> Result<()> {
     if without > 0 && percent > limit {
         return Err(Error::Config(format!(
             "{without} of {total} {what} ({percent:.1} %) have no verdict, more than the {limit} % allowed: {} uncertain, \
-             {} without an answer; see {files}. Submit the run again to ask once more, or raise \
-             oracle.max_unlabelled_pct",
+             {} without an answer; see {files}. Submit the run again to ask those without an answer once more, decide the \
+             others by hand (oracle-service review), or raise oracle.max_unlabelled_pct",
             ended.uncertain, ended.dead_letter
         )));
     }

@@ -372,6 +372,10 @@ impl Shared {
                     self.withdraw(key, money.as_ref()).await?;
                     return Ok(Some(Asked::Dead(reason)));
                 }
+                // A server that cannot be reached is no item's fault.
+                Course::Again if matches!(trouble, Trouble::Connection { is_sent: false, .. }) => {
+                    ticket.unreached(&last)
+                }
                 Course::Again => tries += u32::from(ticket.failed(item, &last)),
             }
             if tries >= TRIES {

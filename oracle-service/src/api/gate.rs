@@ -402,6 +402,12 @@ impl Ticket {
         self.endpoint.lock().health.failed(item, &self.named(reason), Instant::now())
     }
 
+    /// The endpoint could not be reached.
+    pub(super) fn unreached(&self, reason: &str) {
+        let reason = self.named(&format!("cannot be reached: {reason}"));
+        self.endpoint.lock().health.away(&reason, Instant::now());
+    }
+
     /// Nothing was ever heard of the endpoint, and it will not be better for another item. Returns whether that is so.
     pub(super) fn gone(&self, reason: &str) -> bool {
         let mut of = self.endpoint.lock();

@@ -25,6 +25,8 @@ pub(super) struct Writer {
     path: PathBuf,
     index: Arc<Index>,
     buffer: Vec<u8>,
+    /// The log ends with what is no commit and could not be cut off: nothing may be written after it.
+    is_torn: bool,
 }
 
 /// Returns keys and places of a line's changes, given by tree, key and whether they set a value.
@@ -44,7 +46,7 @@ pub(super) fn placed<'a>(
 
 impl Writer {
     pub(super) fn new(log: File, path: PathBuf, index: Arc<Index>) -> Writer {
-        Writer { log, path, index, buffer: Vec::new() }
+        Writer { log, path, index, buffer: Vec::new(), is_torn: false }
     }
 
     /// Writes what comes until nobody can send any more.
@@ -79,6 +81,9 @@ impl Writer {
 
     /// Writes and syncs a group of commits, then takes it into the index.
     fn write(&mut self, group: &[Commit], to_index: &SyncSender<Leaving>) -> std::io::Result<()> {
+        if self.is_torn {
+            return Err(std::io::Error::other("its end is torn by an earlier failure; start the program again"));
+        }
         let before = self.index.applied();
         let mut applied = before;
         let mut placed = Vec::with_capacity(2 * group.len());
@@ -93,7 +98,7 @@ impl Writer {
         }
         if let Err(source) = self.log.write_all(&self.buffer).and_then(|()| self.log.sync_data()) {
             // What was written of it must not be taken for committed when the store is opened again.
-            let _ = self.log.set_len(before.bytes);
+            self.is_torn = self.log.set_len(before.bytes).is_err();
             return Err(source);
         }
         if let Some(leaving) = self.index.note(placed, applied) {
