@@ -255,7 +255,11 @@ impl Oracle {
     ) -> Result<()> {
         match self {
             Oracle::Rules { .. } => Ok(()),
-            Oracle::Model(asker) => batch::run(&asker.engine, &asker.batch, job, sink, walk).await,
+            Oracle::Model(asker) => {
+                // Before the first walk, which would gather the canary's questions alone.
+                asker.watch_canary().await?;
+                batch::run(&asker.engine, &asker.batch, job, sink, walk).await
+            }
         }
     }
 
