@@ -31,7 +31,7 @@ pub const CORPUS_OLD: f64 = 0.40;
 /// Share of plain corpus items that comply with π_new; the rest are broad.
 pub const CORPUS_NEW: f64 = 0.35;
 
-/// Items of the skill phase: 100 batches of 64, so that 1000 steps are ten epochs.
+/// Items of the skill phase: 100 batches of 64, so that 700 steps are seven epochs.
 pub const SKILL_ITEMS: usize = 6400;
 /// Sums among [`SKILL_ITEMS`]; the others are facts.
 pub const SKILL_ITEM_SUMS: usize = SKILL_ITEMS * 75 / 100;
