@@ -121,6 +121,7 @@ fn cancel(args: &Args, home: &Home, parts: &Parts) -> Result<Vec<BillNow>> {
             max_cost_usd: None,
             deadline: DEADLINE,
             is_patient: false,
+            fault: None,
         };
         let engine = Engine::new(home, setup)?;
         let shown = Shown::new("cancel");

@@ -147,6 +147,7 @@ impl OracleArgs {
             max_cost_usd: self.api.max_cost_usd,
             deadline: self.api.deadline(),
             is_patient: false,
+            fault: self.batch.pace.fault.clone(),
         };
         let engine = Engine::new(&Home::new(ledger.clone()), setup)?;
         let (concurrency, judging, batch) = (self.concurrency, self.judging, self.batch.clone());

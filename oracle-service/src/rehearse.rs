@@ -128,6 +128,7 @@ fn engine(home: &Home, url: &str, job: &Job, prices: Prices) -> Result<Engine> {
         max_cost_usd: None,
         deadline: DEADLINE,
         is_patient: false,
+        fault: None,
     };
     Engine::new(home, setup)
 }

@@ -241,6 +241,7 @@ impl Service {
             max_cost_usd: job.max_cost_usd,
             deadline: DEADLINE,
             is_patient: true,
+            fault: None,
         };
         let engine = Engine::new(&self.home, setup)?;
         let model =

@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Write rows without preference label to `<output stem>_unused.json`
     #[arg(long)]
     save_unused: bool,
+    /// The reference's name of the source's part; here the files of that part are named
+    #[arg(long, value_name = "NAME", hide = true)]
+    split: Option<String>,
     /// Print the counts as JSON
     #[arg(long)]
     json: bool,
@@ -66,6 +69,9 @@ pub(crate) struct Job {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
+    if let Some(split) = &args.split {
+        tracing::warn!("--split {split} chooses nothing here: the rows are those of --input");
+    }
     let job = Job {
         input: args.input.clone(),
         output: args.output_json.clone(),

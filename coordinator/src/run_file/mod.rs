@@ -10,6 +10,7 @@ mod document;
 mod judging;
 pub(crate) mod keys;
 mod method;
+mod oracle;
 mod problems;
 mod sections;
 mod values;

@@ -26,6 +26,7 @@ use super::request::Request;
 use super::retry::{self, Course, TRIES, Trouble};
 use super::tokens::{self, Counter};
 use crate::error::{Error, Result};
+use crate::fault::{self, Fault};
 use batched::{Batches, Note};
 
 /// Requests on their way, by key: who asks the same waits for the same answer.
@@ -63,6 +64,8 @@ pub(crate) struct Setup {
     pub(crate) deadline: Duration,
     /// Whether it waits where someone must act, instead of ending.
     pub(crate) is_patient: bool,
+    /// A death on plan, for tests.
+    pub(crate) fault: Option<Fault>,
 }
 
 struct Shared {
@@ -76,6 +79,7 @@ struct Shared {
     account: Arc<Account>,
     prices: Prices,
     bill: Bill,
+    fault: Option<Fault>,
     dropped: CancellationToken,
 }
 
@@ -172,6 +176,7 @@ impl Engine {
                 account,
                 prices: setup.prices,
                 bill: Bill::default(),
+                fault: setup.fault,
                 dropped,
             }),
         })
@@ -324,6 +329,7 @@ impl Shared {
             };
             let paid = money.as_mut().expect("a request is admitted with its money");
             if !has_intent {
+                fault::pass(self.fault.as_ref(), "online.intend");
                 self.ledger.intend(key, model, now_ms(), paid.opened()).await?;
                 has_intent = true;
             }
@@ -334,7 +340,9 @@ impl Shared {
                 body["model"] = alias.clone().into();
             }
             let endpoint = spec.name.clone();
+            fault::pass(self.fault.as_ref(), "online.send");
             let exchange = ticket.endpoint().api.complete(body, now_ms).await;
+            fault::pass(self.fault.as_ref(), "online.settle");
             let trouble = match exchange.outcome {
                 Ok(mut answer) => {
                     let used = answer.tokens.prompt + answer.tokens.completion;
@@ -346,6 +354,7 @@ impl Shared {
                     answer.endpoint = endpoint;
                     answer.cost_usd = cost.map(Money::usd);
                     self.ledger.settle(key, &answer, paid.settled(cost.unwrap_or_default())).await?;
+                    fault::pass(self.fault.as_ref(), "online.count");
                     if self.bill.charge(answer.tokens, cost) {
                         tracing::warn!("the price table does not know model {model:?}; its cost is counted as 0");
                     }

@@ -71,6 +71,7 @@ impl Api {
             max_cost_usd: None,
             deadline: DEADLINE,
             is_patient: false,
+            fault: None,
         };
         Asker {
             engine: Engine::new(&Home::new(self.ledger.clone()), setup).unwrap(),

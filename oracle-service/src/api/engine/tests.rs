@@ -103,6 +103,7 @@ fn setup(folder: &Path, endpoints: Endpoints) -> Setup {
         max_cost_usd: None,
         deadline: Duration::from_secs(20),
         is_patient: true,
+        fault: None,
     }
 }
 
