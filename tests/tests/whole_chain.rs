@@ -111,8 +111,8 @@ fn whoever_is_killed_the_run_ends_with_the_bytes_of_an_undisturbed_one() {
         });
         if who == "supervisor" {
             running.kill().unwrap();
-        } else if let Some(pid) = pid(&all, who) {
-            kill(pid);
+        } else {
+            kill(poll_until(&format!("process of {who}"), Duration::from_secs(10), || pid(&all, who)));
         }
         if who == "supervisor" {
             running.wait().unwrap();
