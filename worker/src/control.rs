@@ -109,6 +109,11 @@ impl Bar<'_> {
         self.shown.reset_eta();
     }
 
+    /// There is more or less to do than was thought.
+    pub fn set_length(&self, length: u64) {
+        self.shown.set_length(length);
+    }
+
     /// So much more is done.
     pub fn inc(&self, n: u64) {
         self.advance(n, String::new());
@@ -157,8 +162,9 @@ mod tests {
         let bar = control.bar("train", 9);
         bar.start_at(4);
         bar.advance(1, "loss 0.5".into());
+        bar.set_length(8);
         bar.inc(2);
         let told: Vec<_> = told.try_iter().collect();
-        assert_eq!(told, [(0, 9, "train".into()), (5, 9, "train: loss 0.5".into()), (7, 9, "train".into())]);
+        assert_eq!(told, [(0, 9, "train".into()), (5, 9, "train: loss 0.5".into()), (7, 8, "train".into())]);
     }
 }

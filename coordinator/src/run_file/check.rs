@@ -85,9 +85,14 @@ fn training(method: Option<Method>, options: &Options, layers: &Layers<'_>, prob
     {
         refuse("warmup_steps", format!("is {warmup}, the run has {steps} updates: it never reaches its learning rate"));
     }
-    for key in ["replay_batch_size", "replay_weight"] {
-        if options.has(key) && !options.has("replay_json_path") {
-            refuse(key, "has no effect without replay_json_path".into());
+    for (key, needed) in [
+        ("replay_batch_size", "replay_json_path"),
+        ("replay_weight", "replay_json_path"),
+        ("hold_until_loss", "decay_steps"),
+        ("decay_steps", "hold_until_loss"),
+    ] {
+        if options.has(key) && !options.has(needed) {
+            refuse(key, format!("has no effect without {needed}"));
         }
     }
 }

@@ -113,6 +113,8 @@ pub(crate) const KEYS: &[Key] = &[
     key(Section::Train, "num_train_epochs", TRAIN, Kind::Count(1)),
     key(Section::Train, "max_steps", TRAIN, Kind::Count(1)),
     key(Section::Train, "warmup_steps", TRAIN, Kind::Count(0)),
+    key(Section::Train, "hold_until_loss", TRAIN, Kind::Number(Range::NotNegative)),
+    key(Section::Train, "decay_steps", TRAIN, Kind::Count(1)),
     key(Section::Train, "beta", SCORE | TRAIN, Kind::Number(Range::Positive)),
     key(Section::Train, "alpha_kl", TRAIN, Kind::Number(Range::NotNegative)),
     key(Section::Train, "max_length", SCORE | TRAIN, Kind::Count(1)),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::optim::AdamW;
+use super::pace::Seen;
 use crate::error::{Error, Result};
 use crate::model::tensor_file::{self, TensorFile};
 
@@ -24,6 +25,9 @@ pub struct State {
     pub step: u64,
     /// Key of everything that shapes the run; a checkpoint of another key is not continued.
     pub run_key: String,
+    /// What the losses so far have decided about the learning rate.
+    #[serde(default, skip_serializing_if = "Seen::is_empty")]
+    pub seen: Seen,
     /// BLAKE3 of `state.safetensors`.
     pub tensors_blake3: String,
 }
@@ -32,7 +36,7 @@ pub struct State {
 ///
 /// # Errors
 /// The folder cannot be written; earlier checkpoints are untouched then.
-pub fn save(run_dir: &Path, optimizer: &AdamW, run_key: &str, keep: usize) -> Result<()> {
+pub fn save(run_dir: &Path, optimizer: &AdamW, seen: &Seen, run_key: &str, keep: usize) -> Result<()> {
     let step = optimizer.step;
     let target = run_dir.join(format!("checkpoint-{step}"));
     let beside = run_dir.join(format!("checkpoint-{step}.tmp"));
@@ -46,7 +50,8 @@ pub fn save(run_dir: &Path, optimizer: &AdamW, run_key: &str, keep: usize) -> Re
     tensors.extend(optimizer.state());
     let file = beside.join("state.safetensors");
     tensor_file::write(&file, &tensors)?;
-    let state = State { format: FORMAT, step, run_key: run_key.to_owned(), tensors_blake3: hash(&file)? };
+    let state =
+        State { format: FORMAT, step, run_key: run_key.to_owned(), seen: seen.clone(), tensors_blake3: hash(&file)? };
     shared::output::write_json(&beside.join("state.json"), &state)?;
     if target.exists() {
         std::fs::remove_dir_all(&target).map_err(io)?;
@@ -61,13 +66,14 @@ pub fn save(run_dir: &Path, optimizer: &AdamW, run_key: &str, keep: usize) -> Re
     Ok(())
 }
 
-/// Restores the newest whole checkpoint of this run; returns its step, or `None` where there is none yet.
+/// Restores the newest whole checkpoint of this run; returns its step and what the losses had
+/// decided, or `None` where there is none yet.
 ///
 /// A damaged checkpoint is passed over with a warning as long as an older whole one exists.
 ///
 /// # Errors
 /// Every checkpoint is damaged, or the newest belongs to a run with other settings.
-pub fn resume(run_dir: &Path, optimizer: &mut AdamW, run_key: &str) -> Result<Option<u64>> {
+pub fn resume(run_dir: &Path, optimizer: &mut AdamW, run_key: &str) -> Result<Option<(u64, Seen)>> {
     let mut all = list(run_dir)?;
     all.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
     let mut damaged = Vec::new();
@@ -85,7 +91,7 @@ pub fn resume(run_dir: &Path, optimizer: &mut AdamW, run_key: &str) -> Result<Op
                 for problem in &damaged {
                     tracing::warn!("{problem}; continuing from {}", dir.display());
                 }
-                return Ok(Some(state.step));
+                return Ok(Some((state.step, state.seen)));
             }
             Err(error) => damaged.push(error),
         }
@@ -172,10 +178,10 @@ mod tests {
         let mut adam = optimizer(1.0);
         for _ in 0..2 {
             step(&mut adam);
-            save(dir.path(), &adam, "key", 3).unwrap();
+            save(dir.path(), &adam, &Seen::default(), "key", 3).unwrap();
         }
         let mut again = optimizer(9.0);
-        assert_eq!(resume(dir.path(), &mut again, "key").unwrap(), Some(2));
+        assert_eq!(resume(dir.path(), &mut again, "key").unwrap(), Some((2, Seen::default())));
         assert_eq!(again.parameters()[0].1, adam.parameters()[0].1);
         assert!(resume(dir.path(), &mut again, "other").unwrap_err().to_string().contains("--run-name"));
 
@@ -183,7 +189,7 @@ mod tests {
         let mut bytes = std::fs::read(&newest).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&newest, bytes).unwrap();
-        assert_eq!(resume(dir.path(), &mut again, "key").unwrap(), Some(1));
+        assert_eq!(resume(dir.path(), &mut again, "key").unwrap(), Some((1, Seen::default())));
 
         std::fs::write(dir.path().join("checkpoint-1/state.json"), "{").unwrap();
         let error = resume(dir.path(), &mut again, "key").unwrap_err().to_string();
@@ -198,7 +204,7 @@ mod tests {
         assert_eq!(resume(dir.path(), &mut adam, "key").unwrap(), None);
         for _ in 0..4 {
             step(&mut adam);
-            save(dir.path(), &adam, "key", 2).unwrap();
+            save(dir.path(), &adam, &Seen::default(), "key", 2).unwrap();
         }
         let mut steps: Vec<u64> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
         steps.sort_unstable();
@@ -207,6 +213,6 @@ mod tests {
             std::fs::create_dir(dir.path().join(copy)).unwrap();
         }
         assert_eq!(newest(dir.path()).unwrap().map(|(step, _)| step), Some(4));
-        assert_eq!(resume(dir.path(), &mut adam, "key").unwrap(), Some(4));
+        assert_eq!(resume(dir.path(), &mut adam, "key").unwrap(), Some((4, Seen::default())));
     }
 }

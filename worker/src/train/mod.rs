@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod metrics;
 pub mod optim;
 pub mod options;
+pub mod pace;
 pub mod run_folder;
 pub mod schedule;
 
@@ -48,7 +49,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     let count = args.sample_size.unwrap_or(usize::MAX);
     let set = DataSet::read_first(&args.dataset_json_path, args.method, count)?;
     let replay_set = args.replay_json_path.as_ref().map(|file| DataSet::read(file, Method::Sft)).transpose()?;
-    args.warmup(args.plan(set.records.len()).total_steps())?;
+    args.pace(args.plan(set.records.len()).total_steps())?;
     let dtype = args.model.prepare()?;
     let model_dir = &args.model.model_name_or_path;
     let load = || match args.from_scratch {
@@ -190,27 +191,28 @@ fn train(
     gang: &mut dyn Collective,
 ) -> Result<usize> {
     let plan = args.plan(items.len());
-    let total = plan.total_steps();
-    let warmup = args.warmup(total)?;
+    let mut pace = args.pace(plan.total_steps())?;
     let dropout_probability = match policy.adapter {
         Some(adapter) => adapter.config.dropout,
         None => 0.0,
     };
-    let start = checkpoint::resume(&run.path, optimizer, &run.key)?.unwrap_or(0);
+    let (start, seen) = checkpoint::resume(&run.path, optimizer, &run.key)?.unwrap_or_default();
+    pace.restore(seen);
     let starts = gang.all_gather_f64(start as f64)?;
     if starts.iter().any(|other| *other != start as f64) {
         return Err(Error::Gang(format!("the ranks found checkpoints of different steps: {starts:?}")));
     }
     if start > 0 {
-        tracing::info!("continuing {} from step {start} of {total}", run.path.display());
+        tracing::info!("continuing {} from step {start} of {}", run.path.display(), pace.total());
     }
     let mut metrics_file = if run.is_owned() { Some(MetricsFile::open(&run.path, start)?) } else { None };
-    let bar = control.bar("train", total);
+    let bar = control.bar("train", pace.total());
     bar.start_at(start);
     let (mut order, mut order_epoch) = (Vec::new(), u64::MAX);
     let mut tokens = 0;
 
-    for step in start..total {
+    let mut step = start;
+    while step < pace.total() {
         let epoch = plan.epoch_of(step);
         if epoch != order_epoch {
             (order, order_epoch) = (plan.epoch_order(epoch), epoch);
@@ -242,7 +244,7 @@ fn train(
             )));
         }
         let clip = if args.max_grad_norm > 0.0 { (args.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        let rate = schedule::learning_rate(args.learning_rate, warmup, total, step);
+        let rate = pace.rate(step);
         optimizer.update(rate, clip);
 
         tokens += sums.parts.tokens;
@@ -251,17 +253,27 @@ fn train(
         if let Some(file) = &mut metrics_file {
             file.append(&metrics)?;
         }
+        if pace.saw(step, metrics.loss) && run.is_owned() {
+            tracing::warn!(
+                "{}: the loss has not come down to --hold-until-loss; the learning rate falls all the same, so that the run \
+                 ends with its {} updates",
+                run.path.display(),
+                pace.total()
+            );
+        }
+        step += 1;
+        bar.set_length(pace.total());
         bar.advance(1, format!("loss {:.4}", metrics.loss));
         control.pass("train.step");
-        let is_due = (step + 1) % args.save_steps == 0 || sums.stop == Some(Stop::Paused);
+        let is_due = step % args.save_steps == 0 || sums.stop == Some(Stop::Paused);
         if is_due
-            && step + 1 < total
+            && step < pace.total()
             && let Some(file) = &mut metrics_file
         {
             file.sync()?;
-            checkpoint::save(&run.path, optimizer, &run.key, args.save_total_limit)?;
+            checkpoint::save(&run.path, optimizer, pace.seen(), &run.key, args.save_total_limit)?;
         }
-        if sums.stop.is_some() && step + 1 < total {
+        if sums.stop.is_some() && step < pace.total() {
             // Whoever goes on from here finds the checkpoint whole.
             gang.first_of(0.0)?;
             return Err(Error::Stopped);

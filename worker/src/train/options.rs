@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::optim::AdamWSettings;
+use super::pace::{Hold, Pace};
 use super::schedule::{self, Plan};
 use crate::collective::ring::{self, Membership, Ring};
 use crate::collective::{Alone, Collective};
@@ -78,6 +79,13 @@ pub struct TrainArgs {
     /// Updates of linear warm-up [default: 100, or a tenth of a shorter run].
     #[arg(long)]
     pub warmup_steps: Option<u64>,
+    /// Keeps the learning rate at its peak until the mean loss of the last 50 updates is this or less, then lets it fall
+    /// over --decay-steps; the run ends there, or with its last update [default: half a cosine over the run].
+    #[arg(long, value_name = "LOSS", requires = "decay_steps")]
+    pub hold_until_loss: Option<f64>,
+    /// Updates over which a held learning rate falls to 0.
+    #[arg(long, value_name = "N", requires = "hold_until_loss")]
+    pub decay_steps: Option<u64>,
     /// β of the losses.
     #[arg(long, default_value_t = 0.3)]
     pub beta: f64,
@@ -227,6 +235,7 @@ impl TrainArgs {
             ("--gradient-accumulation-steps", self.gradient_accumulation_steps as u64),
             ("--num-train-epochs", self.num_train_epochs),
             ("--max-steps", self.max_steps.unwrap_or(1)),
+            ("--decay-steps", self.decay_steps.unwrap_or(1)),
             ("--sample-size", self.sample_size.unwrap_or(1) as u64),
             ("--save-steps", self.save_steps),
             ("--replay-batch-size", self.replay_batch_size as u64),
@@ -249,6 +258,7 @@ impl TrainArgs {
         for (name, value, low) in [
             ("--learning-rate", self.learning_rate, 0.0),
             ("--alpha-kl", self.alpha_kl, 0.0),
+            ("--hold-until-loss", self.hold_until_loss.unwrap_or(0.0), 0.0),
             ("--nll-weight", self.nll_weight, 0.0),
             ("--replay-weight", self.replay_weight, 0.0),
             ("--weight-decay", self.weight_decay, 0.0),
@@ -359,11 +369,25 @@ impl TrainArgs {
         }
     }
 
-    /// Returns the warm-up of a run of `total` steps.
+    /// Returns the pace of a run of at most `total` updates.
     ///
     /// # Errors
-    /// An explicit warm-up that is as long as the run or longer.
-    pub fn warmup(&self, total: u64) -> Result<u64> {
+    /// An explicit warm-up that is as long as the run or longer, or no room for the fall after it.
+    pub fn pace(&self, total: u64) -> Result<Pace> {
+        let warmup = self.warmup(total)?;
+        let hold = self.hold_until_loss.zip(self.decay_steps);
+        let hold = hold.map(|(until_loss, decay_steps)| Hold { until_loss, decay_steps });
+        if let Some(hold) = hold.filter(|hold| warmup + hold.decay_steps >= total) {
+            return Err(Error::Config(format!(
+                "--decay-steps is {}, the run has at most {total} updates, {warmup} of them warm-up: there is no room to hold \
+                 the learning rate; raise --max-steps or lower --decay-steps",
+                hold.decay_steps
+            )));
+        }
+        Ok(Pace::new(self.learning_rate, warmup, total, hold))
+    }
+
+    fn warmup(&self, total: u64) -> Result<u64> {
         match self.warmup_steps {
             Some(warmup) if warmup >= total => Err(Error::Config(format!(
                 "--warmup-steps is {warmup}, the run has {total} updates: it would never reach its learning rate; \
@@ -381,7 +405,8 @@ impl TrainArgs {
             "nll_weight": self.nll_weight, "batch_size": self.batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps, "learning_rate": self.learning_rate,
             "num_train_epochs": self.num_train_epochs, "max_steps": self.max_steps,
-            "warmup_steps": self.warmup_steps, "beta": self.beta, "alpha_kl": self.alpha_kl,
+            "warmup_steps": self.warmup_steps, "hold_until_loss": self.hold_until_loss, "decay_steps": self.decay_steps,
+            "beta": self.beta, "alpha_kl": self.alpha_kl,
             "max_length": self.max_length, "full": self.full, "from_scratch": self.from_scratch,
             "uniform_weights": self.uniform_weights, "rescore": self.rescore,
             "replay_batch_size": self.replay_batch_size, "replay_weight": self.replay_weight, "seed": self.seed,
