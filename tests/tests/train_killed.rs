@@ -86,3 +86,28 @@ fn the_environment_plans_a_death_too() {
     let outcome = folder.run_after("export TRACE_FAULT=train.step=1", &command);
     assert_eq!(outcome.signal, Some(9), "{outcome:#?}");
 }
+
+#[test]
+fn a_held_learning_rate_falls_at_the_same_step_wherever_the_run_was_killed() {
+    let folder = Folder::new();
+    let command = "train --model-name-or-path {tied} --dataset-json-path records.json --output-dir runs --method sft --full \
+        --batch-size 2 --gradient-accumulation-steps 1 --max-steps 200 --warmup-steps 5 --save-steps 20 \
+        --learning-rate 1e-3 --hold-until-loss 100 --decay-steps 8";
+    folder.succeed(&format!("{command} --run-name whole"));
+    // The mean of 50 losses is there after 50 updates.
+    let rates: Vec<f64> = folder.lines("runs/whole/metrics.jsonl").iter().map(rate).collect();
+    assert_eq!(rates.len(), 58);
+    assert!(rates[5..=50].iter().all(|rate| *rate == 1e-3) && rates[51] < 1e-3 && rates[57] < 1e-4, "{rates:?}");
+    for point in ["train.step=30", "train.step=45", "train.step=57"] {
+        let name = point.replace('=', "-");
+        folder.killed(&format!("{command} --run-name {name}"), point);
+        folder.succeed(&format!("{command} --run-name {name}"));
+        same(&folder, &name, &FULL_FILES);
+    }
+    let short = command.replace("--max-steps 200", "--max-steps 12");
+    folder.refused(&short, &["--decay-steps is 8", "raise --max-steps"]);
+}
+
+fn rate(line: &serde_json::Value) -> f64 {
+    line["learning_rate"].as_f64().unwrap()
+}

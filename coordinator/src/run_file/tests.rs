@@ -215,6 +215,7 @@ fn contradictions_name_the_key_that_was_written() {
         (small("", "", "full = true\nlora_r = 8", ""), "run.toml:11: train.lora_r: contradicts train.full = true"),
         (small("", "", "max_steps = 5\nwarmup_steps = 5", ""), "run.toml:11: train.warmup_steps: is 5, the run has 5"),
         (small("", "", "replay_weight = 1", ""), "run.toml:10: train.replay_weight: has no effect without"),
+        (small("", "", "decay_steps = 5", ""), "run.toml:10: train.decay_steps: has no effect without hold_until_loss"),
         (small("", "", "part = \"train2\"", ""), "run.toml:10: train.part: has no effect without data.split"),
         (small("", "", "from_scratch = true", ""), "run.toml:10: train.from_scratch: has no place in a variant"),
         (
