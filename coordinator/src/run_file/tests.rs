@@ -32,17 +32,15 @@ fn the_quickstart_is_read() {
     let args = trace.train.options.args(keys::TRAIN, Path::new("/run")).join(" ");
     assert_eq!(
         args,
-        "--seed 1 --loss ipo --batch-size 16 --gradient-accumulation-steps 1 --learning-rate 0.001 --num-train-epochs 1 \
-         --beta 0.08 --alpha-kl 30 --max-length 128 --lora-r 16 --lora-alpha 16 --lora-dropout 0 --lora-target-modules \
+        "--seed 1 --loss ipo --batch-size 16 --gradient-accumulation-steps 1 --learning-rate 0.001 --num-train-epochs 3 \
+         --beta 0.125 --alpha-kl 30 --max-length 128 --lora-r 16 --lora-alpha 16 --lora-dropout 0 --lora-target-modules \
          q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj --save-steps 50 --pack-tokens 8192"
     );
     let corrected = &file.variants[2];
     assert_eq!(corrected.method, Some(Method::OraclePunish));
-    let args = corrected.train.options.args(keys::TRAIN, Path::new("/run")).join(" ");
-    assert!(
-        args.contains("--num-train-epochs 3 --beta 0.125 --alpha-kl 30 "),
-        "a variant's own settings stay its own: {args}"
-    );
+    assert_eq!(corrected.train.options.args(keys::TRAIN, Path::new("/run")).join(" "), args);
+    let corpus = file.base[1].options.args(keys::TRAIN, Path::new("/run")).join(" ");
+    assert!(corpus.contains("--max-steps 3500 --warmup-steps 80 --hold-until-loss 0.21 --decay-steps 1000 "), "{corpus}");
     let base = file.base[2].options.args(keys::TRAIN, Path::new("/run")).join(" ");
     assert_eq!(
         base,

@@ -131,7 +131,7 @@ fn a_stage_is_done_again_when_an_input_changes() {
     assert_eq!(
         args,
         "--model-name-or-path RUN/base --method trace --gold RUN/trace/gold.json --gold-gradient \
-         RUN/trace/gold_gradient.safetensors --seed 1 --beta 0.08 --max-length 128 --lora-r 16 --lora-alpha 16 \
+         RUN/trace/gold_gradient.safetensors --seed 1 --beta 0.125 --max-length 128 --lora-r 16 --lora-alpha 16 \
          --lora-dropout 0 --lora-target-modules q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj --pack-tokens \
          8192 --pa-batch-size 64 --gold-only"
     );

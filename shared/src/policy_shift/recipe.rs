@@ -27,11 +27,11 @@ pub const CORPUS_ATTACKS: usize = CORPUS_ITEMS * 8 / 100;
 /// Share of corpus attacks that are answered with a bare ANSWER; the others comply with π_old.
 pub const CORPUS_ATTACK_OBEYED: f64 = 0.80;
 /// Share of plain corpus items that comply with π_old.
-pub const CORPUS_OLD: f64 = 0.40;
+pub const CORPUS_OLD: f64 = 0.35;
 /// Share of plain corpus items that comply with π_new; the rest are broad.
-pub const CORPUS_NEW: f64 = 0.35;
+pub const CORPUS_NEW: f64 = 0.40;
 
-/// Items of the skill phase: 100 batches of 64, so that 700 steps are seven epochs.
+/// Items of the skill phase: 100 batches of 64.
 pub const SKILL_ITEMS: usize = 6400;
 /// Sums among [`SKILL_ITEMS`]; the others are facts.
 pub const SKILL_ITEM_SUMS: usize = SKILL_ITEMS * 75 / 100;
