@@ -95,7 +95,7 @@ async fn batches_are_listed_and_cancelled_while_a_service_has_the_ledger() {
     let folder = dir.path();
     world(folder, 20);
     std::fs::write(folder.join("plan.toml"), "[batches]\nrun_s = 1000\ncancel_s = 1\n").unwrap();
-    let mock = Server::mock(folder, &["--fault-plan", "plan.toml", "--speed", "20"]);
+    let mock = Server::mock(folder, &["--fault-plan", "plan.toml", "--speed", "60"]);
     let service = service(folder);
     let batch = Job { mode: "batch".into(), ..job(folder, &mock) };
     let mut events = OracleClient::new(channel(&service.url).unwrap()).run(batch).await.unwrap().into_inner();
