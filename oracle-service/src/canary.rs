@@ -30,7 +30,7 @@ pub(crate) struct CanaryArgs {
     /// Judge these items with known answers at the start and daily: [{"prompt", "response", "verdict"}], JSON or JSON lines
     #[arg(long, value_name = "FILE")]
     pub(crate) canary: Option<PathBuf>,
-    /// Stop the job at a canary's alarm instead of warning
+    /// Pause at a canary's alarm instead of warning: a command ends with exit code 4, a job of the service waits for `resume`
     #[arg(long, requires = "canary")]
     pub(crate) canary_stop: bool,
     /// Share of the canary's items that may be wrong, or changed since its first day, without an alarm
@@ -76,6 +76,9 @@ struct Found {
     wrong: BTreeSet<usize>,
     /// Snapshots and fingerprints that answered.
     servers: BTreeSet<String>,
+    /// Someone has resumed a job that the day's alarm had paused.
+    #[serde(default)]
+    accepted: bool,
 }
 
 impl Canary {
@@ -105,7 +108,7 @@ impl Canary {
     /// Judges the items where they are due; the day's other questions wait for it.
     ///
     /// # Errors
-    /// The alarm, where it is to stop the job; no question can be answered.
+    /// The alarm, where it is to stop a job that does not wait; no question can be answered.
     pub(crate) async fn watch(&self, asker: &Asker) -> Result<()> {
         let day = day_of(now_ms());
         if !is_due(day, self.next_day.load(Ordering::Acquire)) {
@@ -122,10 +125,18 @@ impl Canary {
         let alarm = alarm(&history, day, &found, self.tolerance);
         let right = found.items - found.wrong.len();
         tracing::info!("canary: {right} of {} answers are as known", found.items);
-        history.days.insert(day, found);
+        let accepted = history.days.get(&day).is_some_and(|found| found.accepted);
+        history.days.insert(day, Found { accepted, ..found });
         store.commit(vec![Change::put(CANARIES, &id, &history)]).await?;
         match alarm {
-            Some(alarm) if self.stop => return Err(Error::Canary(alarm)),
+            Some(alarm) if self.stop && !accepted => {
+                asker.engine.alarmed(alarm).await?;
+                // Whoever resumes the job has looked at the judge: the day's alarm is over, after a restart too.
+                if let Some(found) = history.days.get_mut(&day) {
+                    found.accepted = true;
+                }
+                store.commit(vec![Change::put(CANARIES, &id, &history)]).await?;
+            }
             Some(alarm) => tracing::warn!("{alarm}"),
             None => {}
         }
@@ -208,7 +219,12 @@ mod tests {
     use super::*;
 
     fn found(wrong: &[usize], server: &str) -> Found {
-        Found { items: 10, wrong: wrong.iter().copied().collect(), servers: [server.to_owned()].into() }
+        Found {
+            items: 10,
+            wrong: wrong.iter().copied().collect(),
+            servers: [server.to_owned()].into(),
+            accepted: false,
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What operators do to a service's jobs while they run: look, pause, resume, retune.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proto::oracle::oracle_client::OracleClient;
 use proto::oracle::{Changed, EndpointStatus, JobSelection, JobStatus, RetuneRequest, StatusReply, StatusRequest};
@@ -68,8 +68,9 @@ pub(crate) struct ResumeArgs {
 
 /// Changes limits of a service's jobs while they run
 ///
-/// A raised cost limit lets a job that paused at it go on. What is changed here holds until the job ends; write it into the
-/// run file, too, if it is to hold beyond.
+/// A raised cost limit lets a job that paused at it go on, and is kept: it holds for the run, in place of its file's, after a
+/// restart too, until the file says something new. The other limits hold until the service ends; write them into the run
+/// file, too, if they are to hold beyond.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RetuneArgs {
     #[command(flatten)]
@@ -142,13 +143,24 @@ impl SelectionArgs {
 
 /// Calls the service.
 fn call<T>(args: &ServiceArgs, ask: impl AsyncFnOnce(Client) -> std::result::Result<T, tonic::Status>) -> Result<T> {
-    let token = Token::load(std::env::var("TRACE_TOKEN").ok().as_deref(), args.token_file.as_deref())?;
+    call_at(&args.service, args.token_file.as_deref(), async |channel, token| {
+        ask(OracleClient::with_interceptor(channel, token).max_decoding_message_size(proto::MAX_MESSAGE_BYTES)).await
+    })
+}
+
+/// Calls the service at an address.
+///
+/// # Errors
+/// It cannot be reached, or says no.
+pub(crate) fn call_at<T>(
+    url: &str,
+    token_file: Option<&Path>,
+    ask: impl AsyncFnOnce(Channel, SendToken) -> std::result::Result<T, tonic::Status>,
+) -> Result<T> {
+    let token = Token::load(std::env::var("TRACE_TOKEN").ok().as_deref(), token_file)?;
     crate::block_on(async {
-        let channel = shared::net::channel(&args.service)?;
-        let client = OracleClient::with_interceptor(channel, SendToken(token))
-            .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
-        let said = ask(client).await;
-        said.map_err(|status| Error::Service { url: args.service.clone(), problem: status.message().to_owned() })
+        let said = ask(shared::net::channel(url)?, SendToken(token)).await;
+        said.map_err(|status| Error::Service { url: url.to_owned(), problem: status.message().to_owned() })
     })
 }
 

@@ -10,8 +10,10 @@ use shared::record::{Category, Record};
 
 use crate::api::engine::BillNow;
 use crate::error::{Error, Result};
+use crate::judging::correcting::{Corrected, Correction, CorrectionLimit};
 use crate::judging::provenance::{Given, Grounds, Lines};
-use crate::oracle::{Corrected, Correction, CorrectionLimit, Oracle, OracleArgs};
+use crate::oracle::{Oracle, OracleArgs};
+use crate::ordered::ordered;
 use crate::progress::{Progress, Shown, Sink};
 use crate::{Outcome, table};
 
@@ -118,23 +120,22 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
                     Ok(())
                 })
             });
-            let asked = visits.buffered(oracle.window());
+            let asked = visits.buffer_unordered(oracle.window());
             asked.try_for_each(|()| std::future::ready(Ok(()))).await
         })
         .await?;
     let mut output = ArrayWriter::create(&job.output)?;
     let mut provenance = Lines::create(&job.output, matches!(oracle, Oracle::Model(_)))?;
     let (mut corrected, mut not_accepted, mut done) = (0, 0, 0);
-    let mut answered = futures::stream::iter(shared::input::records::<Record>(input)?.enumerate())
-        .map(|(index, record)| async move {
-            let record = record?;
-            let correction = match record.category {
-                Some(Category::Punish) => Some(correct(&record).await?),
-                _ => None,
-            };
-            Ok::<_, Error>((index, record, correction))
-        })
-        .buffered(oracle.window());
+    let work = shared::input::records::<Record>(input)?.enumerate().map(|(index, record)| async move {
+        let record = record?;
+        let correction = match record.category {
+            Some(Category::Punish) => Some(correct(&record).await?),
+            _ => None,
+        };
+        Ok::<_, Error>((index, record, correction))
+    });
+    let mut answered = Box::pin(ordered(work, oracle.window()));
     while let Some((index, mut record, correction)) = answered.try_next().await? {
         let mut response = String::new();
         if let Some(correction) = correction {

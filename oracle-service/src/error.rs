@@ -24,9 +24,6 @@ pub enum Error {
     /// Labels by another judge exist: ask for relabelling, or use that judge.
     #[error("{0}")]
     Relabel(String),
-    /// The judge's known answers have changed, and the job is to stop then.
-    #[error("{0}")]
-    Canary(String),
     /// Too many items are left without an answer; the outputs are written.
     #[error("{0}")]
     TooManyUnlabelled(String),
@@ -61,7 +58,7 @@ impl From<Error> for tonic::Status {
                 tonic::Status::resource_exhausted(text)
             }
             Error::Input(_) | Error::NoJudge => tonic::Status::invalid_argument(text),
-            Error::NoKey | Error::Paused(_) | Error::Relabel(_) | Error::Canary(_) | Error::TooManyUnlabelled(_) => {
+            Error::NoKey | Error::Paused(_) | Error::Relabel(_) | Error::TooManyUnlabelled(_) => {
                 tonic::Status::failed_precondition(text)
             }
             Error::Service { .. } => tonic::Status::unavailable(text),

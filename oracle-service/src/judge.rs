@@ -1,16 +1,18 @@
 //! Judges generated responses: compliance, and what only a world can tell (spec 7.2).
 //!
-//! Input and output are `{"metadata", "results"}`; every result keeps its fields and gains its verdict. What a share is
-//! taken over is decided in [`summary`].
+//! Input and output are `{"metadata", "results"}`; every result keeps its fields and gains its verdict. Results are read one
+//! by one, twice, and written through a [`document`]: none but those on their way are in memory. What a share is taken over
+//! is decided in [`summary`].
 
+mod document;
 mod summary;
 
 use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
-use shared::output::{sibling, write_json};
+use shared::output::sibling;
 use shared::record::{Category, Text};
 use shared::rules::{Judge, Verdict, WorldVerdict};
 use shared::{Error, input};
@@ -19,9 +21,11 @@ use crate::error::Result;
 use crate::judging::Judged;
 use crate::judging::provenance::{Line, Lines};
 use crate::oracle::{Decision, Oracle, OracleArgs};
+use crate::ordered::ordered;
 use crate::progress::{Progress, Shown, Sink};
 use crate::{Outcome, table};
-use summary::Summary;
+use document::Document;
+use summary::{Summary, Tally};
 
 /// Judges every response of a `worker generate` output
 ///
@@ -66,13 +70,6 @@ pub(crate) struct Done {
     pub(crate) undecided: usize,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Responses {
-    #[serde(default)]
-    metadata: Map<String, Value>,
-    results: Vec<Map<String, Value>>,
-}
-
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let output = args.output_json.clone().unwrap_or_else(|| sibling(&args.responses_json, "_oracle"));
     let inputs = [("--responses-json", Some(args.responses_json.as_path()))];
@@ -101,54 +98,80 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 /// Judges the responses of a job.
 pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<Done> {
     let file = &job.responses;
-    let Responses { mut metadata, results } = input::read_json(file)?;
-    if results.is_empty() {
-        return Err(Error::file(file, "\"results\" holds no response").into());
-    }
     let world = job.world.as_deref().map(Judge::load).transpose()?;
     if let (Some(world), Some(path)) = (&world, &job.world)
         && !world.is_world()
     {
         return Err(Error::file(path, "names no world; give its patterns by --rules").into());
     }
+    let (total, mut metadata) = look_through(oracle, world.as_ref(), file)?;
     let name = format!("judge {}", file.display());
     oracle
         .in_batches(&name, sink, async |front| {
             let world = world.as_ref();
-            let found = |(index, result)| front.visit(found(oracle, world, result, file, index));
-            let asked = futures::stream::iter(results.iter().enumerate()).map(found).buffered(oracle.window());
-            asked.try_for_each(|()| std::future::ready(Ok(()))).await
+            let asked = futures::stream::iter(results(file)?.enumerate())
+                .map(|(index, result)| front.visit(async move { found(oracle, world, &result?, file, index).await }));
+            asked.buffer_unordered(oracle.window()).try_for_each(|()| std::future::ready(Ok(()))).await
         })
         .await?;
-    let total = results.len() as u64;
-    let mut judged = Vec::with_capacity(results.len());
-    let mut undecided = 0;
+    let mut document = Document::create(&job.output)?;
     let mut provenance = Lines::create(&job.output, matches!(oracle, Oracle::Model(_)))?;
-    let mut verdicts = futures::stream::iter(results.into_iter().enumerate())
-        .map(|(index, result)| {
-            let world = world.as_ref();
-            async move {
-                let found = found(oracle, world, &result, file, index).await?;
-                Ok::<_, crate::Error>((index, result, found))
-            }
-        })
-        .buffered(oracle.window());
+    let work = results(file)?.enumerate().map(|(index, result)| {
+        let world = world.as_ref();
+        async move {
+            let result = result?;
+            let found = found(oracle, world, &result, file, index).await?;
+            Ok::<_, crate::Error>((index, result, found))
+        }
+    });
+    let mut verdicts = Box::pin(ordered(work, oracle.window()));
+    let (mut tally, mut undecided, mut done) = (Tally::default(), 0, 0);
     while let Some((index, mut result, (found, grounds))) = verdicts.try_next().await? {
         if let Some(grounds) = &grounds {
             provenance.push(&Line::new(index, "model_response", grounds))?;
         }
         undecided += usize::from(found.is_err());
         keep(&mut result, &found);
-        judged.push(result);
-        sink(Progress { done: judged.len() as u64, total, bill: oracle.bill(), waiting: oracle.waiting() });
+        tally.note(&result);
+        document.push(&result)?;
+        done += 1;
+        sink(Progress { done, total, bill: oracle.bill(), waiting: oracle.waiting() });
     }
     drop(verdicts);
     provenance.finish()?;
-    let summary = Summary::of(&judged);
+    let summary = tally.summary();
     metadata.insert("judge".into(), oracle.name().into());
     metadata.extend(summary.metrics());
-    write_json(&job.output, &Responses { metadata, results: judged })?;
+    document.finish(&metadata)?;
     Ok(Done { summary, undecided })
+}
+
+type JsonObject = Map<String, Value>;
+
+/// Opens the results of a file.
+fn results(file: &Path) -> Result<input::Listed<JsonObject>> {
+    Ok(input::listed(file, "results")?)
+}
+
+/// Reads all results once: what is wrong with one is known before it costs. Returns how many there are, and the metadata.
+fn look_through(oracle: &Oracle, world: Option<&Judge>, file: &Path) -> Result<(u64, JsonObject)> {
+    if std::fs::metadata(file).is_ok_and(|data| !data.is_file() && !data.is_dir()) {
+        return Err(Error::file(file, "is read twice and must be a regular file").into());
+    }
+    let mut results = results(file)?;
+    let mut total = 0;
+    for (index, result) in results.by_ref().enumerate() {
+        item(is_in_world(oracle, world), &result?, file, index)?;
+        total += 1;
+    }
+    if total == 0 {
+        return Err(Error::file(file, "\"results\" holds no response").into());
+    }
+    match results.into_others().shift_remove("metadata") {
+        None => Ok((total, Map::new())),
+        Some(Value::Object(metadata)) => Ok((total, metadata)),
+        Some(_) => Err(Error::file(file, "\"metadata\" is no object").into()),
+    }
 }
 
 /// A verdict, or why there is none.
@@ -162,7 +185,7 @@ async fn found(
     file: &Path,
     index: usize,
 ) -> Result<(Found, Option<Judged>)> {
-    let item = item(oracle, world, result, file, index)?;
+    let item = item(is_in_world(oracle, world), result, file, index)?;
     let unknown = |unknown: String| Error::field(file, index, "prompt", unknown);
     let by_rules = match oracle {
         Oracle::Rules { judge, .. } => Some(&**judge),
@@ -173,11 +196,12 @@ async fn found(
     if matches!(oracle, Oracle::Rules { .. }) {
         return Ok((Ok(by_rules.expect("rules always decide")), None));
     }
-    let world = by_rules.and_then(|verdict| verdict.world.map(|world| (verdict, world)));
-    if let Some((verdict, WorldVerdict::Skill { .. } | WorldVerdict::Task { garbled: true, .. })) = world {
-        return Ok((Ok(verdict), None));
+    if let Some(verdict) = &by_rules
+        && is_told(verdict)
+    {
+        return Ok((Ok(verdict.clone()), None));
     }
-    let world = world.map(|(_, world)| world);
+    let world = by_rules.and_then(|verdict| verdict.world);
     let judged = oracle.judge(&item.prompt, item.response).await?;
     let found = match &judged.decision {
         Decision::Compliant => Ok(Verdict { compliant: true, reason: None, world }),
@@ -188,19 +212,47 @@ async fn found(
     Ok((found, Some(judged)))
 }
 
+/// Returns whether the world's own code has told all there is to tell, so that no model is asked.
+fn is_told(verdict: &Verdict) -> bool {
+    matches!(verdict.world, Some(WorldVerdict::Skill { .. } | WorldVerdict::Task { garbled: true, .. }))
+}
+
+/// Returns prompt and response of every result that a model would be asked about, in order; none for one that a world
+/// tells by itself.
+///
+/// # Errors
+/// The file cannot be opened.
+pub(crate) fn questions<'a>(
+    file: &'a Path,
+    world: Option<&'a Judge>,
+) -> Result<impl Iterator<Item = Result<Option<(String, String)>>> + 'a> {
+    Ok(results(file)?.enumerate().map(move |(index, result)| {
+        let result = result?;
+        let item = item(world.is_some(), &result, file, index)?;
+        if let Some(world) = world {
+            let verdict = world.verdict(&item.prompt, item.response, item.finished);
+            let verdict = verdict.map_err(|problem| Error::field(file, index, "prompt", problem.to_string()))?;
+            if is_told(&verdict) {
+                return Ok(None);
+            }
+        }
+        let response = item.response.to_owned();
+        Ok(Some((item.prompt, response)))
+    }))
+}
+
 struct Item<'a> {
     prompt: String,
     response: &'a str,
     finished: bool,
 }
 
-fn item<'a>(
-    oracle: &Oracle,
-    world: Option<&Judge>,
-    result: &'a Map<String, Value>,
-    file: &Path,
-    index: usize,
-) -> Result<Item<'a>> {
+/// Returns whether a world's predicates are told too.
+fn is_in_world(oracle: &Oracle, world: Option<&Judge>) -> bool {
+    world.is_some() || matches!(oracle, Oracle::Rules { judge, .. } if judge.is_world())
+}
+
+fn item<'a>(in_world: bool, result: &'a Map<String, Value>, file: &Path, index: usize) -> Result<Item<'a>> {
     let wrong = |field: &str, problem: &str| Error::field(file, index, field, problem);
     let prompt: Text = result
         .get("prompt")
@@ -211,7 +263,6 @@ fn item<'a>(
         Some(_) => return Err(wrong("model_response", "is not a string").into()),
         None => return Err(wrong("model_response", "is missing; generate the responses first").into()),
     };
-    let in_world = world.is_some() || matches!(oracle, Oracle::Rules { judge, .. } if judge.is_world());
     let finished = match result.get("finished") {
         Some(Value::Bool(finished)) => *finished,
         Some(_) => return Err(wrong("finished", "is neither true nor false").into()),

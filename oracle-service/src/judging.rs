@@ -7,8 +7,11 @@
 //!   for each wording and vote: ask, once again if unclear ─▶ ballot ─▶ tally (pure) ─▶ decision and confidence
 //! ```
 
+pub(crate) mod correcting;
 pub(crate) mod provenance;
 mod tally;
+
+use std::cell::RefCell;
 
 use futures::future::try_join_all;
 
@@ -115,6 +118,23 @@ pub(crate) enum Source<'a> {
     Engine(&'a Engine),
     /// The ledger alone: nothing is sent.
     Stored(&'a Ledger),
+    /// The ledger, if there is one; what is not there is counted, and who asked for it waits for ever.
+    Counted(&'a Count<'a>),
+}
+
+/// Counts what would be asked.
+pub(crate) struct Count<'a> {
+    pub(crate) ledger: Option<&'a Ledger>,
+    pub(crate) found: RefCell<Found>,
+}
+
+/// What was counted.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Answers that the ledger had.
+    pub(crate) reused: u64,
+    /// Requests it has no answer to.
+    pub(crate) missing: Vec<Request>,
 }
 
 impl Source<'_> {
@@ -125,6 +145,16 @@ impl Source<'_> {
                 Some(answer) => Asked::Answered(answer),
                 None => Asked::Dead(format!("the ledger holds no answer to request {}", request.key())),
             }),
+            Source::Counted(count) => match count.ledger.map(|ledger| ledger.answer(&request.key())).transpose()? {
+                Some(Some(answer)) => {
+                    count.found.borrow_mut().reused += 1;
+                    Ok(Asked::Answered(answer))
+                }
+                _ => {
+                    count.found.borrow_mut().missing.push(request.clone());
+                    std::future::pending().await
+                }
+            },
         }
     }
 }

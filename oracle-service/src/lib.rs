@@ -16,14 +16,18 @@ mod estimate;
 mod explain;
 mod export;
 mod fault;
+mod items;
 mod judge;
 mod judging;
 mod mock;
 mod oracle;
+mod ordered;
 mod progress;
 mod rehearse;
 mod relabel;
+mod requeue;
 mod review;
+mod served;
 mod service;
 mod table;
 mod triage;
@@ -52,6 +56,7 @@ enum Command {
     JudgeAgreement(agreement::Args),
     Explain(explain::Args),
     Review(review::Args),
+    Requeue(requeue::Args),
     Export(export::Args),
     Estimate(estimate::Args),
     Status(control::StatusArgs),
@@ -96,6 +101,7 @@ pub fn run(cli: Cli) -> Result<Outcome> {
         Command::JudgeAgreement(args) => agreement::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Review(args) => review::run(&args),
+        Command::Requeue(args) => requeue::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Estimate(args) => estimate::run(&args),
         Command::Status(args) => control::status(&args),

@@ -174,9 +174,14 @@ impl Mock {
         axum::serve(listener, self.router()).await.map_err(|error| Error::Serve(error.to_string()))
     }
 
-    /// Returns how long a reply hangs on plan, in the client's time; none: for ever.
+    /// Returns a mock whose client's time runs as fast as its own.
+    pub(crate) fn shared_with_client(self) -> Mock {
+        Mock { clock: self.clock.shared_with_client(), ..self }
+    }
+
+    /// Returns how long a reply hangs on plan, by the clock on the wall; none: for ever.
     fn hang(&self) -> Option<Duration> {
-        self.plan.hang_s.map(|hang| self.clock.for_client(Duration::from_secs_f64(hang)))
+        self.plan.hang_s.map(|hang| self.clock.real(Duration::from_secs_f64(hang)))
     }
 
     fn router(self: Arc<Self>) -> axum::Router {

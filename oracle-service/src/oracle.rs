@@ -8,14 +8,15 @@ use shared::rules::Judge;
 
 use crate::api::batch::{self, BatchArgs, Front};
 use crate::api::endpoint;
-use crate::api::engine::{Asked, BillNow, Engine, Handle, Home, Setup};
-use crate::api::ledger::{Answer, Ledger};
+use crate::api::engine::{BillNow, Engine, Handle, Home, Setup};
+use crate::api::ledger::Ledger;
 use crate::api::options::ApiArgs;
 use crate::api::prices::Prices;
 use crate::api::request::Model;
 use crate::canary::{Canary, CanaryArgs};
 use crate::error::{Error, Result};
-use crate::judging::{Judged, Judging, PairForm, PairJudged, Panel, Source, written};
+use crate::judging::correcting::{Corrected, Correction, CorrectionLimit, Writer, not_accepted};
+use crate::judging::{Judged, Judging, PairForm, PairJudged, Panel, Source};
 use crate::progress::Sink;
 use crate::review;
 
@@ -99,31 +100,6 @@ pub(crate) enum Decision {
     UnknownPrompt(String),
 }
 
-/// A correction, already judged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Correction {
-    Accepted(String),
-    /// Written as often as allowed, and found to violate each time, or not decided; with the last reason.
-    NotAccepted(String),
-    UnknownPrompt(String),
-}
-
-/// A correction with all that was tried for it.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Corrected {
-    pub(crate) correction: Correction,
-    pub(crate) tries: Vec<Try>,
-}
-
-/// One reply that was written, by the key of its answer, and its verdict; without a reply there is no verdict.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Try {
-    pub(crate) reply: Option<(String, Answer)>,
-    pub(crate) judged: Option<Judged>,
-    /// Why it was not accepted.
-    pub(crate) problem: Option<String>,
-}
-
 impl OracleArgs {
     /// Reads rules, policy, prices and key; opens the ledger.
     ///
@@ -149,7 +125,7 @@ impl OracleArgs {
             is_patient: false,
             fault: self.batch.pace.fault.clone(),
         };
-        let engine = Engine::new(&Home::new(ledger.clone()), setup)?;
+        let engine = Engine::new(&Home::new(ledger.clone()).waiting_for(self.api.longest_outage), setup)?;
         let (concurrency, judging, batch) = (self.concurrency, self.judging, self.batch.clone());
         let model = self.model(policy);
         Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency, batch, ledger, prices, judging, canary })))
@@ -311,7 +287,7 @@ impl Oracle {
     /// # Errors
     /// As [`Oracle::judge`].
     pub(crate) async fn correct(&self, prompt: &str, violating: &str, limit: CorrectionLimit) -> Result<Corrected> {
-        let asker = match self {
+        match self {
             Oracle::Rules { judge, .. } => {
                 let Some(text) = judge.correct(prompt) else {
                     let problem = shared::rules::UnknownPrompt.to_string();
@@ -322,61 +298,13 @@ impl Oracle {
                     None => Correction::Accepted(text),
                     Some(problem) => Correction::NotAccepted(problem),
                 };
-                return Ok(Corrected { correction, tries: Vec::new() });
+                Ok(Corrected { correction, tries: Vec::new() })
             }
-            Oracle::Model(asker) => asker,
-        };
-        let mut tries: Vec<Try> = Vec::new();
-        let mut rejected: Option<String> = None;
-        for earlier in 0..limit.tries.max(1) {
-            let request = asker.model.correction(prompt, violating, limit.max_tokens, earlier, rejected.as_deref());
-            let (reply, text) = match asker.engine.ask(&request).await? {
-                Asked::Dead(reason) => (None, Err(reason)),
-                Asked::Answered(answer) => {
-                    let text = match written(&answer) {
-                        Ok(_) if answer.finish == "length" => {
-                            Err(format!("the reply is longer than {} tokens", limit.max_tokens))
-                        }
-                        text => text,
-                    };
-                    (Some((request.key(), answer)), text)
-                }
-            };
-            let text = match text {
-                Ok(text) => text,
-                Err(problem) => {
-                    tries.push(Try { reply, judged: None, problem: Some(problem) });
-                    continue;
-                }
-            };
-            let judged = asker.judge(prompt, &text).await?;
-            let problem = not_accepted(&judged.decision);
-            tries.push(Try { reply, judged: Some(judged), problem: problem.clone() });
-            if problem.is_none() {
-                return Ok(Corrected { correction: Correction::Accepted(text), tries });
+            Oracle::Model(asker) => {
+                let writer = Writer { source: Source::Engine(&asker.engine), model: &asker.model, limit };
+                writer.correct(prompt, violating, async |text| asker.judge(prompt, text).await).await
             }
-            rejected = Some(text);
         }
-        let last = tries.last().and_then(|last| last.problem.clone()).unwrap_or_default();
-        Ok(Corrected { correction: Correction::NotAccepted(last), tries })
-    }
-}
-
-/// How long a correction may be and how often one is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct CorrectionLimit {
-    pub(crate) max_tokens: u32,
-    pub(crate) tries: u32,
-}
-
-/// Returns why a correction with this verdict is not used.
-fn not_accepted(decision: &Decision) -> Option<String> {
-    match decision {
-        Decision::Compliant => None,
-        Decision::Violates => Some("the judge finds that it violates the policy".into()),
-        Decision::Uncertain(reason) => Some(format!("the judge is not sure: {reason}")),
-        Decision::Dead(reason) => Some(format!("the judge gave no answer: {reason}")),
-        Decision::UnknownPrompt(problem) => Some(problem.clone()),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Rehearses a job: the real engine asks the mock in this process, whose time runs faster than the clock, and what
 //! happened is told as duration, price and failures of the whole job.
 //!
-//! A sample of the pairs is asked about; the whole job follows by proportion. What of the client is not scaled (its
-//! back-off, its disk) takes as long as it takes, and counts for more in the mock's time: the duration is an upper bound,
-//! and the lower one, from limits and latency alone, stands beside it.
+//! A sample of the pairs is asked about; the whole job follows by proportion. Client and mock share the faster time, so that
+//! back-off and every other wait is as long beside the server's as in earnest. This machine's processor and disk are as slow
+//! as they are, and count for more in that time: the duration is an upper bound, and the lower one, from limits and latency
+//! alone, stands beside it, with the speed that was reached.
 
 mod forecast;
 mod job;
@@ -14,10 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use shared::rules::Judge;
 
 use crate::Outcome;
+use crate::api::batch::{self, BatchArgs, Mode};
 use crate::api::endpoint::Endpoints;
 use crate::api::engine::{Asked, Engine, Home, Setup};
 use crate::api::ledger::Ledger;
@@ -26,6 +28,7 @@ use crate::api::pacer::PerMinute;
 use crate::api::prices::Prices;
 use crate::api::reading::{Reading, read};
 use crate::api::request::{Form, Model, Request};
+use crate::api::time::Time;
 use crate::error::{Error, Result};
 use crate::mock::Mock;
 use crate::table::print_json;
@@ -34,7 +37,8 @@ use job::Job;
 
 /// Runs a job's shape against the mock, faster than the clock, and tells its duration, price and failures
 ///
-/// JOB.toml gives pairs, prompt_tokens, response_tokens, policy, model and concurrency, and under [server] what the API is
+/// JOB.toml gives pairs, prompt_tokens, response_tokens, policy, model, concurrency and mode (online, batch or auto with
+/// deadline and online_rpm), and under [server] what the API is
 /// expected to do: limits, latency and failures, as in the plan of `oracle-service mock`. Nothing is sent to anyone, no key
 /// is needed.
 #[derive(Debug, clap::Args)]
@@ -42,7 +46,7 @@ pub(crate) struct Args {
     /// The job's shape (TOML)
     #[arg(value_name = "JOB.toml")]
     job: PathBuf,
-    /// How much faster than the clock, at most; less where this machine could not follow
+    /// How much faster than the clock, at most; less where this machine could not follow, which the result says
     #[arg(long, value_name = "FACTOR", default_value_t = 100.0, value_parser = crate::mock::speed)]
     speed: f64,
     /// Pairs that are really asked about; the whole job follows by proportion
@@ -80,24 +84,27 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
 
 async fn rehearse(job: &Job, args: &Args, prices: Prices) -> Result<Forecast> {
     let ceiling = forecast::ceiling(&job.server, job.concurrency, job.tokens_of_a_question());
-    let speed = ceiling.map_or(args.speed, |ceiling| args.speed.min((FOLLOWED_PER_S / ceiling).max(1.0)));
+    let speed = job.speed(args.speed, ceiling, FOLLOWED_PER_S);
     let sample = args.sample.min(job.pairs);
     let folder = tempfile::tempdir().map_err(|source| shared::Error::io("create", &std::env::temp_dir(), source))?;
-    let mock = Arc::new(Mock::new(rules(folder.path())?, &job.model, job.server.clone(), speed)?);
+    let mock = Mock::new(rules(folder.path())?, &job.model, job.server.clone(), speed)?;
+    let mock = Arc::new(mock.shared_with_client());
     let cannot = |error: std::io::Error| Error::Serve(error.to_string());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(cannot)?;
     let url = format!("http://{}/v1", listener.local_addr().map_err(cannot)?);
-    let home = Home::new(Ledger::open(&folder.path().join("state"))?);
+    let home = Home::new(Ledger::open(&folder.path().join("state"))?).in_time(Time::faster(speed));
     let engine = engine(&home, &url, job, prices)?;
     let seen = Seen::default();
     let begun = Instant::now();
     let stopped = tokio::select! {
         served = mock.clone().serve(listener) => return served.and(Err(Error::Serve("the mock ended".into()))),
         outcome = ask_all(job, sample, &engine, &seen) => outcome.err().map(|error| error.to_string()),
-        () = nothing_happens(&mock, &seen) => Some(engine.waiting().unwrap_or_else(|| "it waits for ever".to_owned())),
+        () = nothing_happens(&mock, &seen, job.still(STILL, speed)) => Some(engine.waiting().unwrap_or_else(|| "it waits for ever".to_owned())),
     };
     let bill = engine.bill();
     let rehearsed = Rehearsed {
+        mode: job.mode,
+        speed_asked_for: args.speed,
         speed,
         questions: 2 * sample,
         answered: seen.answered.load(Ordering::Relaxed),
@@ -140,11 +147,28 @@ fn question(model: &Model, prompt: &str, response: &str) -> Request {
 
 async fn ask_all(job: &Job, sample: u64, engine: &Engine, seen: &Seen) -> Result<()> {
     let model = Model { name: job.model.clone(), policy: job.policy_text.clone(), completion_tokens_key: false };
-    let questions = (0..sample).flat_map(|pair| [(pair, false), (pair, true)]).map(|(pair, rejected)| {
-        let (prompt, response) = job.texts(pair, rejected);
-        question(&model, &prompt, &response)
-    });
-    let asked = futures::stream::iter(questions)
+    let questions = || {
+        (0..sample).flat_map(|pair| [(pair, false), (pair, true)]).map(|(pair, rejected)| {
+            let (prompt, response) = job.texts(pair, rejected);
+            question(&model, &prompt, &response)
+        })
+    };
+    if job.mode != Mode::Online {
+        let args = BatchArgs {
+            mode: job.mode,
+            deadline: job.deadline(),
+            online_rpm: job.online_rpm_for(sample),
+            ..BatchArgs::default()
+        };
+        batch::run(engine, &args, "the rehearsal", &|_| {}, async |front| {
+            let visits = futures::stream::iter(questions())
+                .map(|question| front.visit(async move { engine.ask(&question).await }))
+                .buffer_unordered(4 * job.concurrency);
+            visits.try_for_each(|()| std::future::ready(Ok(()))).await
+        })
+        .await?;
+    }
+    let asked = futures::stream::iter(questions())
         .map(|question| async move { engine.ask(&question).await })
         // As triage does: those that wait for their next try keep no place from others.
         .buffer_unordered(4 * job.concurrency);
@@ -156,14 +180,15 @@ async fn ask_all(job: &Job, sample: u64, engine: &Engine, seen: &Seen) -> Result
 }
 
 /// Returns when neither the client nor the mock has done anything for long.
-async fn nothing_happens(mock: &Mock, seen: &Seen) {
-    let (mut last, mut since) = ((0, 0), Instant::now());
+async fn nothing_happens(mock: &Mock, seen: &Seen, still: Duration) {
+    let (mut last, mut since) = ((0, 0, 0), Instant::now());
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let now = (mock.stats().requests, seen.answered.load(Ordering::Relaxed));
+        let stats = mock.stats();
+        let now = (stats.requests, stats.batch_lines, seen.answered.load(Ordering::Relaxed));
         if now != last {
             (last, since) = (now, Instant::now());
-        } else if since.elapsed() > STILL {
+        } else if since.elapsed() > still {
             return;
         }
     }

@@ -15,15 +15,19 @@ use crate::api::engine::now_ms;
 use crate::api::ledger::Ledger;
 use crate::api::reading::{Reading, read};
 use crate::error::Result;
+use crate::served::{self, Held};
 use crate::{Outcome, table};
 
 const REVIEWS: &str = "reviews";
+/// Verdicts in one message to a service.
+const SENT_AT_ONCE: usize = 10_000;
 
 /// Imports verdicts that people gave
 ///
 /// `triage` lists responses without a sure verdict in `<stem>_review.json`. Fill in "verdict" with COMPLIANT or
 /// NON-COMPLIANT where you can tell, leave it empty elsewhere, and import the file; the next triage takes these verdicts
-/// instead of asking. Importing another verdict for the same response replaces the earlier one.
+/// instead of asking. Importing another verdict for the same response replaces the earlier one. Where a service has the
+/// folder, it stores them.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -47,6 +51,9 @@ struct Import {
     /// Who decided, for the record
     #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
     by: String,
+    /// File with the cluster's token, instead of TRACE_TOKEN, where a service has the folder
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -112,13 +119,13 @@ pub(crate) fn of(ledger: &Ledger, item: &str) -> shared::Result<Option<Review>> 
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
     let Command::Import(args) = &args.command;
-    if !args.state.is_dir() {
-        return Err(shared::Error::file(&args.state, "is no folder; name the ledger's by --state").into());
-    }
     let entries: Vec<Entry> = shared::input::read_all(&args.review)?;
-    let (changes, open) = changes(&entries, &args.review, &args.by, now_ms())?;
-    let counts = Counts { imported: changes.len(), open };
-    Ledger::open(&args.state)?.store().commit_blocking(changes)?;
+    let (verdicts, open) = verdicts(&entries, &args.review)?;
+    let counts = Counts { imported: verdicts.len(), open };
+    match served::open(&args.state)? {
+        Held::Open(ledger) => ledger.store().commit_blocking(changes(&verdicts, &args.by, now_ms()))?,
+        Held::Served { url, problem } => send(&url, &problem, args, &verdicts)?,
+    }
     if args.json {
         table::print_json(&counts)?;
     } else {
@@ -127,9 +134,34 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Complete)
 }
 
-/// Returns what to store, and how many entries are still open; one bad entry refuses the file.
-fn changes(entries: &[Entry], file: &Path, by: &str, at_ms: u64) -> Result<(Vec<Change>, usize)> {
-    let mut changes = Vec::new();
+/// Has the service that holds the ledger store verdicts.
+fn send(url: &str, problem: &str, args: &Import, verdicts: &[proto::oracle::Review]) -> Result<()> {
+    for some in verdicts.chunks(SENT_AT_ONCE) {
+        let reviews = proto::oracle::Reviews { by: args.by.clone(), verdicts: some.to_vec() };
+        served::call(url, problem, args.token_file.as_deref(), async |mut client| {
+            client.import_reviews(reviews).await.map(drop)
+        })?;
+    }
+    Ok(())
+}
+
+/// Returns what to store.
+pub(crate) fn changes(verdicts: &[proto::oracle::Review], by: &str, at_ms: u64) -> Vec<Change> {
+    let stored = verdicts.iter().map(|verdict| {
+        let review = Review { compliant: verdict.compliant, by: by.to_owned(), at_ms };
+        Change::put(REVIEWS, &verdict.item, &review)
+    });
+    stored.collect()
+}
+
+/// Returns whether a name can be that of an item.
+pub(crate) fn is_item(name: &str) -> bool {
+    name.len() == 32 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Returns the verdicts that were filled in, and how many entries are still open; one bad entry refuses the file.
+fn verdicts(entries: &[Entry], file: &Path) -> Result<(Vec<proto::oracle::Review>, usize)> {
+    let mut verdicts = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
         if entry.verdict.trim().is_empty() {
             continue;
@@ -146,10 +178,10 @@ fn changes(entries: &[Entry], file: &Path, by: &str, at_ms: u64) -> Result<(Vec<
         if entry.item != item_of(&entry.policy, &entry.prompt, &entry.response) {
             return wrong("item", "does not belong to policy, prompt and response; edit nothing but \"verdict\"");
         }
-        changes.push(Change::put(REVIEWS, &entry.item, &Review { compliant, by: by.to_owned(), at_ms }));
+        verdicts.push(proto::oracle::Review { item: entry.item.clone(), compliant });
     }
-    let open = entries.len() - changes.len();
-    Ok((changes, open))
+    let open = entries.len() - verdicts.len();
+    Ok((verdicts, open))
 }
 
 /// Writes a review file beside an output, or removes that of an earlier run where there is nothing to review.
@@ -222,7 +254,9 @@ mod tests {
     }
 
     fn import(entries: &[Entry]) -> Result<(Vec<Change>, usize)> {
-        changes(entries, Path::new("a_review.json"), "ann", 5)
+        let (verdicts, open) = verdicts(entries, Path::new("a_review.json"))?;
+        assert!(verdicts.iter().all(|verdict| is_item(&verdict.item)));
+        Ok((changes(&verdicts, "ann", 5), open))
     }
 
     #[test]

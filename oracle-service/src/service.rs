@@ -1,14 +1,17 @@
 //! The service: jobs over gRPC, all on one ledger, and what operators do to them while they run.
 
 mod jobs;
+mod keeper;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::oracle::job::Work;
 use proto::oracle::job_event::Event;
+use proto::oracle::ledger_keeper_server::LedgerKeeperServer;
 use proto::oracle::oracle_server::OracleServer;
 use proto::oracle::{Changed, Ended, Job, JobEvent, JobSelection, RetuneRequest, StatusReply, StatusRequest};
 use secrecy::SecretString;
@@ -16,9 +19,10 @@ use shared::net::{RequireToken, Token};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status};
 
-use crate::api::batch::BatchArgs;
+use crate::api::batch::{BatchArgs, parse_duration};
 use crate::api::endpoint::Endpoints;
 use crate::api::engine::{Engine, Handle, Home, Setup};
 use crate::api::gate::Retune;
@@ -29,11 +33,14 @@ use crate::api::prices::Prices;
 use crate::api::request::Model;
 use crate::canary::{Canary, CanaryArgs};
 use crate::error::{Error, Result};
+use crate::judging::correcting::CorrectionLimit;
 use crate::judging::{Judging, PairForm};
-use crate::oracle::{self, Asker, CorrectionLimit, Oracle};
+use crate::oracle::{self, Asker, Oracle};
 use crate::progress::Progress;
+use crate::served::Mark;
 use crate::{Outcome, correct, judge, triage};
 use jobs::{Jobs, Running, wire};
+use keeper::Keeper;
 
 /// Serves jobs of triage, corrections and judging over gRPC
 ///
@@ -54,6 +61,10 @@ pub(crate) struct Args {
     /// File with the cluster's token, instead of TRACE_TOKEN
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Longest outage that jobs wait through (90m, 6h, 3d); after it the items that are left at an endpoint that only fails
+    /// are listed as dead letters
+    #[arg(long, value_name = "TIME", default_value = "6h", value_parser = parse_duration)]
+    longest_outage: Duration,
     /// End when standard input ends
     #[arg(long)]
     with_parent: bool,
@@ -79,7 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
     Prices::load(args.prices.as_deref())?;
     let service = Service {
         key: oracle::key()?,
-        home: Home::new(Ledger::open(&args.state)?),
+        home: Home::new(Ledger::open(&args.state)?).waiting_for(args.longest_outage),
         state: args.state.clone(),
         prices: args.prices.clone(),
         jobs: Jobs::default(),
@@ -99,9 +110,15 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
 async fn serve(args: &Args, service: Service, token: Option<Token>) -> Result<()> {
     let stop = shared::shutdown::on_signals(args.with_parent).map_err(|error| Error::Serve(error.to_string()))?;
     let listener = bind(args.listen).await?;
+    let address = listener.local_addr().map_err(|error| Error::Serve(error.to_string()))?;
+    let _mark = Mark::set(&args.state, &format!("http://{address}"))?;
+    let keeper = Keeper { home: service.home.clone(), prices: service.prices.clone() };
+    let keeper = LedgerKeeperServer::new(keeper).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
+    let keeper = InterceptedService::new(keeper, RequireToken(token.clone()));
     let service = OracleServer::new(service).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
-    let service = tonic::service::interceptor::InterceptedService::new(service, RequireToken(token));
-    let served = shared::net::server().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
+    let service = InterceptedService::new(service, RequireToken(token));
+    let services = shared::net::server().add_service(service).add_service(keeper);
+    let served = services.serve_with_incoming(TcpListenerStream::new(listener));
     // Jobs go on where they were when they are asked for again; nothing waits for them here.
     tokio::select! {
         served = served => served.map_err(|error| Error::Serve(error.to_string())),
@@ -187,12 +204,18 @@ impl proto::oracle::oracle_server::Oracle for Service {
             tokens_per_minute: request.tokens_per_minute,
             weight: request.weight,
         };
-        self.change(&request.jobs.unwrap_or_default(), |handle| {
+        let kept = Mutex::new(Vec::new());
+        let changed = self.change(&request.jobs.unwrap_or_default(), |handle| {
             if let Some(cap) = request.max_cost_usd {
-                handle.set_cap((cap > 0.0).then_some(cap));
+                let change = handle.set_cap((cap > 0.0).then_some(cap));
+                kept.lock().unwrap_or_else(PoisonError::into_inner).push(change);
             }
             handle.retune(&retune)
-        })
+        });
+        // Nobody learns of a limit that a restart would forget.
+        let kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.home.ledger.store().commit(kept).await.map_err(Error::from)?;
+        changed
     }
 }
 

@@ -19,6 +19,7 @@ use crate::api::engine::BillNow;
 use crate::error::{Error, Result};
 use crate::judging::{PairForm, PairJudged};
 use crate::oracle::{Decision, Oracle, OracleArgs};
+use crate::ordered::ordered;
 use crate::progress::{Progress, Shown, Sink};
 use crate::{Outcome, relabel, table};
 use beside::Beside;
@@ -179,7 +180,7 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
         .in_batches(&name, sink, async |front| {
             let asked = futures::stream::iter(pairs.iter(input)?)
                 .map(|pair| async { front.visit(judged(oracle, &pair?, job.pairs)).await });
-            asked.buffered(oracle.window()).try_for_each(|()| std::future::ready(Ok(()))).await
+            asked.buffer_unordered(oracle.window()).try_for_each(|()| std::future::ready(Ok(()))).await
         })
         .await?;
     let triage_path = sibling(&job.output, "_triage");
@@ -191,13 +192,12 @@ pub(crate) async fn work(job: &Job, oracle: &Oracle, sink: Sink<'_>) -> Result<C
     let mut uncertain = ListWriter::new(&sibling(&job.output, "_uncertain"));
     let mut dead = ListWriter::new(&sibling(&job.output, "_dead_letter"));
     let mut by_category = [0usize; 3];
-    let mut decided = futures::stream::iter(pairs.iter(input)?)
-        .map(|pair| async move {
-            let pair = pair?;
-            let judged = judged(oracle, &pair, job.pairs).await?;
-            Ok::<_, Error>((pair, judged))
-        })
-        .buffered(oracle.window());
+    let work = pairs.iter(input)?.map(|pair| async move {
+        let pair = pair?;
+        let judged = judged(oracle, &pair, job.pairs).await?;
+        Ok::<_, Error>((pair, judged))
+    });
+    let mut decided = Box::pin(ordered(work, oracle.window()));
     let mut done = 0;
     while let Some((Pair { index, record, rejected }, judged)) = decided.try_next().await? {
         done += 1;

@@ -151,9 +151,20 @@ fn a_job_is_rehearsed() {
     assert_eq!(without.values().collect::<Vec<_>>(), [&json!(100.0)], "{told}");
     assert_eq!(told["rehearsed"]["paid_twice"], json!(0));
 
+    assert!((1.0..=100.0).contains(&number("speed_reached")), "{told}");
+    let batch = format!("mode = \"batch\"\n{job}[server.batches]\nvalidate_s = 60\nrun_s = 600\nfinalize_s = 60\n");
+    std::fs::write(folder.join("batch.toml"), batch).unwrap();
+    let output = succeed(folder, &["rehearse", "batch.toml", "--sample", "50", "--json"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (duration, lines) = (told["duration_s"].as_f64().unwrap(), &told["rehearsed"]["stats"]["batch_lines"]);
+    assert!((720.0..7200.0).contains(&duration), "one batch and the looks at it: {told}");
+    assert_eq!((lines, &told["rehearsed"]["speed"]), (&json!(100), &json!(100.0)), "{told}");
+    let half = told["prompt_tokens"].as_f64().unwrap() * 2.5e-6 / 2.0;
+    assert!(told["cost_usd"].as_f64().unwrap() < 1.1 * half, "{told}");
+
     let table = succeed(folder, &["rehearse", "job.toml", "--sample", "20"]);
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
-    for part in ["duration", "price", "failure unclear", "charged twice", "not scaled"] {
+    for part in ["duration", "price", "failure unclear", "charged twice", "not scaled", "100x asked for", "x reached"] {
         assert!(table.contains(part), "{part} is not in:\n{table}");
     }
 }

@@ -52,7 +52,7 @@ fn an_estimate_prices_three_ways_and_sends_nothing() {
     let args = ["estimate", "--input-json", "pairs.json", "--policy", "policy.md"];
     let output = succeed(folder, &[&args[..], &["--json"]].concat());
     let estimate: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&estimate["pairs"], &estimate["requests"]), (&40.into(), &80.into()));
+    assert_eq!((&estimate["items"], &estimate["requests"]), (&40.into(), &80.into()));
     assert_eq!(estimate["batch_usd"].as_f64().unwrap() * 2.0, estimate["online_usd"].as_f64().unwrap());
     let text = String::from_utf8(succeed(folder, &args).stdout).unwrap();
     assert!(text.contains("policy cached") && text.contains("nothing was sent") && text.contains("as of"), "{text}");

@@ -6,6 +6,7 @@
 //! its content must be by the caller.
 
 mod compressed;
+mod listed;
 mod locate;
 mod scan;
 
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 pub use compressed::{open, read_to_end};
+pub use listed::{Listed, listed};
 use scan::{Elements, Lines};
 
 /// Calls `visit` with index and record for every record of a file, in order, and returns their number.
@@ -81,16 +83,7 @@ impl<T: DeserializeOwned> Records<T> {
             Form::Array(elements) => elements.next_element().map(|next| next.map(|bytes| (bytes, None))),
             Form::Lines(lines) => lines.next_line().map(|next| next.map(|(bytes, line)| (bytes, Some(line)))),
         };
-        let bytes = bytes.map_err(|error| match error {
-            scan::Error::Read(error) => compressed::read_error(&self.path, error),
-            scan::Error::Form(problem) => Error::Input {
-                file: self.path.clone(),
-                record: Some(self.index),
-                line: None,
-                field: None,
-                problem: problem.into(),
-            },
-        })?;
+        let bytes = bytes.map_err(|error| scan_error(&self.path, Some(self.index), error))?;
         match bytes {
             None if self.index == 0 => Err(Error::file(&self.path, "holds no record")),
             None => Ok(None),
@@ -112,6 +105,16 @@ impl<T: DeserializeOwned> Iterator for Records<T> {
             Some(Err(_)) | None => self.ended = true,
         }
         next
+    }
+}
+
+/// Places what kept a record's text from being cut out.
+fn scan_error(path: &Path, record: Option<usize>, error: scan::Error) -> Error {
+    match error {
+        scan::Error::Read(error) => compressed::read_error(path, error),
+        scan::Error::Form(problem) => {
+            Error::Input { file: path.to_owned(), record, line: None, field: None, problem: problem.into() }
+        }
     }
 }
 

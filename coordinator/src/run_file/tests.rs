@@ -19,6 +19,33 @@ fn small(run: &str, oracle: &str, train: &str, rest: &str) -> String {
 }
 
 #[test]
+fn every_key_of_the_judgement_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let canary = dir.path().join("canary.json");
+    std::fs::write(&canary, "[]").unwrap();
+    let keys = format!(
+        "votes = 3\nswap_wording = true\nlogprobs = true\nmin_confidence = 0.9\none_call_per_pair = true\n\
+         correction_tries = 5\ncanary = {:?}\ncanary_stop = true\ncanary_tolerance_pct = 2.5\nrelabel = true",
+        canary.display().to_string()
+    );
+    let read_keys = read(&small("", &keys, "", "")).unwrap().oracle.judging;
+    let expected = judging::Judging {
+        votes: 3,
+        swap_wording: true,
+        logprobs: true,
+        min_confidence: 0.9,
+        one_call_per_pair: true,
+        correction_tries: 5,
+        canary: Some(canary),
+        canary_stop: true,
+        canary_tolerance_pct: 2.5,
+        relabel: true,
+    };
+    assert_eq!(read_keys, expected);
+    assert_eq!(read(&small("", "", "", "")).unwrap().oracle.judging, judging::Judging::default());
+}
+
+#[test]
 fn the_quickstart_is_read() {
     let file = read(QUICKSTART).unwrap();
     assert_eq!((file.run.name.as_str(), file.run.seed, file.world_size()), ("quickstart", 1, 2));

@@ -7,12 +7,37 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use shared::store::Change;
+use shared::store::{Change, Store};
 
 use super::budget::{Budget, Money, Refused};
 
 /// The ledger's tree of accounts.
 pub(super) const TREE: &str = "accounts";
+/// The ledger's tree of caps that operators have set.
+const CAPS: &str = "caps";
+
+/// A cap that an operator has set, in place of the one that the job was given; a job that is given another has a later word.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct Retuned {
+    /// None takes the limit away.
+    pub(super) cap: Option<Money>,
+    pub(super) instead_of: Option<Money>,
+}
+
+impl Retuned {
+    /// Returns what was set for an account.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(super) fn of(store: &Store, account: &str) -> shared::Result<Option<Retuned>> {
+        store.get(CAPS, account)
+    }
+
+    /// Returns the record.
+    pub(super) fn change(&self, account: &str) -> Change {
+        Change::put(CAPS, account, self)
+    }
+}
 
 /// An account.
 #[derive(Debug)]
@@ -71,6 +96,11 @@ impl Account {
     /// Returns how the account stands.
     pub(crate) fn budget(&self) -> Budget {
         self.lock().budget
+    }
+
+    /// Returns its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Changes the cap.

@@ -18,7 +18,7 @@ pub(super) struct Bill {
 }
 
 /// The bill as numbers.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct BillNow {
     /// Requests answered now.
     pub(crate) calls: u64,

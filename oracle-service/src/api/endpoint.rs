@@ -213,10 +213,10 @@ pub(super) struct State {
 }
 
 impl Endpoint {
-    pub(super) fn new(spec: &Spec, deadline: Duration, now: Instant) -> Result<Endpoint> {
+    pub(super) fn new(spec: &Spec, deadline: Duration, longest_outage: Duration, now: Instant) -> Result<Endpoint> {
         let state = State {
             pacer: Pacer::new(spec.limits(), now),
-            health: Health::default(),
+            health: Health::new(longest_outage),
             in_flight: 0,
             concurrency: spec.concurrency,
             weight: spec.weight,

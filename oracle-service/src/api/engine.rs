@@ -4,30 +4,34 @@
 //! process are sent once.
 
 mod batched;
+mod home;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
-use tokio::sync::{Notify, watch};
+use shared::store::Change;
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::account::{Account, Reservation};
+use super::account::{Account, Reservation, Retuned};
 use super::batch::Front;
 use super::bill::Bill;
 pub(crate) use super::bill::BillNow;
 use super::budget::Money;
-use super::endpoint::{Endpoint, Endpoints, Spec};
+use super::endpoint::Endpoints;
 use super::gate::{Admission, EndpointView, Gate, Pause, Retune, Size};
 use super::ledger::{Answer, Ledger};
 use super::prices::{Prices, Tokens};
 use super::request::Request;
 use super::retry::{self, Course, TRIES, Trouble};
+use super::time::Time;
 use super::tokens::{self, Counter};
 use crate::error::{Error, Result};
 use crate::fault::{self, Fault};
 use batched::{Batches, Note};
+pub(crate) use home::Home;
 
 /// Requests on their way, by key: who asks the same waits for the same answer.
 type InFlight = Arc<Mutex<HashMap<String, watch::Receiver<Option<Asked>>>>>;
@@ -77,70 +81,18 @@ struct Shared {
     gate: Arc<Gate>,
     counter: Counter,
     account: Arc<Account>,
+    /// The job's own limit on the account.
+    max_cost: Option<Money>,
     prices: Prices,
     bill: Bill,
     fault: Option<Fault>,
+    time: Time,
     dropped: CancellationToken,
 }
 
 /// A hold on a job from outside, to look at it and to change how it runs.
 #[derive(Clone)]
 pub(crate) struct Handle(Arc<Shared>);
-
-/// What is shared by all jobs of a process.
-#[derive(Clone)]
-pub(crate) struct Home {
-    pub(crate) ledger: Ledger,
-    in_flight: InFlight,
-    endpoints: Arc<Mutex<HashMap<String, Arc<Endpoint>>>>,
-    accounts: Arc<Mutex<HashMap<String, Arc<Account>>>>,
-    /// Told whenever limits, money or places may have become free.
-    changed: Arc<Notify>,
-    /// Held by the job that has batches.
-    batch_turn: Arc<tokio::sync::Mutex<()>>,
-}
-
-impl Home {
-    pub(crate) fn new(ledger: Ledger) -> Home {
-        Home {
-            ledger,
-            in_flight: InFlight::default(),
-            endpoints: Arc::default(),
-            accounts: Arc::default(),
-            changed: Arc::default(),
-            batch_turn: Arc::default(),
-        }
-    }
-
-    /// Returns an account, from the ledger when it is first named.
-    ///
-    /// # Errors
-    /// The ledger cannot be read.
-    pub(crate) fn account(&self, name: &str) -> Result<Arc<Account>> {
-        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(account) = accounts.get(name) {
-            return Ok(account.clone());
-        }
-        let account = Account::new(name, self.ledger.accounts()?);
-        accounts.insert(name.to_owned(), account.clone());
-        Ok(account)
-    }
-
-    fn endpoint(&self, spec: &Spec, setup: &Setup) -> Result<Arc<Endpoint>> {
-        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        let identity = format!("{} {:?}", spec.identity(&setup.model), setup.deadline);
-        if let Some(endpoint) = endpoints.get(&identity) {
-            // Jobs that share a key share its limits; the latest job's word counts.
-            if spec.limits() != endpoint.spec.limits() {
-                endpoint.lock().pacer.set(spec.limits(), Instant::now());
-            }
-            return Ok(endpoint.clone());
-        }
-        let endpoint = Arc::new(Endpoint::new(spec, setup.deadline, Instant::now())?);
-        endpoints.insert(identity, endpoint.clone());
-        Ok(endpoint)
-    }
-}
 
 impl Engine {
     /// Returns an engine for a job.
@@ -149,8 +101,11 @@ impl Engine {
     /// The HTTP client cannot be made, the account cannot be read, or there is a cap and no price to keep it by.
     pub(crate) fn new(home: &Home, setup: Setup) -> Result<Engine> {
         let account = home.account(&setup.account)?;
-        if let Some(cap) = setup.max_cost_usd {
-            account.set_cap(Some(Money::of_usd(cap)));
+        let max_cost = setup.max_cost_usd.map(Money::of_usd);
+        match Retuned::of(home.ledger.store(), &setup.account)?.filter(|retuned| retuned.instead_of == max_cost) {
+            Some(retuned) => account.set_cap(retuned.cap),
+            None if max_cost.is_some() => account.set_cap(max_cost),
+            None => {}
         }
         let dropped = CancellationToken::new();
         let endpoints = setup.endpoints.iter().map(|spec| home.endpoint(spec, &setup)).collect::<Result<Vec<_>>>()?;
@@ -159,6 +114,7 @@ impl Engine {
             account.clone(),
             setup.concurrency.max(1),
             setup.is_patient,
+            home.time,
             home.changed.clone(),
             dropped.clone(),
         );
@@ -174,9 +130,11 @@ impl Engine {
                 gate,
                 counter: Counter::new(&setup.model),
                 account,
+                max_cost,
                 prices: setup.prices,
                 bill: Bill::default(),
                 fault: setup.fault,
+                time: home.time,
                 dropped,
             }),
         })
@@ -247,6 +205,19 @@ impl Engine {
         self.shared.waits()
     }
 
+    /// Stops sending for a canary's alarm and waits until the job is resumed.
+    ///
+    /// # Errors
+    /// The job does not wait, or is not wanted any more.
+    pub(crate) async fn alarmed(&self, alarm: String) -> Result<()> {
+        let gate = &self.shared.gate;
+        if !self.is_patient() {
+            return Err(Error::Paused(format!("{alarm}, or leave --canary-stop out to go on all the same")));
+        }
+        gate.alarm(alarm.clone());
+        if gate.resumed().await { Ok(()) } else { Err(Error::Paused(alarm)) }
+    }
+
     /// Returns a hold on the job.
     pub(crate) fn handle(&self) -> Handle {
         Handle(self.shared.clone())
@@ -266,13 +237,15 @@ impl Handle {
 
     /// Changes limits. Returns whether the endpoint it names is there.
     pub(crate) fn retune(&self, retune: &Retune) -> bool {
-        self.0.gate.retune(retune, Instant::now())
+        self.0.gate.retune(retune, self.0.time.now())
     }
 
-    /// Changes the cap of the job's account.
-    pub(crate) fn set_cap(&self, cap_usd: Option<f64>) {
-        self.0.account.set_cap(cap_usd.map(Money::of_usd));
+    /// Changes the cap of the job's account. The record that keeps it belongs into the ledger.
+    pub(crate) fn set_cap(&self, cap_usd: Option<f64>) -> Change {
+        let cap = cap_usd.map(Money::of_usd);
+        self.0.account.set_cap(cap);
         self.0.gate.look_again();
+        Retuned { cap, instead_of: self.0.max_cost }.change(self.0.account.name())
     }
 
     /// Returns why the job does not go on, where it does not.
@@ -297,7 +270,7 @@ impl Handle {
 
     /// Returns how the job's endpoints are doing.
     pub(crate) fn endpoints(&self) -> Vec<EndpointView> {
-        self.0.gate.endpoints(Instant::now())
+        self.0.gate.endpoints(self.0.time.now())
     }
 }
 
@@ -313,6 +286,7 @@ impl Shared {
         let (item, worst) = (retry::word(key), self.worst(model, &request.body)?);
         let mut money: Option<Reservation> = None;
         let (mut tries, mut attempts, mut has_intent) = (0, 0, false);
+        let mut first_failure: Option<Instant> = None;
         loop {
             let counted = self.gate.counts_tokens().then(|| self.counter.prompt(&request.body));
             let size = Size { tokens: self.counter.likely(counted, &request.body), worst };
@@ -385,12 +359,20 @@ impl Shared {
                 Course::Again if matches!(trouble, Trouble::Connection { is_sent: false, .. }) => {
                     ticket.unreached(&last)
                 }
-                Course::Again => tries += u32::from(ticket.failed(item, &last)),
+                Course::Again => {
+                    first_failure.get_or_insert_with(|| self.time.now());
+                    tries += u32::from(ticket.failed(item, &last));
+                }
             }
             if tries >= TRIES {
                 // Nothing ever came back: the address is wrong or the server away, and no other item will fare better.
                 if matches!(trouble, Trouble::Connection { .. }) && ticket.gone(&last) {
                     tries = 0;
+                    continue;
+                }
+                if !ticket.gives_up(first_failure.unwrap_or_else(|| self.time.now()), &last) {
+                    // An outage is nobody's fault: its tries begin anew.
+                    (tries, first_failure) = (0, None);
                     continue;
                 }
                 self.withdraw(key, money.as_ref()).await?;
@@ -400,7 +382,7 @@ impl Shared {
             let pause = retry::wait(key, tries + 1);
             tracing::debug!(attempts, ?pause, %last, "a request failed and is tried again");
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = self.time.sleep(pause) => {}
                 // The gate sees that it was dropped.
                 () = self.dropped.cancelled() => {}
             }

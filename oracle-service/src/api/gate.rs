@@ -16,6 +16,7 @@ use super::endpoint::Endpoint;
 use super::health::Halt;
 use super::limits::Heard;
 use super::pacer::{PacerView, PerMinute, Permit};
+use super::time::Time;
 
 /// Whatever happens, it is looked again after so long.
 const LOOK: Duration = Duration::from_secs(60);
@@ -36,6 +37,8 @@ pub(super) struct Size {
 pub(crate) enum Pause {
     /// An operator said so.
     Asked,
+    /// The judge's known answers have changed.
+    Canary(String),
     /// The cap leaves no room for the next request.
     Cap { cap: Money, counted: Money },
     /// No endpoint will answer before someone acts.
@@ -54,6 +57,7 @@ impl std::fmt::Display for Pause {
                 cap.usd(),
                 counted.usd()
             ),
+            Pause::Canary(alarm) => write!(f, "{alarm}; resume to go on all the same"),
             Pause::Refused(reason) | Pause::Away(reason) => f.write_str(reason),
         }
     }
@@ -67,11 +71,14 @@ pub(super) struct Gate {
     turn: tokio::sync::Mutex<()>,
     changed: Arc<Notify>,
     is_patient: bool,
+    time: Time,
     dropped: CancellationToken,
 }
 
 struct State {
     is_paused: bool,
+    /// Why the job itself does not go on, until it is resumed.
+    alarm: Option<String>,
     pause: Option<Pause>,
     /// Why an impatient job has ended: nothing smaller may slip through after.
     stopped: Option<Pause>,
@@ -135,13 +142,22 @@ impl Gate {
         account: Arc<Account>,
         concurrency: usize,
         is_patient: bool,
+        time: Time,
         changed: Arc<Notify>,
         dropped: CancellationToken,
     ) -> Arc<Gate> {
-        let state =
-            State { is_paused: false, pause: None, stopped: None, waits: None, concurrency, in_flight: 0, turn: 0.0 };
+        let state = State {
+            is_paused: false,
+            alarm: None,
+            pause: None,
+            stopped: None,
+            waits: None,
+            concurrency,
+            in_flight: 0,
+            turn: 0.0,
+        };
         let turn = tokio::sync::Mutex::default();
-        Arc::new(Gate { endpoints, account, state: Mutex::new(state), turn, changed, is_patient, dropped })
+        Arc::new(Gate { endpoints, account, state: Mutex::new(state), turn, changed, is_patient, time, dropped })
     }
 
     /// Waits until a request may be sent. Money set aside for it before is used.
@@ -160,7 +176,7 @@ impl Gate {
             if let Some(pause) = self.lock().stopped.clone() {
                 return Admission::Stopped(pause);
             }
-            let wait = match self.step(size, money, Instant::now()) {
+            let wait = match self.step(size, money, self.time.now()) {
                 Step::Go(ticket) => {
                     self.tell(None, None);
                     return Admission::Go(ticket);
@@ -183,7 +199,7 @@ impl Gate {
             };
             tokio::select! {
                 () = changed => {}
-                () = tokio::time::sleep(wait) => {}
+                () = self.time.sleep(wait) => {}
                 () = self.dropped.cancelled() => return Admission::Dropped,
             }
         }
@@ -193,6 +209,9 @@ impl Gate {
         let mut state = self.lock();
         if state.is_paused {
             return Step::Paused(Pause::Asked, LOOK);
+        }
+        if let Some(alarm) = &state.alarm {
+            return Step::Paused(Pause::Canary(alarm.clone()), LOOK);
         }
         if state.in_flight >= state.concurrency {
             return Step::Wait(LOOK, None);
@@ -272,10 +291,38 @@ impl Gate {
         self.changed.notify_waiters();
     }
 
+    /// Stops sending for a canary's alarm, until the job is resumed.
+    pub(super) fn alarm(&self, alarm: String) {
+        self.lock().alarm = Some(alarm);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the job is neither paused by an operator nor by an alarm. Returns whether it is still wanted.
+    pub(super) async fn resumed(&self) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let why = {
+                let state = self.lock();
+                match (state.is_paused, &state.alarm) {
+                    (true, _) => Pause::Asked,
+                    (false, Some(alarm)) => Pause::Canary(alarm.clone()),
+                    (false, None) => return true,
+                }
+            };
+            self.tell(Some(why), None);
+            tokio::select! {
+                () = changed => {}
+                () = self.dropped.cancelled() => return false,
+            }
+        }
+    }
+
     /// Goes on, and looks again at endpoints that refused.
     pub(super) fn resume(&self) {
         let mut state = self.lock();
-        (state.is_paused, state.pause) = (false, None);
+        (state.is_paused, state.alarm, state.pause) = (false, None, None);
         drop(state);
         for endpoint in &self.endpoints {
             endpoint.lock().health.look_now();
@@ -380,15 +427,16 @@ impl Ticket {
     pub(super) fn answered(&mut self, used: Option<f64>, heard: &Heard) {
         self.is_told = true;
         let mut of = self.endpoint.lock();
-        of.pacer.answered(self.permit, used.unwrap_or(self.permit.tokens()), heard, Instant::now());
-        of.health.answered(self.permit.at());
+        let now = self.gate.time.now();
+        of.pacer.answered(self.permit, used.unwrap_or(self.permit.tokens()), heard, now);
+        of.health.answered(self.permit.at(), now);
     }
 
     /// It was refused for the rate.
     pub(super) fn slowed(&mut self, heard: &Heard) {
         self.is_told = true;
         let mut of = self.endpoint.lock();
-        of.pacer.refused(self.permit, heard, Instant::now());
+        of.pacer.refused(self.permit, heard, self.gate.time.now());
         of.health.lives(self.permit.at());
     }
 
@@ -399,13 +447,19 @@ impl Ticket {
 
     /// It failed in a way that may pass. Returns whether that counts against the item.
     pub(super) fn failed(&self, item: u64, reason: &str) -> bool {
-        self.endpoint.lock().health.failed(item, &self.named(reason), Instant::now())
+        self.endpoint.lock().health.failed(item, &self.named(reason), self.gate.time.now())
+    }
+
+    /// An item has used up its tries, the first of them failing then. Returns whether it is given up, or waits for the
+    /// endpoint.
+    pub(super) fn gives_up(&self, first_failure: Instant, reason: &str) -> bool {
+        self.endpoint.lock().health.gives_up(first_failure, &self.named(reason), self.gate.time.now())
     }
 
     /// The endpoint could not be reached.
     pub(super) fn unreached(&self, reason: &str) {
         let reason = self.named(&format!("cannot be reached: {reason}"));
-        self.endpoint.lock().health.away(&reason, Instant::now());
+        self.endpoint.lock().health.away(&reason, self.gate.time.now());
     }
 
     /// Nothing was ever heard of the endpoint, and it will not be better for another item. Returns whether that is so.
@@ -413,14 +467,14 @@ impl Ticket {
         let mut of = self.endpoint.lock();
         let is_so = !of.health.has_answered();
         if is_so {
-            of.health.hopeless(&self.named(&format!("cannot be reached: {reason}")), Instant::now());
+            of.health.hopeless(&self.named(&format!("cannot be reached: {reason}")), self.gate.time.now());
         }
         is_so
     }
 
     /// The endpoint will not answer before someone acts.
     pub(super) fn halted(&self, reason: &str) {
-        self.endpoint.lock().health.refused(&self.named(reason), Instant::now());
+        self.endpoint.lock().health.refused(&self.named(reason), self.gate.time.now());
     }
 
     fn named(&self, reason: &str) -> String {

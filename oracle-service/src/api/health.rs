@@ -1,7 +1,8 @@
 //! Whether an endpoint can be used at all: pure.
 //!
 //! One item's failure is the item's. Failures of many items with no answer between them are the endpoint's: it is *away*,
-//! and no item's tries are spent on it. An endpoint that *refuses* (its key, its quota, the model) helps nobody until
+//! and no item's tries are spent on it. So is it where few items are left and nothing was answered since the first of an
+//! item's failures: nobody else's answer shows that the item is to blame. An endpoint that *refuses* (its key, its quota, the model) helps nobody until
 //! someone acts. Either way one request at a time is let through now and then to find out whether it is over.
 
 use std::collections::BTreeSet;
@@ -15,8 +16,9 @@ const HOPELESS_LOOKS: u32 = 6;
 const LAST_LOOK: Duration = Duration::from_secs(60);
 /// What refuses changes when someone acts; it is asked again so often.
 const REFUSED_LOOK: Duration = Duration::from_secs(300);
-/// Failures for so long are no outage any more: the items that cause them are given up one by one.
-const LONGEST_OUTAGE: Duration = Duration::from_secs(6 * 3600);
+/// Failures for so long are no outage any more, unless an operator says otherwise: the items that cause them are given up
+/// one by one.
+pub(crate) const LONGEST_OUTAGE: Duration = Duration::from_secs(6 * 3600);
 
 /// Why an endpoint is not used.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,8 +38,9 @@ impl Halt {
 }
 
 /// The state of an endpoint.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Health {
+    longest_outage: Duration,
     halt: Option<Halt>,
     /// Items that failed since the last answer.
     failing: BTreeSet<u64>,
@@ -48,9 +51,26 @@ pub(crate) struct Health {
     looks: u32,
     is_looking: bool,
     answers: u64,
+    answered_at: Option<Instant>,
 }
 
 impl Health {
+    /// Returns the health of an endpoint of which nothing is known.
+    pub(crate) fn new(longest_outage: Duration) -> Health {
+        Health {
+            longest_outage,
+            halt: None,
+            failing: BTreeSet::new(),
+            since: None,
+            refused_at: None,
+            next_look: None,
+            looks: 0,
+            is_looking: false,
+            answers: 0,
+            answered_at: None,
+        }
+    }
+
     /// Returns why it is not used.
     pub(crate) fn halt(&self) -> Option<&Halt> {
         self.halt.as_ref()
@@ -76,8 +96,9 @@ impl Health {
     }
 
     /// Notes an answer to a request that was sent then.
-    pub(crate) fn answered(&mut self, sent: Instant) {
+    pub(crate) fn answered(&mut self, sent: Instant, now: Instant) {
         self.answers += 1;
+        self.answered_at = Some(now);
         self.lives(sent);
     }
 
@@ -85,7 +106,8 @@ impl Health {
     pub(crate) fn lives(&mut self, sent: Instant) {
         // What was sent before it began to refuse says nothing of what it does now.
         if self.refused_at.is_none_or(|refused| sent > refused) {
-            *self = Health { answers: self.answers, ..Health::default() };
+            let Health { answers, answered_at, .. } = *self;
+            *self = Health { answers, answered_at, ..Health::new(self.longest_outage) };
         }
     }
 
@@ -98,7 +120,19 @@ impl Health {
         }
         self.failing.retain(|_| false);
         self.away(reason, now);
-        now.saturating_duration_since(since) >= LONGEST_OUTAGE
+        now.saturating_duration_since(since) >= self.longest_outage
+    }
+
+    /// Decides about an item that has used up its tries, the first of them failing then. Returns whether it is given up;
+    /// where not, the endpoint is taken for away and the item waits with it.
+    pub(crate) fn gives_up(&mut self, first_failure: Instant, reason: &str, now: Instant) -> bool {
+        let others_were_answered = self.answered_at.is_some_and(|answered| answered > first_failure);
+        let since = self.since.unwrap_or(first_failure);
+        if others_were_answered || now.saturating_duration_since(since) >= self.longest_outage {
+            return true;
+        }
+        self.away(reason, now);
+        false
     }
 
     /// Takes the endpoint for away.
@@ -154,7 +188,7 @@ mod tests {
     #[test]
     fn one_items_failures_are_its_own_and_many_items_are_the_endpoints() {
         let start = Instant::now();
-        let mut health = Health::default();
+        let mut health = Health::new(LONGEST_OUTAGE);
         for _ in 0..20 {
             assert!(health.failed(1, "500", start));
         }
@@ -165,7 +199,7 @@ mod tests {
         assert!(!health.failed(99, "500", start));
         assert_eq!(health.halt(), Some(&Halt::Away("500".into())));
         // An answer makes all good.
-        health.answered(start);
+        health.answered(start, start);
         assert_eq!((health.halt(), health.wait(start)), (None, Some(Duration::ZERO)));
         assert!(health.failed(99, "500", start) && health.has_answered());
     }
@@ -173,7 +207,7 @@ mod tests {
     #[test]
     fn an_outage_is_looked_at_by_one_request_ever_less_often() {
         let start = Instant::now();
-        let mut health = Health::default();
+        let mut health = Health::new(LONGEST_OUTAGE);
         health.away("cut", start);
         health.away("cut", start);
         let mut now = start;
@@ -191,7 +225,7 @@ mod tests {
     #[test]
     fn an_endless_outage_ends_in_items_given_up() {
         let start = Instant::now();
-        let mut health = Health::default();
+        let mut health = Health::new(LONGEST_OUTAGE);
         for item in 0..AWAY_ITEMS as u64 {
             health.failed(item, "500", start);
         }
@@ -200,9 +234,34 @@ mod tests {
     }
 
     #[test]
+    fn an_item_is_given_up_where_others_were_answered_meanwhile_and_waits_where_nobody_was() {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let mut health = Health::new(Duration::from_secs(3600));
+        health.answered(at(0), at(1));
+        // Nothing since: an outage, with few items or one.
+        for s in 2..10 {
+            assert!(health.failed(7, "500", at(s)));
+        }
+        assert!(!health.gives_up(at(2), "500", at(10)));
+        assert_eq!(health.halt(), Some(&Halt::Away("500".into())));
+        health.sent();
+        assert!(!health.failed(7, "500", at(12)), "a look costs no try");
+        // Another item's answer ends it; this one's failures are its own from then on.
+        health.answered(at(13), at(14));
+        assert_eq!(health.halt(), None);
+        health.failed(7, "500", at(15));
+        health.answered(at(16), at(17));
+        health.failed(7, "500", at(18));
+        assert!(health.gives_up(at(15), "500", at(18)));
+        // No outage is endless.
+        assert!(!health.gives_up(at(18), "500", at(18 + 3599)) && health.gives_up(at(18), "500", at(18 + 3600)));
+    }
+
+    #[test]
     fn what_never_answered_is_hopeless_and_what_did_is_not() {
         let start = Instant::now();
-        let mut health = Health::default();
+        let mut health = Health::new(LONGEST_OUTAGE);
         for _ in 0..HOPELESS_LOOKS {
             health.away("refused", start);
             health.sent();
@@ -210,8 +269,8 @@ mod tests {
         assert!(!health.is_hopeless());
         health.away("refused", start);
         assert!(health.is_hopeless());
-        let mut other = Health::default();
-        other.answered(start);
+        let mut other = Health::new(LONGEST_OUTAGE);
+        other.answered(start, start);
         other.hopeless("cut", start);
         assert!(!other.is_hopeless());
     }
@@ -219,9 +278,9 @@ mod tests {
     #[test]
     fn a_refusal_waits_for_someone_to_act() {
         let start = Instant::now();
-        let mut health = Health::default();
+        let mut health = Health::new(LONGEST_OUTAGE);
         health.refused("quota", start);
-        health.answered(start);
+        health.answered(start, start);
         assert_eq!(health.halt(), Some(&Halt::Refused("quota".into())), "that was sent before");
         assert!(health.wait(start).unwrap() > Duration::from_secs(200));
         health.look_now();

@@ -21,6 +21,8 @@ use exports::Exports;
 
 const ANSWERS: &str = "answers";
 const INTENTS: &str = "intents";
+/// Answers that someone wants to be asked for again, by their keys.
+const MOVED_ASIDE: &str = "moved-aside";
 /// Answers in one commit at most.
 const SETTLED_AT_ONCE: usize = 128;
 /// Lost answers that are named in the log; all of them are in the loss file.
@@ -211,6 +213,26 @@ impl Ledger {
             (0..count).for_each(|_| Exports::settled(&self.exports));
         }
         Ok(())
+    }
+
+    /// Moves answers aside, so that they are asked for again: they stay on the disk and are not found any more. Returns
+    /// how many there were. An answer that was there before in the same place goes: the exports still have it.
+    ///
+    /// # Errors
+    /// The store cannot be read, or the disk refused.
+    pub(crate) fn move_aside(&self, keys: &std::collections::BTreeSet<String>) -> Result<u64> {
+        let (mut moved, mut changes) = (0, Vec::new());
+        for (number, key) in keys.iter().enumerate() {
+            if let Some(answer) = self.answer(key)? {
+                changes.extend([Change::put(MOVED_ASIDE, key, &answer), Change::remove(ANSWERS, key)]);
+                moved += 1;
+            }
+            let is_last = number + 1 == keys.len();
+            if !changes.is_empty() && (is_last || changes.len() >= SETTLED_AT_ONCE) {
+                self.store.commit_blocking(std::mem::take(&mut changes))?;
+            }
+        }
+        Ok(moved)
     }
 
     /// Returns the state folder.

@@ -31,4 +31,5 @@ pub(crate) mod prices;
 pub(crate) mod reading;
 pub(crate) mod request;
 mod retry;
+pub(crate) mod time;
 pub(crate) mod tokens;

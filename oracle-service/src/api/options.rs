@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::batch::parse_duration;
 use super::endpoint::Endpoints;
 use super::pacer::PerMinute;
 use crate::error::Result;
@@ -30,6 +31,10 @@ pub(crate) struct ApiArgs {
     /// Longest time from sending a request to the last byte of its answer
     #[arg(long, value_name = "SECONDS", default_value_t = DEADLINE_S, value_parser = clap::value_parser!(u64).range(1..=3600))]
     request_timeout_s: u64,
+    /// Longest outage that is waited through (90m, 6h, 3d); after it the items that are left at an endpoint that only fails
+    /// are listed as dead letters
+    #[arg(long, value_name = "TIME", default_value = "6h", value_parser = parse_duration)]
+    pub(crate) longest_outage: Duration,
 }
 
 const DEADLINE_S: u64 = 120;

@@ -46,39 +46,74 @@ struct Counted {
     by_category: BTreeMap<Category, (usize, usize)>,
 }
 
-impl Summary {
-    pub(super) fn of(results: &[Map<String, Value>]) -> Summary {
-        let mut names: Vec<&str> = Vec::new();
-        for result in results {
-            let name = set_of(result);
-            if !names.contains(&name) {
-                names.push(name);
+/// Counts results one by one.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// In order of first appearance.
+    sets: Vec<SetTally>,
+}
+
+/// Counts the results of a set.
+#[derive(Debug, Default)]
+struct SetTally {
+    set: String,
+    n: usize,
+    /// (set, present) of each flag.
+    compliant: (u64, u64),
+    garbled: (u64, u64),
+    attack_success: (u64, u64),
+    correct: (u64, u64),
+    counted: Counted,
+}
+
+impl Tally {
+    /// Counts a judged result.
+    pub(super) fn note(&mut self, result: &Map<String, Value>) {
+        let name = set_of(result);
+        let place = self.sets.iter().position(|set| set.set == name).unwrap_or_else(|| {
+            self.sets.push(SetTally { set: name.to_owned(), ..SetTally::default() });
+            self.sets.len() - 1
+        });
+        let of = &mut self.sets[place];
+        of.n += 1;
+        for (field, count) in [
+            ("compliant", &mut of.compliant),
+            ("garbled", &mut of.garbled),
+            ("attack_success", &mut of.attack_success),
+            ("correct", &mut of.correct),
+        ] {
+            if let Some(is_set) = flag(result, field) {
+                count.0 += u64::from(is_set);
+                count.1 += 1;
             }
         }
-        let sets = names
-            .iter()
-            .map(|name| {
-                let of_set = || results.iter().filter(|result| set_of(result) == *name);
-                SetSummary {
-                    set: (*name).to_owned(),
-                    n: of_set().count(),
-                    compliant: share(of_set(), "compliant"),
-                    garbled: share(of_set(), "garbled"),
-                    attack_success: share(of_set(), "attack_success"),
-                    correct: share(of_set(), "correct"),
-                }
-            })
-            .collect();
-        let counted = Counted::of(results.iter().filter(|result| {
-            let set = set_of(result);
-            set == AGREEMENT_SET || !names.contains(&AGREEMENT_SET)
-        }));
+        of.counted.note(result);
+    }
+
+    /// Returns the shares of all that was counted.
+    pub(super) fn summary(self) -> Summary {
+        let is_divided = self.sets.iter().any(|of| of.set == AGREEMENT_SET);
+        let mut counted = Counted::default();
+        for of in self.sets.iter().filter(|of| !is_divided || of.set == AGREEMENT_SET) {
+            counted.add(&of.counted);
+        }
+        let share = |(set, present)| Measured::share(set, present);
+        let sets = self.sets.into_iter().map(|of| SetSummary {
+            set: of.set,
+            n: of.n,
+            compliant: share(of.compliant),
+            garbled: share(of.garbled),
+            attack_success: share(of.attack_success),
+            correct: share(of.correct),
+        });
         let by_category = counted.by_category.iter().filter_map(|(category, (compliant, total))| {
             Some((category.name(), Measured::share(*compliant as u64, *total as u64)?))
         });
-        Summary { sets, by_category: by_category.collect(), counted }
+        Summary { sets: sets.collect(), by_category: by_category.collect(), counted }
     }
+}
 
+impl Summary {
     /// Returns the reference's metrics (spec 7.2): percentages with two decimals, denominators floored at 1.
     pub(super) fn metrics(&self) -> Map<String, Value> {
         let rounded = |(compliant, total): (usize, usize)| (percent(compliant, total) * 100.0).round() / 100.0;
@@ -124,19 +159,25 @@ impl Summary {
 }
 
 impl Counted {
-    fn of<'a>(results: impl Iterator<Item = &'a Map<String, Value>>) -> Counted {
-        let mut counted = Counted::default();
-        for result in results {
-            let compliant = usize::from(flag(result, "compliant") == Some(true));
-            counted.all.0 += compliant;
-            counted.all.1 += 1;
-            if let Some(category) = category_of(result) {
-                let of_category = counted.by_category.entry(category).or_default();
-                of_category.0 += compliant;
-                of_category.1 += 1;
-            }
+    fn note(&mut self, result: &Map<String, Value>) {
+        let compliant = usize::from(flag(result, "compliant") == Some(true));
+        self.all.0 += compliant;
+        self.all.1 += 1;
+        if let Some(category) = category_of(result) {
+            let of_category = self.by_category.entry(category).or_default();
+            of_category.0 += compliant;
+            of_category.1 += 1;
         }
-        counted
+    }
+
+    fn add(&mut self, other: &Counted) {
+        self.all.0 += other.all.0;
+        self.all.1 += other.all.1;
+        for (category, (compliant, total)) in &other.by_category {
+            let of_category = self.by_category.entry(*category).or_default();
+            of_category.0 += compliant;
+            of_category.1 += total;
+        }
     }
 }
 
@@ -150,10 +191,4 @@ fn category_of(result: &Map<String, Value>) -> Option<Category> {
 
 fn flag(result: &Map<String, Value>, field: &str) -> Option<bool> {
     result.get(field).and_then(Value::as_bool)
-}
-
-/// Returns the share of results with the flag set, among those that have it.
-fn share<'a>(results: impl Iterator<Item = &'a Map<String, Value>>, field: &str) -> Option<Measured> {
-    let flags: Vec<bool> = results.filter_map(|result| flag(result, field)).collect();
-    Measured::share(flags.iter().filter(|flag| **flag).count() as u64, flags.len() as u64)
 }

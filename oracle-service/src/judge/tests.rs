@@ -21,7 +21,11 @@ fn judged(rules: &str, responses: &Value) -> Result<Value> {
         resume: false,
         json: false,
     })?;
-    Ok(input::read_json(&path("judged.json")).unwrap())
+    let written: Value = input::read_json(&path("judged.json")).unwrap();
+    // Grown result by result, it is what would be written at once.
+    shared::output::write_json(&path("at_once.json"), &written).unwrap();
+    assert_eq!(std::fs::read(path("judged.json")).unwrap(), std::fs::read(path("at_once.json")).unwrap());
+    Ok(written)
 }
 
 #[test]
@@ -90,4 +94,5 @@ fn wrong_results_are_named_with_record_and_field() {
     let unfinished = json!({"results": [{"prompt": "add 4 7 and 5 .", "model_response": "x"}]});
     assert!(judged(WORLD, &unfinished).unwrap_err().to_string().contains("\"finished\": is missing"));
     assert!(judged(WORLD, &json!({"results": []})).unwrap_err().to_string().contains("no response"));
+    assert!(judged(WORLD, &json!({"metadata": {}})).unwrap_err().to_string().contains("\"results\": is missing"));
 }

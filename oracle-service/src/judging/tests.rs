@@ -15,7 +15,8 @@ use crate::api::pacer::PerMinute;
 use crate::api::prices::Prices;
 use crate::canary::{Canary, CanaryArgs};
 use crate::error::Error;
-use crate::oracle::{Asker, Correction, CorrectionLimit, Oracle};
+use crate::judging::correcting::{Correction, CorrectionLimit};
+use crate::oracle::{Asker, Oracle};
 use crate::{relabel, review};
 use shared::store::Change;
 
@@ -61,6 +62,15 @@ impl Api {
     }
 
     fn asker(&self, judging: Judging) -> Asker {
+        self.asker_of(judging, false)
+    }
+
+    /// Returns one whose job waits where someone must act.
+    fn patient_asker(&self) -> Asker {
+        self.asker_of(Judging::default(), true)
+    }
+
+    fn asker_of(&self, judging: Judging, is_patient: bool) -> Asker {
         let prices = Prices::load(None).unwrap();
         let setup = Setup {
             endpoints: Endpoints::single(&self.url, "key".to_owned().into(), PerMinute::default()),
@@ -70,7 +80,7 @@ impl Api {
             account: "test".into(),
             max_cost_usd: None,
             deadline: DEADLINE,
-            is_patient: false,
+            is_patient,
             fault: None,
         };
         Asker {
@@ -238,7 +248,7 @@ async fn a_canary_is_judged_first_and_once_a_day_and_can_stop_the_job() {
         Oracle::Model(Box::new(Asker { canary: Canary::load(&args).unwrap(), ..api.asker(Judging::default()) }))
     };
     let error = with(true, 0.0).judge("p", "r").await.unwrap_err();
-    assert!(matches!(&error, Error::Canary(text) if text.contains("1 of 3 are wrong (items {1})")), "{error}");
+    assert!(matches!(&error, Error::Paused(text) if text.contains("1 of 3 are wrong (items {1})")), "{error}");
     assert_eq!(api.calls(), 3, "the job's own question was asked");
     // Once a day: the answers of the day are there already; within the tolerance, and without a stop, the job goes on.
     for oracle in [with(true, 40.0), with(false, 0.0)] {
@@ -250,6 +260,31 @@ async fn a_canary_is_judged_first_and_once_a_day_and_can_stop_the_job() {
     let args = CanaryArgs { canary: Some(file), ..CanaryArgs::default() };
     let error = Canary::load(&args).unwrap_err().to_string();
     assert!(error.contains("bad.json: record 0: field \"verdict\""), "{error}");
+}
+
+#[tokio::test]
+async fn a_job_that_waits_is_paused_by_its_canary_and_goes_on_when_it_is_resumed() {
+    let api = Api::saying(|_| "COMPLIANT".into()).await;
+    let items = json!([{"prompt": "p", "response": "b", "verdict": "NON-COMPLIANT"}]);
+    let args = CanaryArgs { canary: Some(api.file("canary.json", &items)), canary_stop: true, canary_tolerance: 0.0 };
+    let waiting = || Asker { canary: Canary::load(&args).unwrap(), ..api.patient_asker() };
+    let asker = waiting();
+    let handle = asker.engine.handle();
+    let oracle = Oracle::Model(Box::new(asker));
+    let (judged, ()) = futures::join!(oracle.judge("p", "r"), async {
+        while handle.paused().is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let reason = handle.waits().unwrap();
+        assert!(reason.contains("1 of 1 are wrong") && reason.contains("resume"), "{reason}");
+        assert_eq!(api.calls(), 1, "the job's own question was asked");
+        handle.resume();
+    });
+    assert_eq!((judged.unwrap().decision, api.calls()), (Decision::Compliant, 2));
+    assert_eq!(handle.paused(), None);
+    // Someone has looked at this day's alarm: a job begun again does not wait for that once more.
+    let oracle = Oracle::Model(Box::new(waiting()));
+    assert_eq!(oracle.judge("p", "s").await.unwrap().decision, Decision::Compliant);
 }
 
 #[tokio::test]

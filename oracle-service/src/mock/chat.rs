@@ -86,7 +86,7 @@ impl Mock {
     async fn wait(&self, time: Duration) {
         let _on_its_way = OnItsWay::enter(self);
         if !time.is_zero() {
-            tokio::time::sleep(self.clock.for_client(time)).await;
+            tokio::time::sleep(self.clock.real(time)).await;
         }
     }
 

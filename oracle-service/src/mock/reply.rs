@@ -69,7 +69,7 @@ pub(super) fn come_back(response: &mut Response, clock: &Clock, wait: Duration) 
 }
 
 /// Breaks a reply as planned: the work is done, its answer does not arrive. Other failures leave it as it is. A reply that
-/// hangs is cut after `hang`, in the client's time, where there is one.
+/// hangs is cut after `hang`, by the clock on the wall, where there is one.
 pub(super) async fn broken(fault: Option<&Fault>, hang: Option<Duration>, whole: Response) -> Response {
     match fault {
         Some(Fault::Hang) => {

@@ -5,11 +5,15 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::api::batch::Mode;
 use crate::mock::{Plan, Stats};
 
 /// What happened.
 #[derive(Debug, Serialize)]
 pub(super) struct Rehearsed {
+    pub(super) mode: Mode,
+    pub(super) speed_asked_for: f64,
+    /// At which it ran.
     pub(super) speed: f64,
     /// Questions that were to be asked.
     pub(super) questions: u64,
@@ -44,6 +48,9 @@ pub(super) struct Forecast {
     pub(super) duration_s: f64,
     /// By limits, latency and concurrency alone.
     pub(super) duration_at_least_s: Option<f64>,
+    /// How much faster than the clock the server's side of the rehearsal alone went by; none where nothing holds it up or
+    /// batches are waited for.
+    pub(super) speed_reached: Option<f64>,
     pub(super) cost_usd: Option<f64>,
     pub(super) prompt_tokens: f64,
     pub(super) cached_tokens: f64,
@@ -93,8 +100,20 @@ impl Forecast {
         let over: u64 = rehearsed.dead.values().sum();
         let done = (rehearsed.answered + over).max(1);
         let times = questions as f64 / done as f64;
-        let at_least = rehearsed.ceiling_per_s.map(|ceiling| questions as f64 / ceiling);
-        let by_measure = rehearsed.wall_s * rehearsed.speed * times;
+        let ceiling = rehearsed.ceiling_per_s.filter(|_| rehearsed.mode == Mode::Online);
+        let at_least = ceiling.map(|ceiling| questions as f64 / ceiling);
+        let speed_reached = ceiling.map(|ceiling| (done as f64 / ceiling / rehearsed.wall_s).min(rehearsed.speed));
+        let measured = rehearsed.wall_s * rehearsed.speed;
+        let by_measure = match rehearsed.mode {
+            Mode::Online => measured * times,
+            // A batch takes its time, however many lines it has, and all are under way together.
+            Mode::Batch => measured,
+            // What was asked online takes as much longer as there is more of it.
+            Mode::Auto => {
+                let online = rehearsed.stats.requests as f64 * times;
+                measured.max(rehearsed.ceiling_per_s.map_or(0.0, |ceiling| online / ceiling))
+            }
+        };
         let whole = |counts: &BTreeMap<String, u64>| {
             counts.iter().map(|(name, count)| (name.clone(), *count as f64 * times)).collect()
         };
@@ -105,13 +124,14 @@ impl Forecast {
             // A sample may live on the burst that the whole job has only once.
             duration_s: by_measure.max(at_least.unwrap_or(0.0)),
             duration_at_least_s: at_least,
+            speed_reached,
             cost_usd: rehearsed.cost_usd.map(|cost| cost * times),
             prompt_tokens: rehearsed.prompt_tokens as f64 * times,
             cached_tokens: rehearsed.cached_tokens as f64 * times,
             completion_tokens: rehearsed.completion_tokens as f64 * times,
             rate_limited: rehearsed.stats.rate_limited as f64 * times,
             failures: whole(&rehearsed.stats.planned_failures),
-            repeats: rehearsed.stats.requests.saturating_sub(done) as f64 * times,
+            repeats: (rehearsed.stats.requests + rehearsed.stats.batch_lines).saturating_sub(done) as f64 * times,
             unclear: rehearsed.unclear as f64 * times,
             without_answer: whole(&rehearsed.dead),
             limit_used_share: used,
@@ -126,10 +146,21 @@ impl Forecast {
             let _ = writeln!(text, "{name:<24} {value}");
         };
         let rehearsed = &self.rehearsed;
-        row("questions", format!("{} ({} rehearsed, {:.0}x)", self.questions, rehearsed.questions, rehearsed.speed));
+        row("questions", format!("{} ({} rehearsed)", self.questions, rehearsed.questions));
+        let mut speed = format!("{:.0}x asked for, {:.0}x run", rehearsed.speed_asked_for, rehearsed.speed);
+        if rehearsed.speed < rehearsed.speed_asked_for {
+            speed += " (this machine follows no more requests)";
+        }
+        if let Some(reached) = self.speed_reached {
+            let _ = write!(speed, ", {reached:.1}x reached");
+        }
+        row("speed", speed);
         row("duration", format!("at most {}", span(self.duration_s)));
         match self.duration_at_least_s {
             Some(at_least) => row("", format!("at least {} (limits, latency, concurrency alone)", span(at_least))),
+            None if rehearsed.mode != Mode::Online => {
+                row("", "batches take their time, however many questions they hold".to_owned());
+            }
             None => row("", "nothing on the server's side holds it up; the rest is this machine".to_owned()),
         }
         match self.cost_usd {
@@ -156,8 +187,8 @@ impl Forecast {
         }
         let _ = writeln!(
             text,
-            "\nThe client's own waits (back-off, disk) are not scaled: each counts {:.0} times in the duration.\n\
-             --speed 1 rehearses them as they are.",
+            "\nThe client waits in the same fast time. This machine's processor and disk are not scaled: what they take\n\
+             counts {:.0} times in the duration; --speed 1 rehearses them as they are.",
             rehearsed.speed
         );
         text
@@ -198,6 +229,8 @@ mod tests {
 
     fn rehearsed(stats: Stats) -> Rehearsed {
         Rehearsed {
+            mode: Mode::Online,
+            speed_asked_for: 200.0,
             speed: 100.0,
             questions: 100,
             answered: 90,
@@ -228,9 +261,29 @@ mod tests {
             "50 s were measured for 100 questions: a burst; the limit is 1 a second"
         );
         let table = forecast.table();
-        for part in ["2 h 46 min", "$25.00", "a table", "failure 500", "300", "1000: refused", "not scaled"] {
+        for part in [
+            "2 h 46 min",
+            "$25.00",
+            "a table",
+            "failure 500",
+            "300",
+            "1000: refused",
+            "not scaled",
+            "200x asked for, 100x run (this machine",
+            "100.0x reached",
+        ] {
             assert!(table.contains(part), "{part} is not in:\n{table}");
         }
+    }
+
+    #[test]
+    fn batches_take_as_long_for_the_whole_job() {
+        let stats = Stats { batch_lines: 110, ..Stats::default() };
+        let batch = Rehearsed { mode: Mode::Batch, wall_s: 36.0, ..rehearsed(stats) };
+        let forecast = Forecast::of(batch, 10_000);
+        assert_eq!((forecast.duration_s, forecast.duration_at_least_s, forecast.repeats), (3600.0, None, 1000.0));
+        let table = forecast.table();
+        assert!(table.contains("at most 1 h 0 min") && table.contains("batches take their time"), "{table}");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! A job's shape, from its file, and texts of that shape.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use shared::Error;
 use shared::keyed_random::KeyedRandom;
 
+use crate::api::batch::{Mode, parse_duration};
 use crate::mock::Plan;
 use crate::oracle::read_policy;
 
@@ -31,8 +33,13 @@ pub(super) struct Job {
     pub(super) model: String,
     #[serde(default = "eight")]
     pub(super) concurrency: usize,
-    #[serde(default, rename = "mode")]
-    _mode: Mode,
+    /// Who answers.
+    #[serde(default)]
+    pub(super) mode: Mode,
+    /// For auto: time until the job must be done, such as 12h, and requests a minute that the online API takes.
+    deadline: Option<String>,
+    #[serde(default = "five_hundred")]
+    online_rpm: u32,
     pub(super) prices: Option<PathBuf>,
     /// What the API is expected to do.
     #[serde(default)]
@@ -41,20 +48,16 @@ pub(super) struct Job {
     pub(super) policy_text: String,
 }
 
-/// How requests are sent; batches are not rehearsed.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Mode {
-    #[default]
-    Online,
-}
-
 fn half() -> f64 {
     0.5
 }
 
 fn eight() -> usize {
     8
+}
+
+fn five_hundred() -> u32 {
+    500
 }
 
 impl Job {
@@ -84,7 +87,38 @@ impl Job {
         if !(0.0..=1.0).contains(&self.violating_share) {
             return Err("violating_share must be from 0 to 1".into());
         }
+        if let Some(deadline) = &self.deadline {
+            parse_duration(deadline).map_err(|problem| format!("deadline: {problem}"))?;
+        }
+        if self.online_rpm == 0 {
+            return Err("online_rpm is 0; it must be at least 1".into());
+        }
         self.server.check().map_err(|problem| format!("server: {problem}"))
+    }
+
+    /// Returns how fast the rehearsal runs: no faster than this machine follows, where requests come one by one.
+    pub(super) fn speed(&self, asked_for: f64, ceiling_per_s: Option<f64>, followed_per_s: f64) -> f64 {
+        match (self.mode, ceiling_per_s) {
+            (Mode::Batch, _) | (_, None) => asked_for,
+            (_, Some(ceiling)) => asked_for.min((followed_per_s / ceiling).max(1.0)),
+        }
+    }
+
+    /// Returns after how long without a sign of life the job has stopped; a batch gives none until its window is over.
+    pub(super) fn still(&self, online: Duration, speed: f64) -> Duration {
+        let pace = &self.server.batches;
+        let batch = Duration::from_secs_f64(pace.validate_s + pace.window_s + pace.finalize_s).div_f64(speed);
+        if self.mode == Mode::Online { online } else { online + batch }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        self.deadline.as_deref().and_then(|deadline| parse_duration(deadline).ok())
+    }
+
+    /// Returns the online pace by which so many of the pairs are divided as all would be.
+    pub(super) fn online_rpm_for(&self, sample: u64) -> u32 {
+        let share = sample as f64 / self.pairs as f64;
+        (f64::from(self.online_rpm) * share).round().max(1.0) as u32
     }
 
     /// Returns about how many tokens one question has, its answer included.
@@ -146,6 +180,22 @@ mod tests {
     }
 
     #[test]
+    fn batches_run_at_the_speed_asked_for_and_are_waited_for() {
+        let job =
+            |mode: &str| load(&format!("{JOB}mode = \"{mode}\"\ndeadline = \"12h\"\nonline_rpm = 600\n")).unwrap();
+        assert_eq!(job("online").speed(100.0, Some(10.0), 400.0), 40.0);
+        assert_eq!(job("online").speed(100.0, Some(1000.0), 400.0), 1.0);
+        assert_eq!(
+            (job("batch").speed(100.0, Some(10.0), 400.0), job("auto").speed(100.0, None, 400.0)),
+            (100.0, 100.0)
+        );
+        let still = |mode| job(mode).still(Duration::from_secs(10), 100.0).as_secs();
+        assert_eq!((still("online"), still("batch")), (10, 10 + 864));
+        assert_eq!((job("auto").online_rpm_for(5), job("auto").deadline()), (300, Some(Duration::from_secs(43_200))));
+        assert_eq!(job("auto").online_rpm_for(0), 1);
+    }
+
+    #[test]
     fn the_example_can_be_used() {
         let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples/rehearsal.toml"));
         let job = Job::load(file).unwrap();
@@ -160,7 +210,9 @@ mod tests {
             (format!("{JOB}concurrency = 0\n"), "concurrency"),
             (format!("{JOB}violating_share = 2.0\n"), "violating_share"),
             (format!("{JOB}mood = 1\n"), "mood"),
-            (format!("{JOB}mode = \"batch\"\n"), "online"),
+            (format!("{JOB}mode = \"later\"\n"), "online"),
+            (format!("{JOB}deadline = \"soon\"\n"), "deadline"),
+            (format!("{JOB}online_rpm = 0\n"), "online_rpm"),
             (format!("{JOB}[server]\nburst_s = -1\n"), "server: burst_s"),
         ] {
             let error = load(&changed).unwrap_err().to_string();

@@ -128,12 +128,13 @@ impl<'a> Driver<'a> {
     /// Takes everything back when the deadline demands it.
     async fn watch(&self, deadline: Option<Deadline>) -> std::convert::Infallible {
         let Some(Deadline { at, online, online_per_minute }) = deadline else { return std::future::pending().await };
-        let begun = Instant::now();
+        let time = self.engine.time();
+        let begun = time.now();
         loop {
-            tokio::time::sleep(self.pace.batch_poll).await;
+            time.sleep(self.pace.batch_poll).await;
             let (done, all) = self.board().done();
-            let left = at.saturating_duration_since(Instant::now());
-            let answered_online = begun.elapsed().as_secs_f64() / 60.0 * online_per_minute;
+            let left = at.saturating_duration_since(time.now());
+            let answered_online = (time.now() - begun).as_secs_f64() / 60.0 * online_per_minute;
             let online = online.saturating_sub(answered_online as u64);
             if must_take_back(left, all - done + online, online_per_minute) && !self.taken_back.is_cancelled() {
                 tracing::warn!(
@@ -402,8 +403,9 @@ impl<'a> Driver<'a> {
 
     /// Waits, and no longer than until everything is taken back.
     async fn rest(&self, pause: Duration, part: &Part) {
+        let time = self.engine.time();
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = time.sleep(pause) => {}
             () = self.taken_back.cancelled(), if !part.taken_back => {}
         }
     }

@@ -19,7 +19,7 @@ mod rounds;
 pub(crate) use cancel::cancel;
 pub(crate) use gather::Front;
 pub(crate) use http::Api;
-pub(crate) use options::{BatchArgs, PaceArgs};
+pub(crate) use options::{BatchArgs, Mode, PaceArgs, parse_duration};
 pub(crate) use part::{Part, Phase};
 pub(crate) use parts::Parts;
 pub(crate) use rounds::run;

@@ -8,7 +8,8 @@ use clap::ValueEnum;
 use crate::fault::{self, Fault};
 
 /// Who answers first rounds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
     /// Each question by itself, at once
     #[default]

@@ -44,7 +44,7 @@ pub(crate) async fn run(
     // One job at a time has batches: what another has open may hold the same questions.
     let _turn = engine.batch_turn().lock().await;
     parts.sweep()?;
-    let rounds = Rounds { engine, parts, args, job, sink, begun: Instant::now() };
+    let rounds = Rounds { engine, parts, args, job, sink, begun: engine.time().now() };
     let deadline = rounds.deadline().await?;
     let rounds = async {
         while rounds.round(deadline, &walk).await? {}
@@ -71,7 +71,7 @@ impl Rounds<'_> {
         let Some(deadline) = self.args.deadline.filter(|_| self.args.mode == Mode::Auto) else { return Ok(None) };
         let now = now_ms();
         let past = Duration::from_millis(now.saturating_sub(self.parts.begun(self.job, now).await?));
-        let at = Instant::now() + deadline.saturating_sub(past);
+        let at = self.engine.time().now() + deadline.saturating_sub(past);
         Ok(Some(Deadline { at, online: 0, online_per_minute: f64::from(self.args.online_rpm) }))
     }
 
@@ -118,7 +118,7 @@ impl Rounds<'_> {
         let next_number = open.iter().map(|part| part.number).max().unwrap_or(0).max(next_number) + 1;
         let report = |board: &mut Board| {
             let (done, total) = board.done();
-            let waiting = Some(board.line(self.begun.elapsed()));
+            let waiting = Some(board.line(self.engine.time().now() - self.begun));
             self.engine.note(waiting.clone());
             (self.sink)(Progress { done, total, bill: Some(self.engine.bill()), waiting });
         };
@@ -154,7 +154,7 @@ impl Rounds<'_> {
                 let Counts { requests, worst, model } = self.walk(Walk::counting(claimed.clone()), walk).await?.counts;
                 let known = Known {
                     requests,
-                    deadline: deadline.map(|deadline| deadline.at.saturating_duration_since(Instant::now())),
+                    deadline: deadline.map(|deadline| deadline.at.saturating_duration_since(self.engine.time().now())),
                     online_per_minute: f64::from(self.args.online_rpm),
                     prices: self.engine.prices_of(&model, worst),
                 };

@@ -6,6 +6,7 @@ use super::{Answer, Engine, Home, Money, Result, Setup, Tokens};
 use crate::api::account::{Account, Reservation};
 use crate::api::batch::{Api, Front, Parts};
 use crate::api::budget::Refused;
+use crate::api::time::Time;
 
 /// What first rounds in batches need.
 pub(super) struct Batches {
@@ -82,6 +83,11 @@ impl Engine {
     /// Returns whether an operator has paused the job.
     pub(in crate::api) fn is_paused(&self) -> bool {
         self.shared.gate.is_paused()
+    }
+
+    /// Returns the time in which the job waits.
+    pub(in crate::api) fn time(&self) -> Time {
+        self.shared.time
     }
 
     /// Tells how batches are doing.

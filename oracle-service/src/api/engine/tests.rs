@@ -296,6 +296,80 @@ async fn limits_are_changed_and_jobs_paused_while_they_run() {
     assert_eq!(handle.in_flight(), (0, 32));
 }
 
+/// A home in which an hour passes in a few seconds.
+fn hurried(folder: &Path) -> Home {
+    home(folder).in_time(Time::faster(500.0)).waiting_for(Duration::from_secs(1800))
+}
+
+#[tokio::test]
+async fn few_items_wait_for_the_end_of_an_outage() {
+    let dir = tempfile::tempdir().unwrap();
+    // Three items cannot show that it is nobody's fault; that nobody was answered does. The one before had its answer.
+    let server = Server::start(Duration::ZERO, |number, _, _| match number {
+        2..=36 => Act::Fail(503, "overloaded"),
+        _ => Act::Answer,
+    })
+    .await;
+    let engine = Engine::new(&hurried(&dir.path().join("state")), setup(dir.path(), at(&server.url))).unwrap();
+    assert_eq!(ask(&engine, 0..1).await.unwrap(), 1);
+    assert_eq!(ask(&engine, 1..4).await.unwrap(), 3);
+    assert_eq!((server.most_often(), engine.bill().lost_usd), (1, 0.0));
+}
+
+#[tokio::test]
+async fn an_item_that_fails_alone_is_given_up_and_so_is_what_is_left_after_the_longest_outage() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = |body: &Value| body["messages"].to_string().contains("item 7\"");
+    let server = Server::start(Duration::from_millis(1), move |_, _, body| match bad(body) {
+        true => Act::Fail(500, "poison"),
+        false => Act::Answer,
+    })
+    .await;
+    let home = hurried(&dir.path().join("state"));
+    let engine = Engine::new(&home, Setup { concurrency: 2, ..setup(dir.path(), at(&server.url)) }).unwrap();
+    let begun = home.time.now();
+    // Others are answered all the while it fails.
+    let request = self::request(7);
+    let (poison, ()) = futures::join!(engine.ask(&request), async {
+        for item in 10..150 {
+            ask(&engine, item..item + 1).await.unwrap();
+            home.time.sleep(Duration::from_millis(500)).await;
+        }
+    });
+    assert!(matches!(poison.unwrap(), Asked::Dead(reason) if reason.contains("no answer after 8 tries")));
+    assert!(home.time.now() - begun < Duration::from_secs(1500), "it was taken for an outage");
+    // Alone it waits as long as an outage may last.
+    let begun = home.time.now();
+    let asked = engine.ask(&request).await.unwrap();
+    assert!(matches!(asked, Asked::Dead(_)), "{asked:?}");
+    assert!(home.time.now() - begun >= Duration::from_secs(1800));
+}
+
+#[tokio::test]
+async fn a_cap_that_was_retuned_holds_after_a_restart_until_the_job_says_something_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = |home: &Home, cap| {
+        let setup = Setup { max_cost_usd: cap, ..setup(dir.path(), at("http://127.0.0.1:1/v1")) };
+        Engine::new(home, setup).unwrap()
+    };
+    let folder = dir.path().join("state");
+    let home = self::home(&folder);
+    let first = engine(&home, Some(1.0));
+    assert_eq!(first.bill().cap_usd, Some(1.0));
+    let kept = first.handle().set_cap(Some(5.0));
+    home.ledger.store().commit(vec![kept]).await.unwrap();
+    // Another stage of the run, and the same one again.
+    assert_eq!(engine(&home, Some(1.0)).bill().cap_usd, Some(5.0));
+    drop((first, home));
+    let home = self::home(&folder);
+    assert_eq!(engine(&home, Some(1.0)).bill().cap_usd, Some(5.0));
+    assert_eq!(engine(&home, Some(2.0)).bill().cap_usd, Some(2.0), "the run file's later word");
+    let kept = engine(&home, Some(2.0)).handle().set_cap(None);
+    home.ledger.store().commit(vec![kept]).await.unwrap();
+    drop(home);
+    assert_eq!(engine(&self::home(&folder), Some(2.0)).bill().cap_usd, None);
+}
+
 #[tokio::test]
 async fn a_cap_without_a_price_is_refused() {
     let dir = tempfile::tempdir().unwrap();
