@@ -109,5 +109,5 @@ fn a_held_learning_rate_falls_at_the_same_step_wherever_the_run_was_killed() {
 }
 
 fn rate(line: &serde_json::Value) -> f64 {
-    line["learning_rate"].as_f64().unwrap()
+    line["learning_rate"].as_f64().expect("a line of metrics has a learning rate")
 }
