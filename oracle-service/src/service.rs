@@ -33,6 +33,7 @@ use crate::api::prices::Prices;
 use crate::api::request::Model;
 use crate::canary::{Canary, CanaryArgs};
 use crate::error::{Error, Result};
+use crate::fault::Fault;
 use crate::judging::correcting::CorrectionLimit;
 use crate::judging::{Judging, PairForm};
 use crate::oracle::{self, Asker, Oracle};
@@ -68,6 +69,9 @@ pub(crate) struct Args {
     /// End when standard input ends
     #[arg(long)]
     with_parent: bool,
+    /// Planned death, for tests: POINT=N, counted over all jobs
+    #[arg(long, value_name = "POINT=N", env = "TRACE_FAULT", hide = true)]
+    fault: Option<Fault>,
 }
 
 /// Events of a job that wait for a slow reader at most; progress beyond is left out.
@@ -82,6 +86,7 @@ struct Service {
     state: PathBuf,
     prices: Option<PathBuf>,
     jobs: Jobs,
+    fault: Option<Fault>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome> {
@@ -94,6 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome> {
         state: args.state.clone(),
         prices: args.prices.clone(),
         jobs: Jobs::default(),
+        fault: args.fault.clone(),
     };
     crate::block_on(serve(args, service, token))?;
     Ok(Outcome::Complete)
@@ -251,7 +257,8 @@ impl Service {
             Endpoints::load(Path::new(&job.endpoints), |name| std::env::var(name).ok())?
         };
         let prices = if job.prices.is_empty() { self.prices.as_deref() } else { Some(Path::new(&job.prices)) };
-        let batch = BatchArgs::of_job(&job.mode, job.deadline_s, job.online_rpm)?;
+        let mut batch = BatchArgs::of_job(&job.mode, job.deadline_s, job.online_rpm)?;
+        batch.pace.fault = self.fault.clone();
         let (judging, canary) = (judging(job).map_err(|problem| own(&format!("the job's {problem}")))?, canary(job)?);
         let concurrency = job.concurrency.clamp(1, MOST_IN_FLIGHT) as usize;
         let prices = Prices::load(prices)?;
@@ -264,7 +271,7 @@ impl Service {
             max_cost_usd: job.max_cost_usd,
             deadline: DEADLINE,
             is_patient: true,
-            fault: None,
+            fault: self.fault.clone(),
         };
         let engine = Engine::new(&self.home, setup)?;
         let model =

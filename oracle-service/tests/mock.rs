@@ -9,6 +9,7 @@ use std::net::TcpStream;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use shared::rules::{Judge, policy_text};
 use support::{Server, run, succeed, world};
 
 const RULES: &str = "default = \"COMPLIANT\"\n[[rule]]\npattern = \"bad\"\napplies_to = \"response\"\n\
@@ -109,6 +110,26 @@ fn failures_come_as_planned() {
     assert!(now - created > 80_000, "the clock is a day behind: {created}, {now}");
     assert_eq!(server.get("/stats")["planned_failures"]["429-bare"], json!(1));
     assert_eq!(server.bill()["calls"], json!(2));
+}
+
+#[test]
+fn a_request_that_is_meant_for_other_rules_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = mock(dir.path(), "", &[]);
+    let own = Judge::load(&dir.path().join("rules.toml")).unwrap().identity().to_owned();
+    let of = |policy: String| {
+        let user = json!({"role": "user", "content": "a question"});
+        ask(&server, "", json!({"messages": [{"role": "system", "content": policy}, user]}))
+    };
+    assert_eq!(of(policy_text(&own)).status, 200);
+    assert_eq!(of("A policy that names no rules.".into()).status, 200);
+    let other = of(policy_text("patterns of another file"));
+    assert_eq!(other.status, 404);
+    let message = other.json()["error"]["message"].as_str().unwrap().to_owned();
+    for words in [own.as_str(), "patterns of another file", "start one with those rules"] {
+        assert!(message.contains(words), "{words}: {message}");
+    }
+    assert_eq!(server.bill()["calls"], json!(2), "what is refused costs nothing");
 }
 
 #[test]

@@ -6,15 +6,18 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::program;
+use crate::{local, program};
 
 /// Waits until something is there, looking often.
 ///
@@ -38,6 +41,10 @@ pub struct Cluster {
     children: BTreeMap<String, Running>,
     /// `--coordinator` of workers and commands.
     pub coordinator: String,
+    /// Where the mock of the API listens.
+    mock: String,
+    /// Interval of workers' heartbeats; one is lost after five without.
+    pub heartbeat_ms: u32,
     /// Held by a cluster that computes.
     alone: Option<MutexGuard<'static, ()>>,
 }
@@ -82,7 +89,8 @@ impl Cluster {
     /// Returns a cluster without processes.
     pub fn new() -> Cluster {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        Cluster { folder, children: BTreeMap::new(), coordinator: String::new(), alone: None }
+        let (coordinator, mock) = (String::new(), String::new());
+        Cluster { folder, children: BTreeMap::new(), coordinator, mock, heartbeat_ms: 100, alone: None }
     }
 
     /// Returns a path in the cluster's folder.
@@ -148,9 +156,10 @@ impl Cluster {
         })
     }
 
-    /// Starts the coordinator, with short heartbeats.
+    /// Starts the coordinator.
     pub fn start_coordinator(&mut self, args: &[&str], env: &[(&str, &str)]) {
-        let all = [&["serve", "--artifacts", "artifacts", "--heartbeat-ms", "100"], args].concat();
+        let heartbeat = self.heartbeat_ms.to_string();
+        let all = [&["serve", "--artifacts", "artifacts", "--heartbeat-ms", &heartbeat], args].concat();
         self.coordinator = self.start_server("coordinator", "coordinator", &all, env);
     }
 
@@ -164,25 +173,12 @@ impl Cluster {
             .expect("the program can be started");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let key = [("OPENAI_API_KEY", "any")];
-        let mock = self.start_server("mock", "oracle-service", &["mock", "--rules", "world/rules_new.toml"], &key);
+        self.mock = self.start_server("mock", "oracle-service", &["mock", "--rules", "world/rules_new.toml"], &key);
         let oracle = self.start_server("oracle", "oracle-service", &["serve", "--state", "oracle-state"], &key);
-        self.start_coordinator(&["--oracle", &oracle, "--mock", &format!("{mock}/v1")], &[]);
+        self.start_coordinator(&["--oracle", &oracle, "--mock", &format!("{}/v1", self.mock)], &[]);
         for number in 1..=workers {
             self.start_worker(&format!("w{number}"), &[], &[]);
         }
-    }
-
-    /// Waits until a run's status is as wanted; returns it. A run that ended otherwise fails at once.
-    #[track_caller]
-    pub fn wait_for_run(&self, run: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        poll_until(&format!("run {run}: {what}"), Duration::from_secs(300), || {
-            let status = self.json(&["status", run]);
-            if wanted(&status) {
-                return Some(status);
-            }
-            assert!(status["ended_ms"].is_null(), "run {run} ended before {what}: {}", status["reason"]);
-            None
-        })
     }
 
     /// Starts a worker on one thread.
@@ -200,7 +196,7 @@ impl Cluster {
         self.children.insert(name.to_owned(), Running { child, program, args, env });
         if let Some(address) = address {
             poll_until(&format!("{name} listens again"), Duration::from_secs(20), || {
-                std::net::TcpStream::connect(&address).ok().map(|_| ())
+                TcpStream::connect(&address).ok().map(|_| ())
             });
         }
     }
@@ -212,11 +208,32 @@ impl Cluster {
         running.child.wait().expect("a child can be waited for");
     }
 
+    /// Plans a process's death for its next start, or none.
+    pub fn plan_death(&mut self, name: &str, fault: Option<&str>) {
+        let env = &mut self.children.get_mut(name).expect("it was started before").env;
+        env.retain(|(key, _)| key != "TRACE_FAULT");
+        env.extend(fault.map(|fault| ("TRACE_FAULT".to_owned(), fault.to_owned())));
+    }
+
+    /// Sends a signal to a process.
+    pub fn signal(&self, name: &str, signal: Signal) {
+        local::signal(self.pid(name), signal);
+    }
+
     /// Asks a process to end with SIGTERM.
     pub fn terminate(&mut self, name: &str) {
-        let pid = self.pid(name);
-        let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process id is positive");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the process is there");
+        self.signal(name, Signal::TERM);
+    }
+
+    /// Waits until a process that was to freeze itself has done so.
+    #[track_caller]
+    pub fn wait_until_frozen(&mut self, name: &str) {
+        let file = format!("/proc/{}/stat", self.pid(name));
+        poll_until(&format!("{name} is frozen"), Duration::from_secs(120), || {
+            assert!(self.ended(name).is_none(), "{name} has ended");
+            let stat = std::fs::read_to_string(&file).unwrap_or_default();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T')).then_some(())
+        });
     }
 
     /// Returns a process's id.
@@ -234,6 +251,23 @@ impl Cluster {
     #[track_caller]
     pub fn wait(&mut self, name: &str) -> Option<i32> {
         poll_until(&format!("{name} ends"), Duration::from_secs(60), || self.ended(name)).code()
+    }
+
+    /// Waits for a planned death; returns the signal that the process died of.
+    #[track_caller]
+    pub fn wait_for_death(&mut self, name: &str) -> Option<i32> {
+        poll_until(&format!("{name} dies"), Duration::from_secs(120), || self.ended(name)).signal()
+    }
+
+    /// Returns what the mock of the API has charged, request by request.
+    pub fn charged(&self) -> Value {
+        let address = self.mock.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(address).expect("the mock listens");
+        write!(stream, "GET /bill HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("the mock reads");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("the mock answers");
+        let (_, body) = text.split_once("\r\n\r\n").expect("an answer has a body");
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
     /// Returns what a process said on standard error.

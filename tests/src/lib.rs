@@ -5,6 +5,8 @@
 //! the program's own output.
 
 pub mod cluster;
+pub mod local;
+pub mod runs;
 pub mod safetensors;
 
 use std::collections::BTreeMap;

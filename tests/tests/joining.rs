@@ -1,4 +1,4 @@
-//! Who may join a cluster, and how a worker leaves: tokens, versions of folders, names, signals, drain.
+//! Who may join a cluster, and how a worker leaves: tokens, versions of folders, names, signals.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -18,14 +18,6 @@ fn a_worker_joins_shows_what_it_is_and_leaves_when_told_to() {
     cluster.terminate("w1");
     assert_eq!(cluster.wait("w1"), Some(0), "{}", cluster.log("w1"));
     cluster.wait_for_worker("w1", "left");
-
-    cluster.start_worker("w2", &[], &[]);
-    cluster.wait_for_worker("w2", "idle");
-    let (code, out, _) = cluster.command(&["drain", "w2"], &[]);
-    assert_eq!((code, out.trim()), (Some(0), "worker w2 is draining"));
-    assert_eq!(cluster.wait("w2"), Some(0), "{}", cluster.log("w2"));
-    let (code, _, err) = cluster.command(&["drain", "w3"], &[]);
-    assert!(code == Some(1) && err.contains("there is no worker w3"), "{err}");
 
     // A coordinator that ends has released its port: another one may have it at once.
     cluster.terminate("coordinator");

@@ -67,7 +67,10 @@ fn the_quickstart_is_read() {
     assert_eq!(corrected.method, Some(Method::OraclePunish));
     assert_eq!(corrected.train.options.args(keys::TRAIN, Path::new("/run")).join(" "), args);
     let corpus = file.base[1].options.args(keys::TRAIN, Path::new("/run")).join(" ");
-    assert!(corpus.contains("--max-steps 3500 --warmup-steps 80 --hold-until-loss 0.21 --decay-steps 1000 "), "{corpus}");
+    assert!(
+        corpus.contains("--max-steps 3500 --warmup-steps 80 --hold-until-loss 0.21 --decay-steps 1000 "),
+        "{corpus}"
+    );
     let base = file.base[2].options.args(keys::TRAIN, Path::new("/run")).join(" ");
     assert_eq!(
         base,

@@ -240,3 +240,33 @@ async fn commits_of_many_callers_are_all_kept() {
     drop(store);
     assert_eq!(all(&Store::open(dir.path()).unwrap()).len(), 200);
 }
+
+/// A log that can be neither written nor cut: here because it is open for reading alone.
+#[test]
+fn a_log_whose_torn_end_could_not_be_cut_takes_no_more_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    put(&store, "a", 1);
+    let path = dir.path().join("log");
+    let whole = std::fs::read(&path).unwrap();
+    let writer = Writer::new(File::open(&path).unwrap(), path.clone(), store.inner.index.clone());
+    let (queue, waiting) = mpsc::channel(WAITING);
+    let thread = std::thread::spawn(move || writer.run(waiting));
+    let commit = |value: u64| {
+        let (done, answer) = oneshot::channel();
+        queue.blocking_send(Commit { changes: vec![Change::put("t", "b", &value)], done }).unwrap();
+        answer.blocking_recv().unwrap().unwrap_err().to_string()
+    };
+    let first = commit(2);
+    assert!(first.contains("log: cannot write") && !first.contains("torn"), "{first}");
+    for value in [3, 4] {
+        let refused = commit(value);
+        assert!(refused.contains("torn by an earlier failure; start the program again"), "{refused}");
+    }
+    drop(queue);
+    thread.join().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), whole);
+    assert_eq!(all(&store), pairs(&[("a", 1)]), "what was not committed is not there");
+    drop(store);
+    assert_eq!(all(&Store::open(dir.path()).unwrap()), pairs(&[("a", 1)]));
+}

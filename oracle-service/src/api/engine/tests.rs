@@ -370,6 +370,39 @@ async fn a_cap_that_was_retuned_holds_after_a_restart_until_the_job_says_somethi
     assert_eq!(engine(&self::home(&folder), Some(2.0)).bill().cap_usd, None);
 }
 
+/// The listener cuts every connection before TLS stands, so that no request is ever sent, and counts them.
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_costs_no_item_its_tries() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/v1", listener.local_addr().unwrap());
+    let came = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let counted = came.clone();
+    tokio::spawn(async move {
+        while listener.accept().await.is_ok() {
+            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    });
+    let home = home(&dir.path().join("state"));
+    let engine = Arc::new(Engine::new(&home, setup(dir.path(), at(&url))).unwrap());
+    let handle = engine.handle();
+    let asking = tokio::spawn({
+        let engine = engine.clone();
+        async move { ask(&engine, 0..1).await }
+    });
+    // Someone has it look again and again, far more often than an item is tried.
+    poll_until("many tries", || {
+        handle.resume();
+        came.load(std::sync::atomic::Ordering::SeqCst) > retry::TRIES + 3
+    })
+    .await;
+    assert!(!asking.is_finished(), "it was given up");
+    poll_until("the reason", || handle.waits().is_some_and(|reason| reason.contains("cannot be reached"))).await;
+    let bill = handle.bill();
+    assert_eq!((bill.calls, bill.lost_usd), (0, 0.0), "what was not sent costs nothing");
+    asking.abort();
+}
+
 #[tokio::test]
 async fn a_cap_without_a_price_is_refused() {
     let dir = tempfile::tempdir().unwrap();

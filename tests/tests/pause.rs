@@ -1,0 +1,42 @@
+//! A run that is paused leaves its workers free with a checkpoint, and goes on to its end when it is resumed.
+//!
+//! Deterministic because the commands wait for what they read in the run's status.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use cluster_tests::cluster::Cluster;
+use cluster_tests::runs::{is_training, stage};
+
+#[test]
+fn a_paused_run_stops_with_a_checkpoint_and_goes_on_to_its_end() {
+    let mut cluster = Cluster::new();
+    cluster.start_all(3, 2);
+    let submitted = cluster.submit(&["--set", "base.step.sft.max_steps=60"]);
+    assert_eq!((&submitted["run"], &submitted["state"]), (&"tiny".into(), &"running".into()));
+    cluster.wait_for_run("tiny", "training", is_training);
+    assert_eq!(cluster.json(&["pause", "tiny"])["state"], "paused");
+    // A paused run leaves its workers free.
+    cluster.wait_until_idle();
+    let paused = cluster.json(&["status", "tiny"]);
+    assert_eq!(stage(&paused, "base-sft")["state"], "running");
+    let task = &stage(&paused, "base-sft")["tasks"][0];
+    assert_eq!((&task["lost"], &task["failed"]), (&0.into(), &0.into()), "a pause is nobody's fault");
+    let checkpoints = std::fs::read_dir(cluster.path("artifacts/tiny/base")).unwrap();
+    assert!(checkpoints.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("checkpoint-")));
+    assert_eq!(cluster.json(&["resume", "tiny"])["state"], "running");
+
+    let (code, _, err) = cluster.command(&["watch", "tiny"], &[]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains("report") && err.contains("done in"), "{err}");
+    let done = cluster.json(&["status", "tiny"]);
+    assert_eq!(done["state"], "done");
+    assert!(Path::new(done["report"].as_str().unwrap()).join("report.html").exists());
+    assert!(done["cost_usd"].as_f64().unwrap() > 0.0);
+    let logs = cluster.run_log();
+    for words in ["submitted", "paused", "resumed", "base-sft: done in", "done"] {
+        assert!(logs.contains(words), "{words} is not in\n{logs}");
+    }
+    let (code, _, err) = cluster.command(&["pause", "tiny"], &[]);
+    assert!(code == Some(1) && err.contains("has ended already: done"), "{err}");
+}

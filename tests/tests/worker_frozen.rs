@@ -1,0 +1,64 @@
+//! Workers that freeze (SIGSTOP), as machines that hang: one in a training gang, one in scoring. Both are lost for the run,
+//! which goes on with the others; once they thaw, they give up what is no longer theirs and join again. Nothing is corrupted.
+//!
+//! A worker that freezes in a gang holds nothing, and the run does not wait for it. One that freezes in a shard still holds
+//! the shard's file: all other shards are done, and that one waits for the worker to thaw or to end, and says so.
+//!
+//! They freeze themselves on plan. The stages are done twice in one folder, first undisturbed.
+#![allow(clippy::unwrap_used)]
+
+use cluster_tests::cluster::Cluster;
+use cluster_tests::runs::is_done;
+use rustix::process::Signal;
+
+const SCORING: &str = "score-oracle-punish";
+const PRODUCTS: [&str; 3] = ["base/model.safetensors", "base/metrics.jsonl", "oracle-punish/weighted_dataset.json"];
+
+#[test]
+fn a_run_goes_on_without_frozen_workers_and_takes_them_back_when_they_thaw() {
+    let mut cluster = Cluster::new();
+    cluster.start_all(3, 3);
+    let shards = ["--set", "score.shard_records=100"];
+    cluster.submit(&shards);
+    cluster.wait_for_stage(SCORING, "is done", is_done);
+    let undisturbed = PRODUCTS.map(|name| cluster.product(name));
+    cluster.cancel();
+    cluster.forget_stage("base-sft", &["base"]);
+    cluster.forget_stage("gold-oracle-punish", &["oracle-punish"]);
+    cluster.forget_stage(SCORING, &[]);
+
+    // Gangs and first shards go to workers in the order of their names.
+    for (name, fault) in [("w2", "train.step=5:freeze"), ("w3", "score.pack=2:freeze")] {
+        cluster.terminate(name);
+        assert_eq!(cluster.wait(name), Some(0), "{}", cluster.log(name));
+        cluster.start_worker(name, &["--fault", fault], &[]);
+        cluster.wait_for_worker(name, "idle");
+    }
+    let before = cluster.run_log().len();
+    cluster.submit(&shards);
+    cluster.wait_until_frozen("w2");
+    cluster.wait_for_worker("w2", "lost");
+    cluster.wait_for_stage("base-sft", "is done", is_done);
+    cluster.signal("w2", Signal::CONT);
+    cluster.wait_until_frozen("w3");
+    cluster.wait_for_worker("w3", "lost");
+    let held = format!("in use by process {}", cluster.pid("w3"));
+    cluster.wait_for_stage(SCORING, "waits for what the frozen worker holds", |stage| {
+        let tasks = stage["tasks"].as_array().unwrap();
+        let done = tasks.iter().filter(|task| task["state"] == "done").count();
+        done > 0 && done + 1 == tasks.len() && tasks.iter().any(|task| task["note"].as_str().unwrap().contains(&held))
+    });
+    cluster.signal("w3", Signal::CONT);
+    cluster.wait_for_stage(SCORING, "is done", is_done);
+    cluster.cancel();
+    for name in ["w2", "w3"] {
+        cluster.wait_for_worker(name, "idle");
+    }
+    let log = cluster.run_log()[before..].to_owned();
+    for words in ["worker w2 is lost", "attempt 2 on w1, w3", "worker w3 is lost"] {
+        assert!(log.contains(words), "{words} is not in\n{log}");
+    }
+    for (name, undisturbed) in PRODUCTS.iter().zip(&undisturbed) {
+        assert!(cluster.product(name) == *undisturbed, "{name} differs after the freeze");
+    }
+}

@@ -1,0 +1,44 @@
+//! A member of a training gang killed in the middle: the others leave the gang at once, the stage waits for enough workers,
+//! and its next attempt goes on from the last checkpoint to the bytes of an undisturbed training.
+//!
+//! The death is planned, two steps after a checkpoint. The training is done twice in one folder, first undisturbed.
+#![allow(clippy::unwrap_used)]
+
+use cluster_tests::cluster::Cluster;
+use cluster_tests::runs::is_done;
+
+const PRODUCTS: [&str; 2] = ["base/model.safetensors", "base/metrics.jsonl"];
+
+#[test]
+fn a_gang_whose_member_was_killed_goes_on_from_its_checkpoint() {
+    let mut cluster = Cluster::new();
+    cluster.start_all(3, 2);
+    cluster.submit(&[]);
+    cluster.wait_for_stage("base-sft", "is done", is_done);
+    let undisturbed = PRODUCTS.map(|name| cluster.product(name));
+    cluster.cancel();
+    cluster.forget_stage("base-sft", &["base"]);
+
+    cluster.terminate("w2");
+    assert_eq!(cluster.wait("w2"), Some(0), "{}", cluster.log("w2"));
+    cluster.start_worker("w2", &["--fault", "train.step=5"], &[]);
+    cluster.wait_for_worker("w2", "idle");
+    let before = cluster.run_log().len();
+    cluster.submit(&[]);
+    assert_eq!(cluster.wait_for_death("w2"), Some(9));
+    let waiting = cluster.wait_for_stage("base-sft", "waits for a second worker", |stage| {
+        stage["note"].as_str().unwrap().contains("needs 2 workers, 1 have joined")
+    });
+    let task = &waiting["tasks"][0];
+    assert_eq!((&task["lost"], &task["failed"]), (&1.into(), &0.into()), "{waiting}");
+    assert!(cluster.path("artifacts/tiny/base/checkpoint-3").exists());
+    assert!(!cluster.path("artifacts/tiny/base/model.safetensors").exists());
+
+    cluster.start_worker("w2", &[], &[]);
+    cluster.wait_for_stage("base-sft", "is done", is_done);
+    let log = cluster.run_log()[before..].to_owned();
+    assert!(log.contains("worker w2 is lost") && log.contains("attempt 2 on w1, w2"), "{log}");
+    for (name, undisturbed) in PRODUCTS.iter().zip(&undisturbed) {
+        assert!(cluster.product(name) == *undisturbed, "{name} differs after the death");
+    }
+}
