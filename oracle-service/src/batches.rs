@@ -10,11 +10,11 @@ use crate::api::endpoint::Endpoints;
 use crate::api::engine::{BillNow, Engine, Home, Setup};
 use crate::api::options::DEADLINE;
 use crate::api::pacer::PerMinute;
-use crate::api::prices::Prices;
 use crate::error::{Error, Result};
 use crate::progress::{Shown, Sink};
 use crate::served::{self, Held};
 use crate::{Outcome, oracle, table};
+use shared::prices::Prices;
 
 /// Lists the batches of a state folder, or cancels those that are open
 ///
@@ -157,6 +157,7 @@ pub(crate) async fn listed(home: &Home, cancel: Option<&Cancel<'_>>, sink: Sink<
                 concurrency: 1,
                 prices: Prices::load(cancel.prices)?,
                 account: oracle::ACCOUNT.to_owned(),
+                bill: None,
                 max_cost_usd: None,
                 deadline: DEADLINE,
                 is_patient: false,

@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use serde::Serialize;
 use shared::rules::Judge;
 
-use crate::api::prices::{Prices, Tokens};
 use crate::api::request::Model;
 use crate::correct::CORRECTION_TRIES;
 use crate::error::Result;
@@ -20,6 +19,7 @@ use crate::judging::correcting::CorrectionLimit;
 use crate::judging::{Judging, PairForm};
 use crate::{Outcome, oracle, served, table};
 use count::{Asking, Counted};
+use shared::prices::{Prices, Tokens};
 
 /// Counts what a triage, its corrections or a judging would ask and what that costs, without asking
 ///
