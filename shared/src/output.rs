@@ -2,10 +2,12 @@
 //!
 //! Everything is written to `<name>.tmp` beside its target, synced, and renamed when finished: a crash, a full disk or
 //! an error leaves an earlier file of that name as it was, and the temporary file is removed when the writer is dropped.
+//! Two writers of one target have a temporary file each (`<name>.2.tmp`); the last to finish is kept.
 //! JSON is indented by 2, keeps non-ASCII characters and ends without a newline, as the reference's files do (spec 1).
 //! A path that is not a regular file (a device, a folder) is refused; a link is followed.
 
 mod spool;
+mod temporary;
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -21,8 +23,10 @@ use crate::error::{Error, Result};
 pub struct AtomicFile {
     named: PathBuf,
     target: PathBuf,
+    /// Empty once it has the target's name.
     temporary: PathBuf,
-    file: Option<BufWriter<File>>,
+    /// Closed last: until then no other writer uses the temporary file.
+    file: BufWriter<File>,
 }
 
 impl AtomicFile {
@@ -32,34 +36,31 @@ impl AtomicFile {
         if let Some(folder) = target.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(|source| Error::io("create the folder of this file", path, source))?;
         }
-        let mut name = target.file_name().unwrap_or_default().to_owned();
-        name.push(".tmp");
-        let temporary = target.with_file_name(name);
-        let file = File::create(&temporary).map_err(|source| Error::io("create", &temporary, source))?;
-        Ok(Self { named: path.to_owned(), target, temporary, file: Some(BufWriter::with_capacity(1 << 18, file)) })
+        let (temporary, file) = temporary::create(&target)?;
+        Ok(Self { named: path.to_owned(), target, temporary, file: BufWriter::with_capacity(1 << 18, file) })
     }
 
     /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let file = self.file.as_mut().expect("only finish takes the file, and consumes the writer");
-        file.write_all(bytes).map_err(|source| Error::io("write", &self.named, source))
+        self.file.write_all(bytes).map_err(|source| Error::io("write", &self.named, source))
     }
 
     /// Syncs the content, then gives the file its name.
     pub fn finish(mut self) -> Result<()> {
-        let mut file = self.file.take().expect("only finish takes the file, and consumes the writer");
-        file.flush().map_err(|source| Error::io("write", &self.named, source))?;
-        file.get_ref().sync_all().map_err(|source| Error::io("sync", &self.named, source))?;
-        drop(file);
+        self.file.flush().map_err(|source| Error::io("write", &self.named, source))?;
+        self.file.get_ref().sync_all().map_err(|source| Error::io("sync", &self.named, source))?;
         fs::rename(&self.temporary, &self.target).map_err(|source| Error::io("rename", &self.named, source))?;
+        self.temporary.clear();
         sync_folder(&self.target)
     }
 }
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        // After a rename there is nothing under this name; a failure to remove has no one left to tell.
-        let _ = fs::remove_file(&self.temporary);
+        // After the rename there is nothing to remove; a failure to remove has no one left to tell.
+        if !self.temporary.as_os_str().is_empty() {
+            let _ = fs::remove_file(&self.temporary);
+        }
     }
 }
 

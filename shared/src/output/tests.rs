@@ -52,6 +52,26 @@ fn an_unfinished_writer_leaves_nothing_and_keeps_the_file_before_it() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
+#[test]
+fn two_writers_of_one_file_do_not_meet_and_what_a_killed_one_left_is_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.json");
+    let count = || fs::read_dir(folder.path()).unwrap().count();
+    fs::write(folder.path().join("a.json.tmp"), "left by a killed writer, and longer than what follows").unwrap();
+    let mut first = AtomicFile::create(&path).unwrap();
+    let mut second = AtomicFile::create(&path).unwrap();
+    let mut third = AtomicFile::create(&path).unwrap();
+    first.write(b"first").unwrap();
+    second.write(b"second").unwrap();
+    third.write(b"third").unwrap();
+    assert_eq!(count(), 3);
+    second.finish().unwrap();
+    assert_eq!(read(&path), "second");
+    drop(third);
+    first.finish().unwrap();
+    assert_eq!((read(&path).as_str(), count()), ("first", 1));
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_device_is_named_and_nothing_is_replaced() {
