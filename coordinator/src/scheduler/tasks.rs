@@ -30,6 +30,11 @@ fn again(pause_ms: u64, why: &str) -> String {
     }
 }
 
+/// Returns what a task is told where it is to stop: a gang that has not met has no step to stop at.
+fn stop_reason(met: bool, reason: StopReason) -> StopReason {
+    if met { reason } else { StopReason::Cancelled }
+}
+
 impl Scheduler {
     /// Gives waiting tasks to free workers, runs and stages in their order.
     pub(super) fn place_tasks(&mut self, now_ms: u64) {
@@ -218,7 +223,7 @@ impl Scheduler {
         let message = if broken.is_some() {
             Message::Stop(StopTask { task: Some(task.clone()), reason: StopReason::GangBroken.into() })
         } else if run.state == RunState::Paused {
-            Message::Stop(StopTask { task: Some(task.clone()), reason: StopReason::Paused.into() })
+            Message::Stop(StopTask { task: Some(task.clone()), reason: stop_reason(*met, StopReason::Paused).into() })
         } else if *met && members.len() > 1 {
             let addresses = members.iter().map(|member| member.address.clone().unwrap_or_default()).collect();
             Message::Peers(Peers { task: Some(task.clone()), addresses })
@@ -283,9 +288,7 @@ impl Scheduler {
             let TaskState::Running { members, met, .. } = &task.state else { continue };
             let (met, members) = (*met, members.clone());
             for member in members.into_iter().filter(|member| !member.ended) {
-                // A gang that has not met has no step to stop at.
-                let reason = if met { reason } else { StopReason::Cancelled };
-                let stop = StopTask { task: Some(reference.clone()), reason: reason.into() };
+                let stop = StopTask { task: Some(reference.clone()), reason: stop_reason(met, reason).into() };
                 self.send(&member.worker, Message::Stop(stop));
             }
         }

@@ -204,6 +204,27 @@ fn a_paused_run_stops_and_goes_on_and_a_cancelled_one_is_over() {
 }
 
 #[test]
+fn a_member_that_was_away_when_its_run_was_paused_is_told_what_the_others_were() {
+    // A gang that has not met has no step to pause at.
+    let mut env = TestEnv::new(2);
+    to_the_gang(&mut env);
+    env.disconnect("w1");
+    env.apply(Event::PauseAsked { run: "r".into() });
+    assert_eq!(env.workers["w1"].told, None);
+    env.connect("w1");
+    assert_eq!((env.workers["w0"].told, env.workers["w1"].told), (Some(StopReason::Cancelled), env.workers["w0"].told));
+
+    let mut env = TestEnv::new(2);
+    to_the_gang(&mut env);
+    env.compute("w0");
+    env.compute("w1");
+    env.disconnect("w1");
+    env.apply(Event::PauseAsked { run: "r".into() });
+    env.connect("w1");
+    assert_eq!((env.workers["w0"].told, env.workers["w1"].told), (Some(StopReason::Paused), env.workers["w0"].told));
+}
+
+#[test]
 fn a_drained_worker_gets_no_new_task() {
     let mut env = TestEnv::new(3);
     env.apply(Event::DrainAsked { worker: "w0".into() });
