@@ -8,6 +8,7 @@
 //! ```
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
@@ -164,7 +165,7 @@ impl Link {
                     Ok(Some(ToWorker { message: Some(Told::Welcome(welcome)) })) => {
                         heartbeat = interval(Duration::from_millis(u64::from(welcome.heartbeat_ms.max(10))));
                         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                        let problem = folder_problem(&welcome);
+                        let problem = folder_problem(&welcome, &self.hello.instance);
                         match &problem {
                             Some(problem) => tracing::error!("{problem}"),
                             None => tracing::info!(coordinator = self.url, name = self.hello.name, "joined"),
@@ -353,13 +354,46 @@ fn words(status: &Status) -> String {
     text
 }
 
-/// Returns why the artifact folder cannot be used from here, if it cannot.
-fn folder_problem(welcome: &Welcome) -> Option<String> {
+/// Returns why the artifact folder cannot be used from here, if it cannot: it must be the coordinator's, and be writable.
+fn folder_problem(welcome: &Welcome, instance: &str) -> Option<String> {
     let Welcome { artifacts, probe_file, probe_content, .. } = welcome;
     let hint = "mount the coordinator's artifact folder at the same path on this machine";
     match std::fs::read_to_string(probe_file) {
-        Ok(content) if content.trim() == probe_content.trim() => None,
+        Ok(content) if content.trim() == probe_content.trim() => {
+            let probe = Path::new(artifacts).join(format!(".writable-{instance}"));
+            let written = std::fs::write(&probe, probe_content).and_then(|()| std::fs::remove_file(&probe));
+            let error = written.err()?;
+            Some(format!("{artifacts} cannot be written here ({error}); mount it for writing on this machine"))
+        }
         Ok(_) => Some(format!("{artifacts} here is another folder than the coordinator's; {hint}")),
         Err(error) => Some(format!("{artifacts} cannot be read here ({probe_file}: {error}); {hint}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_must_be_the_coordinators_and_be_writable() {
+        let dir = tempfile::tempdir().unwrap();
+        let probe = dir.path().join("probe");
+        std::fs::write(&probe, "content\n").unwrap();
+        let problem = |artifacts: &Path, content: &str| {
+            let welcome = Welcome {
+                artifacts: artifacts.display().to_string(),
+                probe_file: probe.display().to_string(),
+                probe_content: content.into(),
+                ..Welcome::default()
+            };
+            folder_problem(&welcome, "instance")
+        };
+        assert_eq!(problem(dir.path(), "content"), None);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+        assert!(problem(dir.path(), "other").unwrap().contains("another folder"));
+        // Nobody makes files there, root included.
+        assert!(problem(Path::new("/proc"), "content").unwrap().contains("cannot be written"));
+        std::fs::remove_file(&probe).unwrap();
+        assert!(problem(dir.path(), "content").unwrap().contains("cannot be read"));
     }
 }
