@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use shared::prices::{Prices, Tokens};
 use shared::record::Text;
 use shared::{Error, Result, input};
 
@@ -67,8 +68,8 @@ pub(crate) fn of(file: &RunFile) -> Result<Estimate> {
         calls: usage.map(|usage| usage.calls),
         prompt_tokens: usage.map(|usage| usage.prompt_tokens),
         completion_tokens: usage.map(|usage| usage.completion_tokens),
-        cost_usd: usage.and_then(|usage| prices.cost(&file.oracle.model, usage)),
-        prices: format!("{}, as of {}", prices.source, prices.as_of),
+        cost_usd: usage.and_then(|usage| prices.cost(&file.oracle.model, usage.tokens())),
+        prices: prices.origin(),
         disk_bytes: bytes.and_then(|bytes| Some(bytes + model_disk(file)?)),
     })
 }
@@ -81,6 +82,10 @@ struct Usage {
 }
 
 impl Usage {
+    fn tokens(self) -> Tokens {
+        Tokens { prompt: self.prompt_tokens, cached: 0, completion: self.completion_tokens }
+    }
+
     fn ask(&mut self, calls: u64, chars: u64, completion_tokens: u64) {
         self.calls += calls;
         self.prompt_tokens += chars.div_ceil(4);
@@ -225,44 +230,6 @@ fn model_disk(file: &RunFile) -> Option<u64> {
         bytes += if variant.is_merged() { model } else { 0 };
     }
     Some(bytes)
-}
-
-/// The price table of the oracle service, as far as an estimate needs it.
-#[derive(Debug, Deserialize)]
-struct Prices {
-    as_of: String,
-    source: String,
-    #[serde(default)]
-    model: Vec<Price>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Price {
-    name: String,
-    /// USD per million tokens.
-    prompt: f64,
-    completion: f64,
-}
-
-impl Prices {
-    fn load(file: Option<&Path>) -> Result<Prices> {
-        let own = Path::new("deploy/prices.toml");
-        let text = match file {
-            Some(file) => std::fs::read_to_string(file).map_err(|source| Error::io("read", file, source))?,
-            None => include_str!("../../deploy/prices.toml").to_owned(),
-        };
-        toml::from_str(&text).map_err(|error| Error::file(file.unwrap_or(own), error.message().to_owned()))
-    }
-
-    fn cost(&self, model: &str, usage: Usage) -> Option<f64> {
-        // A dated snapshot costs what its model does.
-        let is_of = |price: &&Price| {
-            let rest = model.strip_prefix(price.name.as_str());
-            rest.is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '-'))
-        };
-        let price = self.model.iter().filter(is_of).max_by_key(|price| price.name.len())?;
-        Some((usage.prompt_tokens as f64 * price.prompt + usage.completion_tokens as f64 * price.completion) / 1e6)
-    }
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use crate::api::engine::{BillNow, Engine, Home, Setup};
 use crate::api::ledger::Ledger;
 use crate::api::options::DEADLINE;
 use crate::api::pacer::PerMinute;
-use crate::api::prices::Prices;
 use crate::error::Result;
 use crate::progress::Shown;
 use crate::{Outcome, oracle, table};
+use shared::prices::Prices;
 
 /// Lists the batches of a state folder, or cancels those that are open
 ///
@@ -118,6 +118,7 @@ fn cancel(args: &Args, home: &Home, parts: &Parts) -> Result<Vec<BillNow>> {
             concurrency: 1,
             prices: Prices::load(args.prices.as_deref())?,
             account: oracle::ACCOUNT.to_owned(),
+            bill: None,
             max_cost_usd: None,
             deadline: DEADLINE,
             is_patient: false,

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use shared::record::Record;
 
-use crate::api::prices::{Prices, Tokens};
 use crate::api::request::{Form, Model};
 use crate::api::tokens::Counter;
 use crate::error::Result;
 use crate::{Outcome, oracle, table};
+use shared::prices::{Prices, Tokens};
 
 /// Pairs that are counted at most.
 const SAMPLE: usize = 2000;

@@ -40,7 +40,6 @@ use serde_json::{Value, json};
 use shared::rules::Judge;
 use tokio::net::TcpListener;
 
-use crate::api::prices::Prices;
 use crate::error::{Error, Result};
 use crate::{Outcome, oracle};
 use batches::Batches;
@@ -52,6 +51,7 @@ use files::Files;
 use limits::Limits;
 pub(crate) use plan::Plan;
 use reply::Refusal;
+use shared::prices::Prices;
 pub(crate) use stats::Stats;
 
 /// Plays an OpenAI-compatible API that answers by a rule file

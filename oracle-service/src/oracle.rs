@@ -11,13 +11,13 @@ use crate::api::endpoint;
 use crate::api::engine::{Asked, BillNow, Engine, Handle, Home, Setup};
 use crate::api::ledger::{Answer, Ledger};
 use crate::api::options::ApiArgs;
-use crate::api::prices::Prices;
 use crate::api::request::Model;
 use crate::canary::{Canary, CanaryArgs};
 use crate::error::{Error, Result};
 use crate::judging::{Judged, Judging, PairForm, PairJudged, Panel, Source, written};
 use crate::progress::Sink;
 use crate::review;
+use shared::prices::Prices;
 
 /// Where the key is read from; it is no option, since options show in process lists.
 pub(crate) const KEY_VARIABLE: &str = "OPENAI_API_KEY";
@@ -144,6 +144,7 @@ impl OracleArgs {
             concurrency: self.concurrency,
             prices: prices.clone(),
             account: ACCOUNT.to_owned(),
+            bill: None,
             max_cost_usd: self.api.max_cost_usd,
             deadline: self.api.deadline(),
             is_patient: false,

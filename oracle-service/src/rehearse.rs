@@ -23,7 +23,6 @@ use crate::api::engine::{Asked, Engine, Home, Setup};
 use crate::api::ledger::Ledger;
 use crate::api::options::DEADLINE;
 use crate::api::pacer::PerMinute;
-use crate::api::prices::Prices;
 use crate::api::reading::{Reading, read};
 use crate::api::request::{Form, Model, Request};
 use crate::error::{Error, Result};
@@ -31,6 +30,7 @@ use crate::mock::Mock;
 use crate::table::print_json;
 use forecast::{Forecast, Rehearsed};
 use job::Job;
+use shared::prices::Prices;
 
 /// Runs a job's shape against the mock, faster than the clock, and tells its duration, price and failures
 ///
@@ -125,6 +125,7 @@ fn engine(home: &Home, url: &str, job: &Job, prices: Prices) -> Result<Engine> {
         concurrency: job.concurrency,
         prices,
         account: "rehearsal".to_owned(),
+        bill: None,
         max_cost_usd: None,
         deadline: DEADLINE,
         is_patient: false,

@@ -11,11 +11,11 @@ use serde_json::json;
 use shared::record::Record;
 use shared::store::Change;
 
-use crate::api::prices::Tokens;
 use crate::api::request::{Form, Model};
 use crate::error::{Error, Result};
 use crate::judging::PairForm;
 use crate::oracle::Asker;
+use shared::prices::Tokens;
 
 const JUDGES: &str = "judges";
 

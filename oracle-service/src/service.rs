@@ -25,7 +25,6 @@ use crate::api::gate::Retune;
 use crate::api::ledger::Ledger;
 use crate::api::options::DEADLINE;
 use crate::api::pacer::PerMinute;
-use crate::api::prices::Prices;
 use crate::api::request::Model;
 use crate::canary::{Canary, CanaryArgs};
 use crate::error::{Error, Result};
@@ -34,6 +33,7 @@ use crate::oracle::{self, Asker, CorrectionLimit, Oracle};
 use crate::progress::Progress;
 use crate::{Outcome, correct, judge, triage};
 use jobs::{Jobs, Running, wire};
+use shared::prices::Prices;
 
 /// Serves jobs of triage, corrections and judging over gRPC
 ///
@@ -238,6 +238,7 @@ impl Service {
             concurrency,
             prices: prices.clone(),
             account: format!("run {}", job.run),
+            bill: (!job.bill.is_empty()).then(|| job.bill.clone()),
             max_cost_usd: job.max_cost_usd,
             deadline: DEADLINE,
             is_patient: true,

@@ -112,7 +112,8 @@ async fn a_service_killed_in_the_middle_asks_again_for_what_was_in_flight_only()
     world(folder, 80);
     let mock = Server::mock(folder, &["--latency-ms", "20"]);
     let mut first = service(folder);
-    let mut events = client(&first, None).run(job(folder, &mock.api(), "gold.json")).await.unwrap().into_inner();
+    let named = |bill: &str| Job { bill: bill.into(), ..job(folder, &mock.api(), "gold.json") };
+    let mut events = client(&first, None).run(named("r/triage@1")).await.unwrap().into_inner();
     while events
         .message()
         .await
@@ -125,10 +126,21 @@ async fn a_service_killed_in_the_middle_asks_again_for_what_was_in_flight_only()
     assert!(!folder.join("gold.json").exists());
 
     let second = service(folder);
-    finish(&mut client(&second, None), job(folder, &mock.api(), "gold.json")).await.unwrap();
+    let mut client = client(&second, None);
+    let (ended, _) = finish(&mut client, named("r/triage@1")).await.unwrap();
     let bill = mock.bill();
     let again: u64 = bill["requests"].as_object().unwrap().values().map(|r| r["times"].as_u64().unwrap() - 1).sum();
     assert!(again <= 4, "{again} requests were sent again, 4 were in flight");
+
+    // What was answered before the death is on the job's bill, told or not.
+    let whole = ended.bill.unwrap();
+    assert_eq!(whole.calls as usize, bill["requests"].as_object().unwrap().len());
+    let (ended, _) = finish(&mut client, named("r/triage@1")).await.unwrap();
+    let again = ended.bill.unwrap();
+    assert_eq!((again.calls, again.reused, again.cost_usd), (whole.calls, whole.reused, whole.cost_usd));
+    let (ended, _) = finish(&mut client, named("r/triage@2")).await.unwrap();
+    let other = ended.bill.unwrap();
+    assert_eq!((other.calls, other.reused), (0, whole.calls + whole.reused), "what another beginning paid is reused");
 }
 
 #[tokio::test]

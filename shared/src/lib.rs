@@ -10,6 +10,7 @@ pub mod logging;
 pub mod net;
 pub mod output;
 pub mod policy_shift;
+pub mod prices;
 pub mod python_random;
 pub mod quarantine;
 pub mod record;

@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
-use shared::{Error, Result};
 
-const OWN: &str = include_str!("../../../deploy/prices.toml");
+const OWN: &str = include_str!("../../deploy/prices.toml");
 
 /// A price table.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Prices {
+pub struct Prices {
     as_of: String,
     source: String,
     #[serde(default)]
@@ -36,11 +36,14 @@ fn half() -> f64 {
 
 /// Tokens of an answer, as the API reports them; `cached` ones are among the prompt's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Tokens {
-    pub(crate) prompt: u64,
+pub struct Tokens {
+    /// Of the question, `cached` ones included.
+    pub prompt: u64,
+    /// Of the prompt, those the API had in its cache.
     #[serde(default)]
-    pub(crate) cached: u64,
-    pub(crate) completion: u64,
+    pub cached: u64,
+    /// Of the answer.
+    pub completion: u64,
 }
 
 impl Prices {
@@ -48,7 +51,7 @@ impl Prices {
     ///
     /// # Errors
     /// The file cannot be read, or holds a price below 0.
-    pub(crate) fn load(file: Option<&Path>) -> Result<Prices> {
+    pub fn load(file: Option<&Path>) -> Result<Prices> {
         let (text, name) = match file {
             Some(file) => {
                 (std::fs::read_to_string(file).map_err(|source| Error::io("read", file, source))?, file.to_owned())
@@ -73,13 +76,13 @@ impl Prices {
     }
 
     /// Returns where the prices come from, for people.
-    pub(crate) fn origin(&self) -> String {
+    pub fn origin(&self) -> String {
         format!("{}, as of {}", self.source, self.as_of)
     }
 
     /// Returns the price of an answer in USD; none for a model that is not in the table. A dated snapshot
     /// (`gpt-4o-2024-08-06`) costs what its model does.
-    pub(crate) fn cost(&self, model: &str, tokens: Tokens) -> Option<f64> {
+    pub fn cost(&self, model: &str, tokens: Tokens) -> Option<f64> {
         let price = self.price(model)?;
         let full = tokens.prompt.saturating_sub(tokens.cached) as f64;
         Some(
@@ -89,7 +92,7 @@ impl Prices {
     }
 
     /// Returns the price of an answer that came with a batch, in USD; none for a model that is not in the table.
-    pub(crate) fn batch_cost(&self, model: &str, tokens: Tokens) -> Option<f64> {
+    pub fn batch_cost(&self, model: &str, tokens: Tokens) -> Option<f64> {
         Some(self.price(model)?.batch * self.cost(model, tokens)?)
     }
 

@@ -17,6 +17,7 @@ use shared::{Error, Result, input};
 use super::files::{self, FileState};
 use super::spec::Spec;
 use super::{Bill, Outcome};
+use crate::driver::now_ms;
 
 /// Of the manifests' own layout and of what stages do; another one makes a stage be done again.
 const FORMAT: u32 = 1;
@@ -48,6 +49,9 @@ pub(super) struct Record {
     parameters: Value,
     inputs: Vec<FileState>,
     pub(super) tasks: Vec<String>,
+    /// Name of the bill that all its questions to the oracle go on; none was kept by older versions.
+    #[serde(default)]
+    bill: String,
 }
 
 /// Names of a stage's files.
@@ -72,6 +76,12 @@ impl Paths {
 
     pub(super) fn bill(&self) -> PathBuf {
         self.folder.join(format!("{}.bill.json", self.stage))
+    }
+
+    /// Name of the run.
+    fn run(&self) -> String {
+        let run_dir = self.folder.parent().and_then(Path::file_name);
+        run_dir.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     /// Folder of the shards.
@@ -120,7 +130,14 @@ pub(super) fn find(spec: &Spec, paths: &Paths, run_dir: &Path) -> Result<(Found,
 
 /// Notes that a stage begins.
 pub(super) fn begin(spec: &Spec, paths: &Paths, inputs: Vec<FileState>, tasks: Vec<String>) -> Result<()> {
-    write_json(&paths.begun(), &Record { format: FORMAT, parameters: spec.parameters.clone(), inputs, tasks })
+    // A name for this beginning alone: what an earlier one paid is none of its cost.
+    let bill = format!("{}/{}@{}", paths.run(), paths.stage, now_ms());
+    write_json(&paths.begun(), &Record { format: FORMAT, parameters: spec.parameters.clone(), inputs, tasks, bill })
+}
+
+/// Returns the name of the bill of a stage that has begun.
+pub(super) fn bill_name(paths: &Paths) -> String {
+    read::<Record>(&paths.begun()).map(|begun| begun.bill).unwrap_or_default()
 }
 
 /// Notes that a stage is done, with the inputs it was begun with.

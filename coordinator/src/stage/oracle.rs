@@ -1,8 +1,9 @@
 //! Stages that the oracle service carries out: asked for over gRPC, waited for, paid.
 //!
-//! The service's ledger makes asking again safe: what has an answer costs nothing. So a service that is away is waited for
-//! and asked again; only its own refusals end the stage. A job that pauses (quota, key, cost limit, an operator's word) keeps
-//! its stream and says why in its progress; it goes on when it is resumed there, or its limit raised.
+//! The service's ledger makes asking again safe: what has an answer costs nothing, and what the stage paid in earlier
+//! attempts is on the bill of its last. So a service that is away is waited for and asked again; only its own refusals end
+//! the stage. A job that pauses (quota, key, cost limit, an operator's word) keeps its stream and says why in its progress;
+//! it goes on when it is resumed there, or its limit raised.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use shared::{Error, Result, input, rules};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::{Bill, Context, Progress};
+use super::{Bill, Context, Progress, manifest};
 use crate::plan::Work;
 use crate::run_file::Mock;
 
@@ -99,6 +100,7 @@ fn job(context: &Context, stage: usize) -> Result<Job> {
         policy: policy(context)?,
         concurrency: oracle.concurrency,
         prices: oracle.prices.clone().map(path).unwrap_or_default(),
+        bill: manifest::bill_name(&context.paths(stage)),
         mode: oracle.mode.clone(),
         deadline_s: oracle.deadline_h * 3600.0,
         online_rpm: oracle.online_rpm,
@@ -157,13 +159,13 @@ async fn ask(context: &Context, stage: usize, job: &Job, progress: &(dyn Fn(Prog
                                 account.charge(bill);
                             }
                             account.save_now_and_then(&file)?;
-                            let cost_usd = account.total().cost_usd;
+                            let cost_usd = account.bill.cost_usd;
                             let note = note(&now);
                             progress(Progress { done: now.done, total: now.total, cost_usd, note });
                         }
                         Some(Event::Ended(ended)) => {
                             if let Some(bill) = &ended.bill {
-                                account.charge(bill);
+                                account.settle(bill);
                             }
                             account.save(&file)?;
                             return Ok(ended);
@@ -174,7 +176,6 @@ async fn ask(context: &Context, stage: usize, job: &Job, progress: &(dyn Fn(Prog
             }
         };
         account.save(&file)?;
-        account = Account::open(&file);
         if !may_come_back(status.code()) {
             return Err(Error::Config(format!("the oracle service: {}", status.message())));
         }
@@ -190,7 +191,7 @@ async fn ask(context: &Context, stage: usize, job: &Job, progress: &(dyn Fn(Prog
         tries += 1;
         let wait = wait(tries);
         let note = format!("waiting for the oracle service at {} ({})", address.url, status.message());
-        progress(Progress { note, cost_usd: account.total().cost_usd, ..Progress::default() });
+        progress(Progress { note, cost_usd: account.bill.cost_usd, ..Progress::default() });
         tokio::time::sleep(wait).await;
         away += wait;
     }
@@ -258,12 +259,10 @@ fn check(context: &Context, stage: usize, ended: &Ended) -> Result<()> {
     Ok(())
 }
 
-/// What a stage has cost over all its attempts.
+/// What a stage has cost. The service counts what earlier attempts paid, as it comes to their answers again: until it has
+/// come to all of them, the account stands where they left it.
 struct Account {
-    /// Before this attempt.
-    before: Bill,
-    /// In this attempt.
-    now: Bill,
+    bill: Bill,
     saved: u64,
 }
 
@@ -272,12 +271,20 @@ const SAVE_EVERY: u64 = 50;
 
 impl Account {
     fn open(file: &Path) -> Account {
-        let before: Bill = if file.exists() { input::read_json(file).unwrap_or_default() } else { Bill::default() };
-        Account { before, now: Bill::default(), saved: 0 }
+        let bill: Bill = if file.exists() { input::read_json(file).unwrap_or_default() } else { Bill::default() };
+        Account { saved: bill.calls, bill }
     }
 
+    /// Takes a bill on its way.
     fn charge(&mut self, bill: &proto::oracle::Bill) {
-        self.now = Bill {
+        if bill.calls >= self.bill.calls {
+            self.settle(bill);
+        }
+    }
+
+    /// Takes the last bill, which is the whole.
+    fn settle(&mut self, bill: &proto::oracle::Bill) {
+        self.bill = Bill {
             calls: bill.calls,
             reused: bill.reused,
             prompt_tokens: bill.prompt_tokens,
@@ -288,21 +295,13 @@ impl Account {
         };
     }
 
-    /// Returns the whole account. Answers that this stage itself paid for in an earlier attempt are not reused ones.
-    fn total(&self) -> Bill {
-        let mut total = self.before.clone();
-        total.add(&self.now);
-        total.reused = self.now.reused.saturating_sub(self.before.calls).max(self.before.reused.min(self.now.reused));
-        total
-    }
-
     fn save(&mut self, file: &Path) -> Result<()> {
-        self.saved = self.now.calls;
-        write_json(file, &self.total())
+        self.saved = self.bill.calls;
+        write_json(file, &self.bill)
     }
 
     fn save_now_and_then(&mut self, file: &Path) -> Result<()> {
-        if self.now.calls >= self.saved + SAVE_EVERY { self.save(file) } else { Ok(()) }
+        if self.bill.calls >= self.saved + SAVE_EVERY { self.save(file) } else { Ok(()) }
     }
 }
 
@@ -315,18 +314,24 @@ mod tests {
     }
 
     #[test]
-    fn an_account_adds_up_over_attempts() {
+    fn an_account_stands_until_the_next_attempt_has_come_so_far_and_the_last_bill_is_the_whole() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("bill.json");
         let mut first = Account::open(&file);
         first.charge(&bill(40, 10));
         first.save(&file).unwrap();
-        // Cut off; the next attempt finds its own 40 answers and the 10 of others.
+        // Cut off; the next attempt comes to its 40 answers, to three more that were paid and not told, and to new ones.
         let mut second = Account::open(&file);
-        second.charge(&bill(60, 50));
-        assert_eq!((second.total().calls, second.total().reused, second.total().cost_usd), (100, 10, 100.0));
+        let mut after = |calls, reused| {
+            second.charge(&bill(calls, reused));
+            (second.bill.calls, second.bill.reused, second.bill.cost_usd)
+        };
+        assert_eq!(after(5, 1), (40, 10, 40.0));
+        assert_eq!(after(43, 10), (43, 10, 43.0));
+        assert_eq!(after(103, 10), (103, 10, 103.0));
+        second.settle(&bill(100, 10));
         second.save(&file).unwrap();
-        assert_eq!(Account::open(&file).total().calls, 100);
+        assert_eq!(Account::open(&file).bill.calls, 100);
     }
 
     #[test]

@@ -1,13 +1,23 @@
 //! What a job's answers cost so far.
+//!
+//! A bill with a name outlives its job: the name is stored with every answer that was put on it, so that the job, cut off
+//! and asked for again, finds what it paid itself and counts it as if it were paid now. No clock and no second record is
+//! needed, and an answer is on the bill as surely as it is in the ledger.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::budget::{Budget, Money};
-use super::prices::Tokens;
+use super::ledger::Answer;
+use shared::prices::Tokens;
 
 /// A running bill.
 #[derive(Debug, Default)]
 pub(super) struct Bill {
+    name: Option<String>,
+    /// Keys of the answers that are on it.
+    keys: Mutex<HashSet<u128>>,
     calls: AtomicU64,
     reused: AtomicU64,
     prompt: AtomicU64,
@@ -20,7 +30,7 @@ pub(super) struct Bill {
 /// The bill as numbers.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub(crate) struct BillNow {
-    /// Requests answered now.
+    /// Requests that this job paid, before it was cut off as well as now.
     pub(crate) calls: u64,
     /// Answers taken from the ledger.
     pub(crate) reused: u64,
@@ -41,13 +51,36 @@ pub(crate) struct BillNow {
 }
 
 impl Bill {
-    /// Counts an answer from the ledger.
+    pub(super) fn new(name: Option<String>) -> Bill {
+        Bill { name, ..Bill::default() }
+    }
+
+    /// Returns its name, to be stored with the answers that are put on it.
+    pub(super) fn name(&self) -> Option<String> {
+        self.name.clone()
+    }
+
+    /// Counts an answer that was there already, or that another job asked for at this moment: one that this job paid in
+    /// an earlier attempt is put on the bill, once; others are reused.
+    pub(super) fn found(&self, key: &str, answer: &Answer) {
+        let is_own = self.name.is_some() && answer.bill == self.name;
+        let is_on_it = self.keys().contains(&number(key));
+        if is_own && !is_on_it {
+            self.charge(key, answer.tokens, answer.cost_usd.map(Money::of_stored));
+        } else if !(is_on_it && answer.batch.is_some()) {
+            // What came with a batch of this job was counted when it came.
+            self.reuse();
+        }
+    }
+
+    /// Counts an outcome that another job paid.
     pub(super) fn reuse(&self) {
         self.reused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a paid answer; returns whether it is the first without a price.
-    pub(super) fn charge(&self, tokens: Tokens, cost: Option<Money>) -> bool {
+    pub(super) fn charge(&self, key: &str, tokens: Tokens, cost: Option<Money>) -> bool {
+        self.keys().insert(number(key));
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.prompt.fetch_add(tokens.prompt, Ordering::Relaxed);
         self.cached.fetch_add(tokens.cached, Ordering::Relaxed);
@@ -59,6 +92,10 @@ impl Bill {
             }
             None => self.unpriced.fetch_add(1, Ordering::Relaxed) == 0,
         }
+    }
+
+    fn keys(&self) -> MutexGuard<'_, HashSet<u128>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn now(&self, prices: String, account: Budget) -> BillNow {
@@ -77,6 +114,11 @@ impl Bill {
             cap_usd: account.cap.map(Money::usd),
         }
     }
+}
+
+/// Returns a key as a number: many are kept.
+fn number(key: &str) -> u128 {
+    u128::from_str_radix(key, 16).expect("the key of an answer is 32 hexadecimal digits")
 }
 
 impl BillNow {
@@ -108,5 +150,35 @@ mod tests {
         assert_eq!(bill.projected_usd(100, 400), Some(1.0 + 0.02 * 300.0));
         assert_eq!(bill.projected_usd(100, 100), Some(1.0));
         assert_eq!(BillNow::default().projected_usd(0, 10), None);
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_paid_is_on_the_bill_once() {
+        let tokens = Tokens { prompt: 10, cached: 4, completion: 2 };
+        let of = |bill: Option<&str>| Answer {
+            tokens,
+            cost_usd: Some(0.0021),
+            bill: bill.map(str::to_owned),
+            ..Answer::default()
+        };
+        let counts = |bill: &Bill| {
+            let now = bill.now(String::new(), Budget::default());
+            (now.calls, now.reused, now.prompt_tokens, now.cost_usd)
+        };
+        let bill = Bill::new(Some("run/triage".into()));
+        bill.charge("a", tokens, Some(Money::of_usd(0.0021)));
+        // Paid before the job was cut off, and asked for by two items.
+        bill.found("b", &of(Some("run/triage")));
+        bill.found("b", &of(Some("run/triage")));
+        bill.found("c", &of(Some("run/judge")));
+        bill.found("d", &of(None));
+        assert_eq!(counts(&bill), (2, 3, 20, 0.0042));
+
+        // Without a name nothing is known of earlier attempts; what came with an own batch is counted already.
+        let bill = Bill::new(None);
+        bill.found("a", &of(None));
+        bill.charge("b", tokens, Some(Money::of_usd(0.0021)));
+        bill.found("b", &Answer { batch: Some("batch_1".into()), ..of(None) });
+        assert_eq!(counts(&bill), (1, 1, 10, 0.0021));
     }
 }

@@ -14,6 +14,11 @@ impl Money {
         Money((usd * 1e12).ceil().max(0.0) as u64)
     }
 
+    /// Returns an amount that was stored in USD, to the pico.
+    pub(crate) fn of_stored(usd: f64) -> Money {
+        Money((usd * 1e12).round().max(0.0) as u64)
+    }
+
     /// Returns the amount in USD.
     pub(crate) fn usd(self) -> f64 {
         self.0 as f64 / 1e12

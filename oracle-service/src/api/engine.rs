@@ -21,13 +21,13 @@ use super::budget::Money;
 use super::endpoint::{Endpoint, Endpoints, Spec};
 use super::gate::{Admission, EndpointView, Gate, Pause, Retune, Size};
 use super::ledger::{Answer, Ledger};
-use super::prices::{Prices, Tokens};
 use super::request::Request;
 use super::retry::{self, Course, TRIES, Trouble};
 use super::tokens::{self, Counter};
 use crate::error::{Error, Result};
 use crate::fault::{self, Fault};
 use batched::{Batches, Note};
+use shared::prices::{Prices, Tokens};
 
 /// Requests on their way, by key: who asks the same waits for the same answer.
 type InFlight = Arc<Mutex<HashMap<String, watch::Receiver<Option<Asked>>>>>;
@@ -58,6 +58,8 @@ pub(crate) struct Setup {
     pub(crate) prices: Prices,
     /// Who pays.
     pub(crate) account: String,
+    /// Name of the job's bill where the job may be asked for again; what it paid before is on it.
+    pub(crate) bill: Option<String>,
     /// What the account may pay in all; what was set before stays where none is given.
     pub(crate) max_cost_usd: Option<f64>,
     /// From sending a request to the last byte of its answer.
@@ -72,7 +74,6 @@ struct Shared {
     ledger: Ledger,
     front: Front,
     note: Note,
-    begun_ms: u64,
     in_flight: InFlight,
     gate: Arc<Gate>,
     counter: Counter,
@@ -169,13 +170,12 @@ impl Engine {
                 ledger: home.ledger.clone(),
                 front: Front::default(),
                 note: Note::default(),
-                begun_ms: now_ms(),
                 in_flight: home.in_flight.clone(),
                 gate,
                 counter: Counter::new(&setup.model),
                 account,
                 prices: setup.prices,
-                bill: Bill::default(),
+                bill: Bill::new(setup.bill),
                 fault: setup.fault,
                 dropped,
             }),
@@ -191,7 +191,7 @@ impl Engine {
         let key = request.key();
         loop {
             if let Some(answer) = shared.ledger.answer(&key)? {
-                shared.reuse(&answer);
+                shared.found(&key, &answer);
                 return Ok(Asked::Answered(answer));
             }
             shared.front.pass(&key, request).await?;
@@ -210,7 +210,10 @@ impl Engine {
             let Some(sender) = sender else {
                 match other.wait_for(Option::is_some).await.map(|found| found.clone()) {
                     Ok(Some(asked)) => {
-                        shared.bill.reuse();
+                        match &asked {
+                            Asked::Answered(answer) => shared.bill.found(&key, answer),
+                            Asked::Dead(_) => shared.bill.reuse(),
+                        }
                         return Ok(asked);
                     }
                     // It came to nothing there; here it may.
@@ -306,7 +309,7 @@ impl Shared {
     async fn send(&self, key: &str, request: &Request) -> Result<Option<Asked>> {
         // Another job may have stored it between the look and the wait.
         if let Some(answer) = self.ledger.answer(key)? {
-            self.bill.reuse();
+            self.bill.found(key, &answer);
             return Ok(Some(Asked::Answered(answer)));
         }
         let model = request.body["model"].as_str().unwrap_or_default();
@@ -353,9 +356,10 @@ impl Shared {
                     answer.attempts = attempts;
                     answer.endpoint = endpoint;
                     answer.cost_usd = cost.map(Money::usd);
+                    answer.bill = self.bill.name();
                     self.ledger.settle(key, &answer, paid.settled(cost.unwrap_or_default())).await?;
                     fault::pass(self.fault.as_ref(), "online.count");
-                    if self.bill.charge(answer.tokens, cost) {
+                    if self.bill.charge(key, answer.tokens, cost) {
                         tracing::warn!("the price table does not know model {model:?}; its cost is counted as 0");
                     }
                     return Ok(Some(Asked::Answered(answer)));
@@ -423,11 +427,10 @@ impl Shared {
         note.or_else(|| self.gate.waits())
     }
 
-    /// Counts an answer that the ledger had. One that came with a batch of this job is counted already.
-    fn reuse(&self, answer: &Answer) {
-        let own = answer.batch.is_some() && answer.at_ms >= self.begun_ms;
-        if !own && !self.front.is_walking() {
-            self.bill.reuse();
+    /// Counts an answer that the ledger had. A walk that only gathers questions comes again.
+    fn found(&self, key: &str, answer: &Answer) {
+        if !self.front.is_walking() {
+            self.bill.found(key, answer);
         }
     }
 

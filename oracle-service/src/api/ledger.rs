@@ -16,8 +16,8 @@ use shared::{Error, Result};
 
 use super::account::{self, Slot};
 use super::budget::Money;
-use super::prices::Tokens;
 use exports::Exports;
+use shared::prices::Tokens;
 
 const ANSWERS: &str = "answers";
 const INTENTS: &str = "intents";
@@ -58,6 +58,9 @@ pub(crate) struct Answer {
     /// The batch it came with; none where it was asked alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) batch: Option<String>,
+    /// The bill it was put on, where that has a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bill: Option<String>,
 }
 
 /// One token of an answer with its log-probability, and the likeliest tokens of its place.

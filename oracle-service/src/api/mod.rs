@@ -27,7 +27,6 @@ mod limits;
 mod openai;
 pub(crate) mod options;
 pub(crate) mod pacer;
-pub(crate) mod prices;
 pub(crate) mod reading;
 pub(crate) mod request;
 mod retry;

@@ -17,8 +17,8 @@ use serde_json::Value;
 use super::endpoint::Spec;
 use super::ledger::{Answer, TokenLogprob};
 use super::limits::Heard;
-use super::prices::Tokens;
 use super::retry::Trouble;
+use shared::prices::Tokens;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 

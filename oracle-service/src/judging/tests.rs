@@ -12,11 +12,11 @@ use crate::api::endpoint::Endpoints;
 use crate::api::engine::{Home, Setup};
 use crate::api::options::DEADLINE;
 use crate::api::pacer::PerMinute;
-use crate::api::prices::Prices;
 use crate::canary::{Canary, CanaryArgs};
 use crate::error::Error;
 use crate::oracle::{Asker, Correction, CorrectionLimit, Oracle};
 use crate::{relabel, review};
+use shared::prices::Prices;
 use shared::store::Change;
 
 /// An API that answers from a script; the bodies it was sent are kept.
@@ -68,6 +68,7 @@ impl Api {
             concurrency: 4,
             prices: prices.clone(),
             account: "test".into(),
+            bill: None,
             max_cost_usd: None,
             deadline: DEADLINE,
             is_patient: false,
@@ -272,7 +273,7 @@ async fn another_judge_relabels_only_on_request_and_is_told_what_it_costs() {
     }
     let Oracle::Model(old) = oracle else { unreachable!() };
     let error = relabel::check(&new, &file, PairForm::Both, false).await.unwrap_err().to_string();
-    let cost = new.prices.cost("gpt-4o-mini", crate::api::prices::Tokens { prompt: 4000, cached: 0, completion: 8 });
+    let cost = new.prices.cost("gpt-4o-mini", shared::prices::Tokens { prompt: 4000, cached: 0, completion: 8 });
     for part in ["2 of 3 pairs", "(gpt-4o)", "(gpt-4o-mini)", "4 calls", "--relabel", &format!("${:.4}", cost.unwrap())]
     {
         assert!(error.contains(part), "{part} is not in: {error}");

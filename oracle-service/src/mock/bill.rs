@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::api::prices::{Prices, Tokens};
+use shared::prices::{Prices, Tokens};
 
 /// What was charged. A batch's lines cost half.
 #[derive(Debug, Default)]

@@ -10,7 +10,7 @@ use super::answer::{self, Said};
 use super::faults::Fault;
 use super::reply::Refusal;
 use super::{Mock, cache};
-use crate::api::prices::Tokens;
+use shared::prices::Tokens;
 
 pub(super) const CHARS_OF_A_TOKEN: usize = 4;
 const MOST_ALTERNATIVES: usize = 20;

@@ -81,7 +81,7 @@ fn rough(time: Duration) -> String {
 mod tests {
     use super::super::part::{Batch, Phase, Status};
     use super::*;
-    use crate::api::prices::Tokens;
+    use shared::prices::Tokens;
 
     fn part(id: &str, phase: Phase) -> Part {
         Part {

@@ -328,6 +328,7 @@ impl<'a> Driver<'a> {
                 answer.cost_usd = cost.map(Money::usd);
                 answer.batch = Some(batch.id.clone());
                 answer.attempts = part.attempt;
+                answer.bill = self.engine.bill_name();
                 fresh.push((key, answer));
             }
         }
@@ -335,7 +336,7 @@ impl<'a> Driver<'a> {
             self.pass("batch.settle");
             self.parts.settle(&fresh).await?;
             self.pass("batch.settled");
-            fresh.iter().for_each(|(_, answer)| self.engine.count_batched(answer));
+            fresh.iter().for_each(|(key, answer)| self.engine.count_batched(&lines::text(*key), answer));
         }
         Ok(paid)
     }

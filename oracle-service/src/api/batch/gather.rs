@@ -16,9 +16,9 @@ use super::lines::{self, Key};
 use super::part::Part;
 use super::parts::{Origin, Parts, Spool, worst};
 use super::plan::Filled;
-use crate::api::prices::Tokens;
 use crate::api::request::Request;
 use crate::error::{Error, Result};
+use shared::prices::Tokens;
 
 /// Where a question without an answer goes that is not asked online.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,8 +14,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::lines::Left;
-use crate::api::prices::Tokens;
 use crate::api::retry::{Course, Trouble};
+use shared::prices::Tokens;
 
 /// Attempts of a request in batches before it is left to the online API.
 pub(super) const ATTEMPTS: u32 = 3;

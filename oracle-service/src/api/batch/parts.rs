@@ -14,10 +14,10 @@ use super::lines::{self, Key};
 use super::part::{Part, Phase};
 use super::plan::Filled;
 use crate::api::ledger::{Answer, Ledger};
-use crate::api::prices::Tokens;
 use crate::api::request::Request;
 use crate::api::tokens;
 use crate::error::Result;
+use shared::prices::Tokens;
 
 const PARTS: &str = "batch_parts";
 const BEGUN: &str = "batch_jobs";

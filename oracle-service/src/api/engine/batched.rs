@@ -124,9 +124,14 @@ impl Engine {
         price(&answer.model).or_else(|| price(asked_model)).map(Money::of_usd)
     }
 
+    /// Returns the name of the job's bill, where it has one.
+    pub(in crate::api) fn bill_name(&self) -> Option<String> {
+        self.shared.bill.name()
+    }
+
     /// Counts an answer that came with a batch and is in the ledger.
-    pub(in crate::api) fn count_batched(&self, answer: &Answer) {
-        if self.shared.bill.charge(answer.tokens, answer.cost_usd.map(Money::of_usd)) {
+    pub(in crate::api) fn count_batched(&self, key: &str, answer: &Answer) {
+        if self.shared.bill.charge(key, answer.tokens, answer.cost_usd.map(Money::of_usd)) {
             tracing::warn!("the price table does not know model {:?}; its cost is counted as 0", answer.model);
         }
     }

@@ -100,6 +100,7 @@ fn setup(folder: &Path, endpoints: Endpoints) -> Setup {
         concurrency: 8,
         prices: Prices::load(Some(&prices)).unwrap(),
         account: "test".into(),
+        bill: None,
         max_cost_usd: None,
         deadline: Duration::from_secs(20),
         is_patient: true,
