@@ -11,7 +11,8 @@ fn a_free_worker_leaves_and_one_that_is_not_there_is_told() {
     cluster.start_worker("w1", &[], &[]);
     cluster.wait_for_worker("w1", "idle");
     let (code, out, _) = cluster.command(&["drain", "w1"], &[]);
-    assert_eq!((code, out.trim()), (Some(0), "worker w1 is draining"));
+    let told = ["worker w1 is draining", "worker w1 has left"];
+    assert!(code == Some(0) && told.contains(&out.trim()), "{out}");
     assert_eq!(cluster.wait("w1"), Some(0), "{}", cluster.log("w1"));
     cluster.wait_for_worker("w1", "left");
     let (code, _, err) = cluster.command(&["drain", "w3"], &[]);

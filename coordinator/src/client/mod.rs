@@ -300,7 +300,9 @@ pub(crate) async fn drain(args: &DrainArgs) -> Result<()> {
     if args.json {
         print_json(&worker);
     } else {
-        println!("worker {} is {}", worker.name, worker.state);
+        // A free one may be gone before it is looked at.
+        let verb = if worker.state == "left" { "has" } else { "is" };
+        println!("worker {} {verb} {}", worker.name, worker.state);
     }
     Ok(())
 }
