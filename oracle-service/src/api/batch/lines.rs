@@ -91,7 +91,7 @@ impl Splitter {
 /// What a line says about its request.
 #[derive(Debug, PartialEq)]
 enum Said {
-    Answered(Answer),
+    Answered(Box<Answer>),
     Failed(Trouble),
 }
 
@@ -123,7 +123,7 @@ fn read(line: &[u8], at_ms: u64) -> Result<(Key, Said), String> {
     let key = number(&line.custom_id).ok_or("its custom_id is none of ours")?;
     let said = match (line.response, line.error) {
         (Some(Response { status_code: 200..=299, body }), _) => match openai::answer(body, at_ms) {
-            Ok((answer, _)) => Said::Answered(answer),
+            Ok((answer, _)) => Said::Answered(Box::new(answer)),
             Err(trouble) => Said::Failed(trouble),
         },
         (Some(Response { status_code, body }), _) => {
@@ -208,7 +208,7 @@ impl Sorter {
                 self.open.remove(&key);
                 self.failed.remove(&key);
                 self.answered.insert(key);
-                Some((key, answer))
+                Some((key, *answer))
             }
             Said::Failed(trouble) => {
                 self.failed.insert(key, trouble);
