@@ -131,7 +131,9 @@ impl Canary {
         match alarm {
             Some(alarm) if self.stop && !accepted => {
                 asker.engine.alarmed(alarm).await?;
-                // Whoever resumes the job has looked at the judge: the day's alarm is over, after a restart too.
+                // Whoever resumes the job has looked at the judge: the day's alarm is over, after a restart too. Other jobs
+                // may have asked on other days meanwhile.
+                let mut history: History = store.get(CANARIES, &id)?.unwrap_or_default();
                 if let Some(found) = history.days.get_mut(&day) {
                     found.accepted = true;
                 }

@@ -344,8 +344,10 @@ impl Asker {
 
     async fn watch_canary(&self) -> Result<()> {
         match &self.canary {
-            Some(canary) => canary.watch(self).await,
-            None => Ok(()),
+            // A walk that gathers batches keeps nothing and waits for nothing: a day that begins meanwhile is asked about in
+            // the pass that follows.
+            Some(canary) if !self.engine.is_gathering() => canary.watch(self).await,
+            _ => Ok(()),
         }
     }
 }

@@ -43,9 +43,14 @@ impl Mark {
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        // One that stays is read only while someone holds the folder.
+        // One that stays is removed by whoever holds the folder next.
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+/// Removes the mark of a service that had the folder and is gone; for whoever has it now.
+pub(crate) fn forget(state: &Path) {
+    let _ = std::fs::remove_file(state.join(ADDRESS));
 }
 
 /// Opens the ledger of a state folder, or finds the service that has it.
@@ -117,8 +122,9 @@ mod tests {
         let error = open_own(&state, "requeue").unwrap_err().to_string();
         assert!(error.contains("http://127.0.0.1:7401") && error.contains("requeue cannot"), "{error}");
         drop(ledger);
-        // One that was left behind by a death means nothing.
-        assert!(matches!(open(&state).unwrap(), Held::Open(_)));
+        // One that was left behind by a death means nothing, and does not stay for the next holder's commands to find.
+        let Held::Open(_ledger) = open(&state).unwrap() else { panic!("nobody has it") };
+        assert!(open(&state).err().unwrap().to_string().contains("in use"));
         drop(mark);
         assert!(!state.join(ADDRESS).exists());
     }

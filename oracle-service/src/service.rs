@@ -212,11 +212,12 @@ impl proto::oracle::oracle_server::Oracle for Service {
         };
         let kept = Mutex::new(Vec::new());
         let changed = self.change(&request.jobs.unwrap_or_default(), |handle| {
-            if let Some(cap) = request.max_cost_usd {
+            let is_done = handle.retune(&retune);
+            if let Some(cap) = request.max_cost_usd.filter(|_| is_done) {
                 let change = handle.set_cap((cap > 0.0).then_some(cap));
                 kept.lock().unwrap_or_else(PoisonError::into_inner).push(change);
             }
-            handle.retune(&retune)
+            is_done
         });
         // Nobody learns of a limit that a restart would forget.
         let kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);

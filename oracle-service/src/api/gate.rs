@@ -101,6 +101,8 @@ pub(super) enum Admission {
 enum Step {
     Go(Ticket),
     Wait(Duration, Option<String>),
+    /// There may be money once requests on their way have cost less than their worst case.
+    Later,
     Paused(Pause, Duration),
 }
 
@@ -162,11 +164,14 @@ impl Gate {
 
     /// Waits until a request may be sent. Money set aside for it before is used.
     pub(super) async fn admit(self: &Arc<Gate>, size: Size, money: &mut Option<Reservation>) -> Admission {
-        let _turn = tokio::select! {
-            turn = self.turn.lock() => turn,
-            () = self.dropped.cancelled() => return Admission::Dropped,
-        };
+        let mut turn = None;
         loop {
+            if turn.is_none() {
+                turn = tokio::select! {
+                    turn = self.turn.lock() => Some(turn),
+                    () = self.dropped.cancelled() => return Admission::Dropped,
+                };
+            }
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
@@ -184,6 +189,11 @@ impl Gate {
                 Step::Wait(wait, why) => {
                     self.tell(None, why);
                     wait
+                }
+                Step::Later => {
+                    // What it waits for may itself wait for its turn, to be sent again with the money it has.
+                    turn = None;
+                    LOOK
                 }
                 Step::Paused(pause, look) => {
                     if !self.is_patient {
@@ -219,7 +229,7 @@ impl Gate {
         if money.is_none() {
             match self.account.reserve(size.worst) {
                 Ok(reservation) => *money = Some(reservation),
-                Err(Refused::Later) => return Step::Wait(LOOK, None),
+                Err(Refused::Later) => return Step::Later,
                 Err(Refused::Reached) => {
                     let budget = self.account.budget();
                     let cap = budget.cap.unwrap_or_default();
@@ -362,7 +372,8 @@ impl Gate {
 
     /// Returns what the next request waits for, for people.
     pub(super) fn is_paused(&self) -> bool {
-        self.lock().is_paused
+        let state = self.lock();
+        state.is_paused || state.alarm.is_some()
     }
 
     /// Returns what requests wait for, where one does.

@@ -116,6 +116,8 @@ impl Ledger {
     /// Another process has it; the disk.
     pub(crate) fn open(folder: &Path) -> Result<Ledger> {
         let (store, salvaged) = Store::open_salvaging(folder)?;
+        // What a service left that was killed leads nowhere, or to another ledger's service.
+        crate::served::forget(folder);
         let exports_folder = folder.join("exports");
         if let Some(salvaged) = salvaged {
             let aside = salvaged.set_aside.join("exports");

@@ -45,6 +45,11 @@ impl Engine {
         &self.shared.front
     }
 
+    /// Returns whether the job walks through its items to gather batches.
+    pub(crate) fn is_gathering(&self) -> bool {
+        self.front().is_walking()
+    }
+
     /// Returns the parts of the ledger.
     pub(in crate::api) fn parts(&self) -> &Parts {
         &self.batches.parts
@@ -80,7 +85,7 @@ impl Engine {
         self.batches.is_patient
     }
 
-    /// Returns whether an operator has paused the job.
+    /// Returns whether an operator or an alarm has paused the job.
     pub(in crate::api) fn is_paused(&self) -> bool {
         self.shared.gate.is_paused()
     }

@@ -195,6 +195,33 @@ async fn a_command_at_its_cap_ends_with_everything_stored_and_goes_on_when_it_is
 }
 
 #[tokio::test]
+async fn a_request_that_is_sent_again_is_not_held_up_by_one_that_waits_for_its_money() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = home(&dir.path().join("state"));
+    let reserved = || home.account("test").unwrap().budget().reserved.usd();
+    let server = Server::start(Duration::from_millis(300), |_, _, _| Act::Answer).await;
+    let engine = Engine::new(&home, setup(dir.path(), at(&server.url))).unwrap();
+    let (_, worst) = futures::join!(ask(&engine, 0..1), async {
+        while reserved() == 0.0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        reserved()
+    });
+    drop(engine);
+    // Room for one at its worst; the second must wait until the first, which is refused once, has cost less.
+    let server = Server::start(Duration::from_millis(50), |number, _, _| match number {
+        1 => Act::Fail(429, "rate_limit_exceeded"),
+        _ => Act::Answer,
+    })
+    .await;
+    let cap = home.account("test").unwrap().budget().spent.usd() + worst + 1.5 * USD;
+    let engine = Engine::new(&home, Setup { max_cost_usd: Some(cap), ..setup(dir.path(), at(&server.url)) }).unwrap();
+    let asked = tokio::time::timeout(Duration::from_secs(60), ask(&engine, 1..3)).await;
+    assert_eq!(asked.expect("it waits for ever").unwrap(), 2);
+    assert!(server.bill_usd() <= cap, "{} over {cap}", server.bill_usd());
+}
+
+#[tokio::test]
 async fn a_refusal_for_the_quota_pauses_without_spending_tries_and_resuming_looks_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let topped_up = Arc::new(std::sync::atomic::AtomicBool::new(false));
