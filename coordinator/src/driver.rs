@@ -99,7 +99,7 @@ impl Driver {
         snapshots: watch::Sender<Arc<Snapshot>>,
     ) -> shared::Result<Driver> {
         let runs = store.scan(RUNS)?.into_iter().collect();
-        Ok(Driver {
+        let driver = Driver {
             scheduler: scheduler(runs),
             store,
             logs,
@@ -111,7 +111,17 @@ impl Driver {
             work: JoinSet::new(),
             stops: HashMap::new(),
             snapshots,
-        })
+        };
+        // Who asks before anything has happened is told of the runs that are there.
+        driver.show();
+        Ok(driver)
+    }
+
+    /// Shows how things are now to whoever asks.
+    fn show(&self) {
+        let artifacts = &self.surroundings.artifacts;
+        let report = |run: &str| artifacts.join(run).join("report").display().to_string();
+        self.snapshots.send_replace(Arc::new(Snapshot::of(&self.scheduler, now_ms(), report)));
     }
 
     /// Drives until told to stop.
@@ -216,10 +226,7 @@ impl Driver {
         if !saved.is_empty() {
             self.store.commit(saved).await?;
         }
-        let now_ms = now_ms();
-        let artifacts = &self.surroundings.artifacts;
-        let report = |run: &str| artifacts.join(run).join("report").display().to_string();
-        self.snapshots.send_replace(Arc::new(Snapshot::of(&self.scheduler, now_ms, report)));
+        self.show();
         for effect in effects {
             match effect {
                 Effect::Save { .. } => {}
@@ -245,7 +252,7 @@ impl Driver {
                 }
                 Effect::Log { run, text } => {
                     tracing::info!(run, "{text}");
-                    self.logs.append(&run, now_ms, &text);
+                    self.logs.append(&run, now_ms(), &text);
                 }
                 Effect::Reply(reply) => {
                     if let Some(answer) = answer.take() {
