@@ -4,6 +4,8 @@
 //! one waits until it is resumed, its cap raised, or a look finds the reason gone; another ends once what is on its way is
 //! stored.
 
+mod ticket;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,7 @@ use super::health::Halt;
 use super::limits::Heard;
 use super::pacer::{PacerView, PerMinute, Permit};
 use super::time::Time;
+pub(super) use ticket::Ticket;
 
 /// Whatever happens, it is looked again after so long.
 const LOOK: Duration = Duration::from_secs(60);
@@ -104,14 +107,6 @@ enum Step {
     /// There may be money once requests on their way have cost less than their worst case.
     Later,
     Paused(Pause, Duration),
-}
-
-/// Leave to send one request to one endpoint, until dropped.
-pub(super) struct Ticket {
-    gate: Arc<Gate>,
-    endpoint: Arc<Endpoint>,
-    permit: Permit,
-    is_told: bool,
 }
 
 /// An endpoint's state, for people.
@@ -426,82 +421,5 @@ impl Gate {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Ticket {
-    pub(super) fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
-    /// An answer came; it took `used` tokens, where that is known.
-    pub(super) fn answered(&mut self, used: Option<f64>, heard: &Heard) {
-        self.is_told = true;
-        let mut of = self.endpoint.lock();
-        let now = self.gate.time.now();
-        of.pacer.answered(self.permit, used.unwrap_or(self.permit.tokens()), heard, now);
-        of.health.answered(self.permit.at(), now);
-    }
-
-    /// It was refused for the rate.
-    pub(super) fn slowed(&mut self, heard: &Heard) {
-        self.is_told = true;
-        let mut of = self.endpoint.lock();
-        of.pacer.refused(self.permit, heard, self.gate.time.now());
-        of.health.lives(self.permit.at());
-    }
-
-    /// It was refused for what it asks: the endpoint is well.
-    pub(super) fn declined(&self) {
-        self.endpoint.lock().health.lives(self.permit.at());
-    }
-
-    /// It failed in a way that may pass. Returns whether that counts against the item.
-    pub(super) fn failed(&self, item: u64, reason: &str) -> bool {
-        self.endpoint.lock().health.failed(item, &self.named(reason), self.gate.time.now())
-    }
-
-    /// An item has used up its tries, the first of them failing then. Returns whether it is given up, or waits for the
-    /// endpoint.
-    pub(super) fn gives_up(&self, first_failure: Instant, reason: &str) -> bool {
-        self.endpoint.lock().health.gives_up(first_failure, &self.named(reason), self.gate.time.now())
-    }
-
-    /// The endpoint could not be reached.
-    pub(super) fn unreached(&self, reason: &str) {
-        let reason = self.named(&format!("cannot be reached: {reason}"));
-        self.endpoint.lock().health.away(&reason, self.gate.time.now());
-    }
-
-    /// Nothing was ever heard of the endpoint, and it will not be better for another item. Returns whether that is so.
-    pub(super) fn gone(&self, reason: &str) -> bool {
-        let mut of = self.endpoint.lock();
-        let is_so = !of.health.has_answered();
-        if is_so {
-            of.health.hopeless(&self.named(&format!("cannot be reached: {reason}")), self.gate.time.now());
-        }
-        is_so
-    }
-
-    /// The endpoint will not answer before someone acts.
-    pub(super) fn halted(&self, reason: &str) {
-        self.endpoint.lock().health.refused(&self.named(reason), self.gate.time.now());
-    }
-
-    fn named(&self, reason: &str) -> String {
-        format!("{}: {reason}", self.endpoint.spec.base_url)
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut of = self.endpoint.lock();
-        of.in_flight -= 1;
-        if !self.is_told {
-            of.pacer.failed(self.permit);
-        }
-        drop(of);
-        self.gate.lock().in_flight -= 1;
-        self.gate.changed.notify_waiters();
     }
 }
