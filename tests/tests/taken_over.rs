@@ -33,7 +33,7 @@ fn the_next_attempt_takes_a_frozen_workers_folder_over_and_ends_with_the_same_by
     let run_file = Path::new(env!("CARGO_MANIFEST_DIR")).join("runs/tiny.toml").display().to_string();
     let submit = |cluster: &Cluster, run: &str| {
         let name = format!("run.name={run}");
-        cluster.json(&["submit", &run_file, "--set", &name, "--set", "base.step.sft.max_steps=60"]);
+        cluster.json(&["submit", &run_file, "--set", &name, "--set", "base.step.sft.max_steps=250"]);
     };
     submit(&cluster, "whole");
     cluster.wait_for_run("whole", "trained", |status| stage(status)["state"] == "done");
@@ -54,8 +54,8 @@ fn the_next_attempt_takes_a_frozen_workers_folder_over_and_ends_with_the_same_by
 
     signal(&cluster, &frozen, Signal::CONT);
     cluster.wait_for_worker(&frozen, "idle");
-    let trained = cluster.wait_for_run("tiny", "trained", |status| stage(status)["state"] == "done");
-    assert_eq!(stage(&trained)["tasks"][0]["failed"], 0, "{trained}");
+    cluster.wait_for_run("tiny", "trained", |status| stage(status)["state"] == "done");
+    assert!(!cluster.log("coordinator").contains("train failed"), "a frozen worker is not the task's fault");
     for file in ["model.safetensors", "metrics.jsonl"] {
         let bytes = |run: &str| std::fs::read(cluster.path("artifacts").join(run).join("base").join(file)).unwrap();
         assert!(bytes("whole") == bytes("tiny"), "{file} differs");

@@ -50,6 +50,8 @@ struct FirstLine {
 pub struct Place {
     path: PathBuf,
     file: File,
+    /// Another process had left it.
+    was_there: bool,
 }
 
 /// How a file is to be held.
@@ -87,7 +89,7 @@ impl Place {
                 let (task, attempt) = (&own.task, holder.attempt);
                 tracing::warn!(task, "{refusal}: taken over from attempt {attempt}, which was given up");
             }
-            let placed = renew(&old).and_then(|content| Place::put(path, wish, &content));
+            let placed = renew(&old).and_then(|content| Place::put(path, wish, &content, !old.is_empty()));
             if placed.is_err() && old.is_empty() && locked.is_ok() {
                 let _ = fs::remove_file(path);
             }
@@ -96,7 +98,7 @@ impl Place {
     }
 
     /// Puts a new file in the place of what is there.
-    fn put(path: &Path, wish: &Wish<'_>, content: &[u8]) -> Result<Place> {
+    fn put(path: &Path, wish: &Wish<'_>, content: &[u8], was_there: bool) -> Result<Place> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}-{}.tmp", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
@@ -111,7 +113,7 @@ impl Place {
         let placed = placed.map_err(io).and_then(|file| {
             shared::lock::take(&file, wish.named, wish.instead)?;
             fs::rename(&beside, path).map_err(io)?;
-            Ok(Place { path: path.to_owned(), file })
+            Ok(Place { path: path.to_owned(), file, was_there })
         });
         placed.inspect_err(|_| {
             let _ = fs::remove_file(&beside);
@@ -128,6 +130,11 @@ impl Place {
             Ok(false) => Err(Error::TakenOver { file: self.path.clone() }),
             Err(error) => Err(Error::model(&self.path, error.to_string())),
         }
+    }
+
+    /// Returns whether there was something in the file before it was taken.
+    pub fn was_there(&self) -> bool {
+        self.was_there
     }
 
     /// Appends bytes; they are on the disk when this returns.

@@ -26,6 +26,7 @@ pub struct RunFolder {
     lock: Option<Place>,
     /// Folders that this command made, the innermost first.
     made: Vec<PathBuf>,
+    is_complete: bool,
 }
 
 impl RunFolder {
@@ -48,7 +49,7 @@ impl RunFolder {
             args.runs_dir().join(format!("{model}__{data}__{}", time_stamp(SystemTime::now())))
         };
         if !is_owner {
-            return Ok(RunFolder { path, key: String::new(), lock: None, made: Vec::new() });
+            return Ok(RunFolder { path, key: String::new(), lock: None, made: Vec::new(), is_complete: false });
         }
         let made = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
         let made = made.map(Path::to_owned).collect();
@@ -56,7 +57,7 @@ impl RunFolder {
         let wish = Wish { attempt, named: &path, instead: "choose another --run-name" };
         let lock =
             Place::take(&path.join("run.lock"), &wish, |_| Ok(format!("{}\n", json!({"holder": attempt})).into()))?;
-        Ok(RunFolder { path, key: String::new(), lock: Some(lock), made })
+        Ok(RunFolder { path, key: String::new(), lock: Some(lock), made, is_complete: false })
     }
 
     /// Makes sure that the folder is still this process's; to be called before anything is written in it.
@@ -127,9 +128,10 @@ impl RunFolder {
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub fn finish(&self, summary: Value) -> Result<Value> {
+    pub fn finish(&mut self, summary: Value) -> Result<Value> {
         self.check()?;
         shared::output::write_json(&self.path.join("train_summary.json"), &summary)?;
+        self.is_complete = true;
         Ok(summary)
     }
 }
@@ -137,8 +139,9 @@ impl RunFolder {
 /// Lets the folder go. A command that was refused before it wrote anything takes the folders away that it made.
 impl Drop for RunFolder {
     fn drop(&mut self) {
-        if let Some(lock) = &self.lock {
-            // One that was taken over stays; one that cannot be removed is used again.
+        // One that another process left stays until the run is complete, as all it left.
+        if let Some(lock) = self.lock.as_ref().filter(|lock| self.is_complete || !lock.was_there()) {
+            // One that cannot be removed is used again.
             let _ = lock.remove();
         }
         for folder in &self.made {
