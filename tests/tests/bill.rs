@@ -38,12 +38,14 @@ fn a_report_tells_every_request_once_whoever_was_killed() {
     let mut cluster = Cluster::new();
     cluster.start_all(3, 2);
     let run_file = Path::new(env!("CARGO_MANIFEST_DIR")).join("runs/tiny.toml").display().to_string();
-    cluster.json(&["submit", &run_file]);
+    // Slowly, so that deaths fall into the middle.
+    cluster.json(&["submit", &run_file, "--set", "oracle.requests_per_minute=9000"]);
     let mut deaths = 0;
     for (who, done) in [("coordinator", 100), ("oracle", 250), ("coordinator", 400), ("oracle", 550), ("oracle", 700)] {
-        cluster.wait_for_run("tiny", &format!("{done} pairs triaged (to kill {who})"), |status| {
+        let status = cluster.wait_for_run("tiny", &format!("{done} pairs triaged (to kill {who})"), |status| {
             stage(status, "triage")["done"].as_u64() >= Some(done)
         });
+        assert_eq!(stage(&status, "triage")["state"], "running");
         cluster.kill(who);
         cluster.restart(who);
         deaths += u64::from(who == "oracle");
