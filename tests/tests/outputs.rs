@@ -131,7 +131,7 @@ fn a_journal_in_use_names_its_holder() {
 fn a_run_folder_in_use_names_its_holder() {
     let folder = Folder::new();
     std::fs::create_dir_all(folder.path("runs/r")).unwrap();
-    let run = std::fs::File::open(folder.path("runs/r")).unwrap();
+    let run = std::fs::File::create(folder.path("runs/r/run.lock")).unwrap();
     rustix::fs::flock(&run, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let holder = format!("in use by process {}", std::process::id());
     folder.refused(

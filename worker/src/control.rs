@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::error::{Error, Result};
 use crate::fault::{self, Fault};
+use crate::fence::Attempt;
 
 /// Why a command is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +52,7 @@ pub struct Control {
     fault: Option<Arc<Fault>>,
     stop: StopFlag,
     sink: Option<Sink>,
+    attempt: Option<Attempt>,
 }
 
 impl Control {
@@ -60,8 +62,13 @@ impl Control {
     }
 
     /// For a task of a coordinator.
-    pub fn of_task(fault: Option<Arc<Fault>>, stop: StopFlag, sink: Sink) -> Control {
-        Control { fault, stop, sink: Some(sink) }
+    pub fn of_task(fault: Option<Arc<Fault>>, stop: StopFlag, sink: Sink, attempt: Option<Attempt>) -> Control {
+        Control { fault, stop, sink: Some(sink), attempt }
+    }
+
+    /// Returns which attempt the command is, where a coordinator counts them.
+    pub fn attempt(&self) -> Option<&Attempt> {
+        self.attempt.as_ref()
     }
 
     /// Passes a named point: dies here if the plan says so.
@@ -158,7 +165,7 @@ mod tests {
     fn progress_goes_to_whoever_started_the_task() {
         let (sender, told) = std::sync::mpsc::channel();
         let sink: Sink = Box::new(move |done, total, note| sender.send((done, total, note.to_owned())).unwrap());
-        let control = Control::of_task(None, StopFlag::default(), sink);
+        let control = Control::of_task(None, StopFlag::default(), sink, None);
         let bar = control.bar("train", 9);
         bar.start_at(4);
         bar.advance(1, "loss 0.5".into());

@@ -38,6 +38,12 @@ pub enum Error {
     /// Another member of the gang is gone or late: the attempt is over, through no fault of the task.
     #[error("the gang is broken: {0}")]
     Gang(String),
+    /// The coordinator gave this attempt up, and the next one has taken its files over.
+    #[error("{}: a newer attempt at this task has taken over; this one ends and leaves everything as it is", file.display())]
+    TakenOver {
+        /// The file that it held.
+        file: PathBuf,
+    },
     /// The command was told to stop, and did.
     #[error("stopped as asked; the same command goes on where it was")]
     Stopped,

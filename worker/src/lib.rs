@@ -7,6 +7,7 @@ mod control;
 mod dataset;
 mod error;
 mod fault;
+mod fence;
 mod generate;
 #[cfg(test)]
 mod golden;

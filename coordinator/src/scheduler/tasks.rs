@@ -80,6 +80,7 @@ impl Scheduler {
         let reference = self.task_ref(run, stage, index);
         let world_size = workers.len() as u32;
         let gang_secret = if world_size > 1 { self.secret(&reference) } else { Vec::new() };
+        let submission = self.runs[run].submitted_ms;
         for (rank, worker) in workers.iter().enumerate() {
             self.worker_mut(worker).state = WorkerState::Busy { task: reference.clone() };
             let order = RunTask {
@@ -89,6 +90,7 @@ impl Scheduler {
                 rank: rank as u32,
                 world_size,
                 gang_secret: gang_secret.clone(),
+                submission,
             };
             self.send(worker, Message::Run(order));
         }

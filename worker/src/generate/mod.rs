@@ -153,7 +153,8 @@ pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
         tracing::warn!("{} items with an empty prompt were set aside in {}", quarantine.len(), path.display());
     }
     let set_aside = quarantine.len();
-    let (mut journal, lines) = Journal::open::<Line>(&journal_path, &crate::score::shared_hash(&key))?;
+    let (mut journal, lines) =
+        Journal::open::<Line>(&journal_path, &crate::score::shared_hash(&key), control.attempt())?;
     let mut finished: Vec<Option<Line>> = vec![None; items.len()];
     for line in lines {
         let item = line.item;
@@ -216,6 +217,7 @@ pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
         "temperature": args.temperature, "top_p": args.top_p, "bin_counts": bin_counts(&results),
     });
     let count = results.len();
+    journal.check()?;
     shared::output::write_json(&out, &json!({ "metadata": metadata, "results": results }))?;
     journal.remove()?;
     let seconds = started.elapsed().as_secs_f64();

@@ -134,6 +134,7 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
     };
     let journal = journal::beside(out);
     let scores = super::score(&decoder, &adapter, is_fresh, &encoder, set, &settings, &journal, &key, control)?;
+    scores.journal.check()?;
     // A gold batch that was given stays as it is.
     if args.score.gold.is_none() {
         shared::output::write_json(gold_out, &scores.gold)?;

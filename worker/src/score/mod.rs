@@ -137,7 +137,7 @@ pub fn score(
         "context": key, "method": settings.method, "beta": settings.beta, "max_length": settings.max_length,
         "pack_tokens": settings.pack_tokens, "gold_rows": settings.gold_rows, "gold": &gold, "records": content_hash(&set.records),
     });
-    let (mut journal, finished) = Journal::open::<Vec<f64>>(journal, &shared_hash(&full_key))?;
+    let (mut journal, finished) = Journal::open::<Vec<f64>>(journal, &shared_hash(&full_key), control.attempt())?;
     let direction = direction_along(decoder, adapter, encoder, &gold, gold_file, settings, key, control)?;
 
     let packs = dataset::packs(scored.iter().copied(), settings.pack_tokens);

@@ -18,6 +18,7 @@ use crate::collective::{Alone, Collective};
 use crate::control::{Control, Sink, Stop, StopFlag};
 use crate::error::{Error, Result};
 use crate::fault::Fault;
+use crate::fence::Attempt;
 use crate::panic;
 
 /// How long the members of a gang have to find each other.
@@ -102,10 +103,10 @@ fn end(outcome: Result<Done>) -> How {
     }
 }
 
-/// Returns whether an attempt failed through no fault of its task: its gang broke, or a worker that the coordinator has
-/// given up still holds the files.
+/// Returns whether an attempt failed through no fault of its task: its gang broke, another process holds the files, or the
+/// next attempt has taken them over.
 fn is_infrastructure(error: &Error) -> bool {
-    matches!(error, Error::Gang(_) | Error::Shared(shared::Error::InUse { .. }))
+    matches!(error, Error::Gang(_) | Error::TakenOver { .. } | Error::Shared(shared::Error::InUse { .. }))
 }
 
 fn carry_out(
@@ -128,10 +129,15 @@ fn carry_out(
         }
         None => Box::new(Alone),
     };
+    let attempt = Attempt {
+        task: format!("{}/{}/{}", task.run, task.stage, task.task),
+        submission: run.submission,
+        attempt: task.attempt,
+    };
     let sink: Sink = Box::new(move |done, total, note| {
         progress.send_replace(Some(TaskProgress { task: Some(task.clone()), done, total, note: note.to_owned() }));
     });
-    let control = Control::of_task(fault, handle.stop.clone(), sink);
+    let control = Control::of_task(fault, handle.stop.clone(), sink, Some(attempt));
     let outcome = cli::carry_out(&command, &control, Some(&mut *members));
     *handle.aborter.lock().unwrap_or_else(PoisonError::into_inner) = None;
     outcome

@@ -32,17 +32,27 @@ pub struct State {
     pub tensors_blake3: String,
 }
 
-/// Writes the checkpoint of a step and removes older ones beyond `keep`.
+/// Writes the checkpoint of a step and removes older ones beyond `keep`. `check` makes sure that the folder is still this
+/// process's: it is asked before anything there is replaced or removed.
 ///
 /// # Errors
-/// The folder cannot be written; earlier checkpoints are untouched then.
-pub fn save(run_dir: &Path, optimizer: &AdamW, seen: &Seen, run_key: &str, keep: usize) -> Result<()> {
+/// The folder cannot be written, or is another process's now; earlier checkpoints are untouched then.
+pub fn save(
+    run_dir: &Path,
+    optimizer: &AdamW,
+    seen: &Seen,
+    run_key: &str,
+    keep: usize,
+    check: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    check()?;
     let step = optimizer.step;
     let target = run_dir.join(format!("checkpoint-{step}"));
-    let beside = run_dir.join(format!("checkpoint-{step}.tmp"));
+    // A name of this process's own: one that was frozen while it wrote finds its folder removed, not filled by another.
+    let beside = run_dir.join(format!("checkpoint-{step}.{}.tmp", std::process::id()));
     let io = |e: std::io::Error| Error::model(&target, format!("checkpoint could not be written: {e}"));
-    if beside.exists() {
-        std::fs::remove_dir_all(&beside).map_err(io)?;
+    for left in unfinished(run_dir)? {
+        std::fs::remove_dir_all(&left).map_err(io)?;
     }
     std::fs::create_dir_all(&beside).map_err(io)?;
     let mut tensors: Vec<(String, Tensor)> =
@@ -53,6 +63,7 @@ pub fn save(run_dir: &Path, optimizer: &AdamW, seen: &Seen, run_key: &str, keep:
     let state =
         State { format: FORMAT, step, run_key: run_key.to_owned(), seen: seen.clone(), tensors_blake3: hash(&file)? };
     shared::output::write_json(&beside.join("state.json"), &state)?;
+    check()?;
     if target.exists() {
         std::fs::remove_dir_all(&target).map_err(io)?;
     }
@@ -137,6 +148,25 @@ pub fn newest(run_dir: &Path) -> Result<Option<(u64, PathBuf)>> {
 
 /// Lists (step, folder) of all checkpoints under their final names.
 fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let step = |name: &str| {
+        let step = name.strip_prefix("checkpoint-")?.parse::<u64>().ok()?;
+        // A copy under a like name (checkpoint-007, checkpoint-+7) is none of ours.
+        (name == format!("checkpoint-{step}")).then_some(step)
+    };
+    find(run_dir, step)
+}
+
+/// Lists checkpoints that were being written when their process ended, or was given up.
+fn unfinished(run_dir: &Path) -> Result<Vec<PathBuf>> {
+    let is_ours = |name: &str| {
+        let numbers = name.strip_prefix("checkpoint-")?.strip_suffix(".tmp")?;
+        numbers.chars().all(|c| c.is_ascii_digit() || c == '.').then_some(())
+    };
+    Ok(find(run_dir, is_ours)?.into_iter().map(|((), path)| path).collect())
+}
+
+/// Lists what lies in a run's folder under names that say something.
+fn find<T>(run_dir: &Path, said: impl Fn(&str) -> Option<T>) -> Result<Vec<(T, PathBuf)>> {
     let entries = match std::fs::read_dir(run_dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -145,11 +175,8 @@ fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(|e| Error::model(run_dir, e.to_string()))?.path();
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let step = name.strip_prefix("checkpoint-").and_then(|n| n.parse::<u64>().ok());
-        // A copy under a like name (checkpoint-007, checkpoint-+7) is none of ours.
-        if let Some(step) = step.filter(|step| name == format!("checkpoint-{step}")) {
-            found.push((step, path));
+        if let Some(said) = path.file_name().and_then(|name| name.to_str()).and_then(&said) {
+            found.push((said, path));
         }
     }
     Ok(found)
@@ -178,7 +205,7 @@ mod tests {
         let mut adam = optimizer(1.0);
         for _ in 0..2 {
             step(&mut adam);
-            save(dir.path(), &adam, &Seen::default(), "key", 3).unwrap();
+            save(dir.path(), &adam, &Seen::default(), "key", 3, &|| Ok(())).unwrap();
         }
         let mut again = optimizer(9.0);
         assert_eq!(resume(dir.path(), &mut again, "key").unwrap(), Some((2, Seen::default())));
@@ -204,15 +231,36 @@ mod tests {
         assert_eq!(resume(dir.path(), &mut adam, "key").unwrap(), None);
         for _ in 0..4 {
             step(&mut adam);
-            save(dir.path(), &adam, &Seen::default(), "key", 2).unwrap();
+            save(dir.path(), &adam, &Seen::default(), "key", 2, &|| Ok(())).unwrap();
         }
         let mut steps: Vec<u64> = list(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect();
         steps.sort_unstable();
         assert_eq!(steps, [3, 4]);
+        assert!(!dir.path().join("checkpoint-9.tmp").exists());
         for copy in ["checkpoint-09", "checkpoint-+9", "checkpoint-9.old", "checkpoint-"] {
             std::fs::create_dir(dir.path().join(copy)).unwrap();
         }
         assert_eq!(newest(dir.path()).unwrap().map(|(step, _)| step), Some(4));
         assert_eq!(resume(dir.path(), &mut adam, "key").unwrap(), Some((4, Seen::default())));
+    }
+
+    #[test]
+    fn a_folder_that_was_taken_over_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut adam = optimizer(1.0);
+        step(&mut adam);
+        save(dir.path(), &adam, &Seen::default(), "key", 1, &|| Ok(())).unwrap();
+        step(&mut adam);
+        // Taken over before it begins to write, or while it does.
+        for asked in [0_u32, 1] {
+            let left = std::cell::Cell::new(asked);
+            let check = || match left.replace(left.get().saturating_sub(1)) {
+                0 => Err(Error::TakenOver { file: "run.lock".into() }),
+                _ => Ok(()),
+            };
+            assert!(save(dir.path(), &adam, &Seen::default(), "key", 1, &check).is_err());
+            assert_eq!(list(dir.path()).unwrap().len(), 1);
+            assert_eq!(newest(dir.path()).unwrap().map(|(step, _)| step), Some(1));
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! One line a step in `metrics.jsonl`: losses by part, margins, gradient norm, learning rate.
 //!
 //! Holds nothing that depends on the clock, so that a resumed run leaves the same bytes as an undisturbed one; on
-//! resume, lines after the checkpoint are cut off and written again.
+//! resume, lines after the checkpoint are cut off and written again, in a new file: what a process that was given up may
+//! still write into the old one is lost.
 
 use std::fs::File;
 use std::io::Write;
@@ -100,8 +101,8 @@ impl MetricsFile {
             ));
         }
         let kept: usize = text.split_inclusive(|&b| b == b'\n').take(steps as usize).map(<[u8]>::len).sum();
-        let file = File::options().create(true).append(true).open(&path).map_err(io)?;
-        file.set_len(kept as u64).map_err(io)?;
+        shared::output::write_atomic(&path, &text[..kept])?;
+        let file = File::options().append(true).open(&path).map_err(io)?;
         Ok(MetricsFile { path, file })
     }
 

@@ -77,7 +77,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
             Some(Lora::fresh(args.lora.fresh(&decoder.config)?, &decoder.config, args.seed, decoder.device))
         }
     };
-    let mut run = RunFolder::open(args, gang.rank() == 0)?;
+    let mut run = RunFolder::open(args, gang.rank() == 0, control.attempt())?;
     let key = json!({
         "options": args.key(),
         "world_size": gang.world_size(),
@@ -163,6 +163,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         "threads": tch::get_num_threads(),
     });
     if run.is_owned() {
+        run.check()?;
         match &adapter {
             Some(adapter) => {
                 let name = model_dir.to_string_lossy();
@@ -205,6 +206,7 @@ fn train(
     if start > 0 {
         tracing::info!("continuing {} from step {start} of {}", run.path.display(), pace.total());
     }
+    run.check()?;
     let mut metrics_file = if run.is_owned() { Some(MetricsFile::open(&run.path, start)?) } else { None };
     let bar = control.bar("train", pace.total());
     bar.start_at(start);
@@ -250,6 +252,7 @@ fn train(
         tokens += sums.parts.tokens;
         let mut metrics = StepMetrics::new(step + 1, epoch, &sums.parts, batch.len(), norm, rate);
         metrics.loss_replay = (!replay.is_empty()).then_some(sums.replayed);
+        run.check()?;
         if let Some(file) = &mut metrics_file {
             file.append(&metrics)?;
         }
@@ -271,7 +274,7 @@ fn train(
             && let Some(file) = &mut metrics_file
         {
             file.sync()?;
-            checkpoint::save(&run.path, optimizer, pace.seen(), &run.key, args.save_total_limit)?;
+            checkpoint::save(&run.path, optimizer, pace.seen(), &run.key, args.save_total_limit, &|| run.check())?;
         }
         if sums.stop.is_some() && step < pace.total() {
             // Whoever goes on from here finds the checkpoint whole.

@@ -3,16 +3,17 @@
 //! `run.json` holds every setting that shapes the result, written when scoring is done and training begins; a later
 //! command that differs is refused with the settings that differ, once there is anything to lose (scores or a
 //! checkpoint). `train_summary.json` is written last: where it is, the run is complete. A command that is refused leaves
-//! no empty folder behind.
+//! no empty folder behind. `run.lock` is there while a process works in the folder, or after one was killed; see
+//! [`crate::fence`] for who may take it over.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::TrainArgs;
 use crate::error::{Error, Result};
+use crate::fence::{Attempt, Place, Wish};
 
 /// An open run folder.
 #[derive(Debug)]
@@ -22,17 +23,19 @@ pub struct RunFolder {
     /// Hash of all that shapes the run; known after [`RunFolder::begin`].
     pub key: String,
     /// Held while this process works in the folder; by the gang's first rank alone.
-    lock: Option<File>,
+    lock: Option<Place>,
     /// Folders that this command made, the innermost first.
     made: Vec<PathBuf>,
+    is_complete: bool,
 }
 
 impl RunFolder {
-    /// Makes the folder the options name. Only its owner, the first rank, writes in it.
+    /// Makes the folder the options name. Only its owner, the first rank, writes in it. `attempt` is the one that asks, where
+    /// a coordinator counts them.
     ///
     /// # Errors
     /// It cannot be made, a checkpoint to resume from is not in a run folder, or a gang would have no common name for it.
-    pub fn open(args: &TrainArgs, is_owner: bool) -> Result<Self> {
+    pub fn open(args: &TrainArgs, is_owner: bool, attempt: Option<&Attempt>) -> Result<Self> {
         let path = if let Some(checkpoint) = &args.resume_from_checkpoint {
             folder_of(checkpoint)?
         } else if let Some(name) = &args.run_name {
@@ -46,14 +49,23 @@ impl RunFolder {
             args.runs_dir().join(format!("{model}__{data}__{}", time_stamp(SystemTime::now())))
         };
         if !is_owner {
-            return Ok(RunFolder { path, key: String::new(), lock: None, made: Vec::new() });
+            return Ok(RunFolder { path, key: String::new(), lock: None, made: Vec::new(), is_complete: false });
         }
         let made = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
         let made = made.map(Path::to_owned).collect();
         std::fs::create_dir_all(&path).map_err(|e| Error::model(&path, e.to_string()))?;
-        let lock = File::open(&path).map_err(|e| Error::model(&path, e.to_string()))?;
-        shared::lock::take(&lock, &path, "choose another --run-name")?;
-        Ok(RunFolder { path, key: String::new(), lock: Some(lock), made })
+        let wish = Wish { attempt, named: &path, instead: "choose another --run-name" };
+        let lock =
+            Place::take(&path.join("run.lock"), &wish, |_| Ok(format!("{}\n", json!({"holder": attempt})).into()))?;
+        Ok(RunFolder { path, key: String::new(), lock: Some(lock), made, is_complete: false })
+    }
+
+    /// Makes sure that the folder is still this process's; to be called before anything is written in it.
+    ///
+    /// # Errors
+    /// A newer attempt has taken it over.
+    pub fn check(&self) -> Result<()> {
+        self.lock.as_ref().map_or(Ok(()), Place::check)
     }
 
     /// Compares what shapes the run with what is recorded. Returns the summary of a complete run.
@@ -87,6 +99,7 @@ impl RunFolder {
     /// # Errors
     /// The folder cannot be written.
     pub fn bind(&self, key: &Value) -> Result<()> {
+        self.check()?;
         Ok(shared::output::write_json(&self.path.join("run.json"), key)?)
     }
 
@@ -115,15 +128,22 @@ impl RunFolder {
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub fn finish(&self, summary: Value) -> Result<Value> {
+    pub fn finish(&mut self, summary: Value) -> Result<Value> {
+        self.check()?;
         shared::output::write_json(&self.path.join("train_summary.json"), &summary)?;
+        self.is_complete = true;
         Ok(summary)
     }
 }
 
-/// A command that was refused before it wrote anything takes the folders away that it made.
+/// Lets the folder go. A command that was refused before it wrote anything takes the folders away that it made.
 impl Drop for RunFolder {
     fn drop(&mut self) {
+        // One that another process left stays until the run is complete, as all it left.
+        if let Some(lock) = self.lock.as_ref().filter(|lock| self.is_complete || !lock.was_there()) {
+            // One that cannot be removed is used again.
+            let _ = lock.remove();
+        }
         for folder in &self.made {
             // One that holds something stays, and so do those above it.
             if std::fs::remove_dir(folder).is_err() {
@@ -210,7 +230,6 @@ fn civil(mut days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
     use std::time::Duration;
 
     #[test]
