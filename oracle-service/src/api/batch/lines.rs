@@ -90,8 +90,6 @@ impl Splitter {
 
 /// What a line says about its request.
 #[derive(Debug, PartialEq)]
-// Nearly all are answers; a box each would only cost.
-#[allow(clippy::large_enum_variant)]
 enum Said {
     Answered(Box<Answer>),
     Failed(Trouble),
