@@ -352,9 +352,10 @@ def scores_golden(base, tokenizer, adapter):
 
 
 def main():
-    shutil.rmtree(HERE, ignore_errors=True)
     torch.set_num_threads(1)
     tiny, templates = HERE / "tiny-llama", HERE / "templates"
+    for folder in (tiny, templates):
+        shutil.rmtree(folder, ignore_errors=True)
 
     chatml = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     llama3 = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]

@@ -1,10 +1,12 @@
 //! The engine's numbers: against transformers and PEFT, and against the method's own definitions.
 //!
 //! `tests/golden/tiny-llama` holds two tiny models, adapters and the values that transformers and PEFT compute on them
-//! (`tests/python/make_golden.py` made them). These tests say that the decoder, the adapter, the closed-form gradients
+//! (`tests/python/make_golden.py` made them), `tests/golden/families` shapes of all families
+//! (`make_golden_families.py`). These tests say that the decoder, the adapter, the closed-form gradients
 //! and the scores give those values. Where no such value exists, [`naive`] writes the loss out in the plainest way, one
 //! sequence at a time, and automatic differentiation and finite differences of it are what the engine must equal.
 
+mod families;
 mod generation;
 mod gradients;
 mod logits;

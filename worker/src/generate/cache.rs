@@ -110,17 +110,24 @@ pub fn generate(
                 .less_equal_tensor(&queries)
                 .logical_and(&seen.greater_equal_tensor(&offsets))
                 .logical_or(&seen.eq_tensor(&queries));
+            let windowed = config
+                .window
+                .as_ref()
+                .filter(|window| window.size < end)
+                .map(|window| mask.logical_and(&seen.greater_tensor(&(&queries - window.size))));
             let hidden = decoder.forward_with(&step_tokens, &step_positions, adapter, |layer, q, k, v| {
                 let rows = |x: Tensor, heads: i64| x.view([b, t, heads, config.head_dim]).transpose(1, 2);
                 let (keys, values) = &mut cache[layer];
                 keys.narrow(2, filled, t).copy_(&rows(k, config.kv_heads));
                 values.narrow(2, filled, t).copy_(&rows(v, config.kv_heads));
                 let (keys, values) = (keys.narrow(2, 0, end), values.narrow(2, 0, end));
-                let out = attention::attend(config, &rows(q, config.heads), &keys, &values, Some(&mask), false);
+                let rule = config.attention(layer);
+                let mask = windowed.as_ref().filter(|_| rule.window.is_some()).unwrap_or(&mask);
+                let out = attention::attend(rule, &rows(q, config.heads), &keys, &values, Some(mask), false);
                 out.transpose(1, 2).reshape([b * t, config.heads * config.head_dim])
             });
             let last = hidden.view([b, t, config.hidden_size]).select(1, t - 1);
-            let logits = last.to_kind(Kind::Float).matmul(&decoder.head_weight().to_kind(Kind::Float).tr());
+            let logits = decoder.head().logits(&last);
             // A sum is finite only if every addend is.
             if let Some(row) = to_f64(&logits.sum_dim_intlist([1i64].as_slice(), false, Kind::Double))
                 .iter()

@@ -61,7 +61,7 @@ fn gradients_of(
 }
 
 /// Compares loss and gradient of the engine with the naive objective's value and automatic gradient.
-fn check_against_naive(
+pub(super) fn check_against_naive(
     what: &str,
     policy: Policy<'_>,
     parameters: &[(String, Tensor)],
@@ -239,14 +239,15 @@ fn dropout_of_the_prompt_is_one_for_both_responses() {
 /// Spec A.3: with the identity as head, hidden states are logits.
 #[test]
 fn kl_has_the_value_of_spec_a3_and_its_gradient() {
-    let identity = Tensor::eye(3, (Kind::Float, Device::Cpu));
+    let eye = Tensor::eye(3, (Kind::Float, Device::Cpu));
+    let identity = head::Head { weight: &eye, softcap: None };
     let row = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3]);
     let reference = row([1.0, 0.0, -1.0]);
-    let kl = |policy: [f32; 3]| head::kl(&row(policy), &identity, &reference, &identity).double_value(&[0]);
+    let kl = |policy: [f32; 3]| head::kl(&row(policy), identity, &reference, identity).double_value(&[0]);
     let at = [0.5, 0.2, -0.7f32];
     assert!((kl(at) - 0.062995455).abs() < 1e-7, "{}", kl(at));
     assert!(kl([1.0, 0.0, -1.0]).abs() < 1e-7);
-    let gradient = head::kl_gradient(&row(at), &identity, &reference, &identity, &Tensor::from_slice(&[2f32]), true);
+    let gradient = head::kl_gradient(&row(at), identity, &reference, identity, &Tensor::from_slice(&[2f32]), true);
     let ours = step::to_f64(&gradient.hidden);
     let numeric: Vec<f64> = (0..3)
         .map(|i| {

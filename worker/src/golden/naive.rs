@@ -17,7 +17,11 @@ use crate::text::Sequence;
 pub fn logits(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> Tensor {
     let pack = Pack::new(&[(sequence, Want::LOG_PROB)], decoder.device);
     let hidden = decoder.forward(&pack, Extras { adapter, ..Extras::default() });
-    hidden.to_kind(Kind::Double).matmul(&decoder.head_weight().to_kind(Kind::Double).tr())
+    let z = hidden.to_kind(Kind::Double).matmul(&decoder.head().weight.to_kind(Kind::Double).tr());
+    match decoder.config.final_softcap {
+        None => z,
+        Some(cap) => (z / cap).tanh() * cap,
+    }
 }
 
 /// Log-probs of the scored tokens: [m, 1], f64.

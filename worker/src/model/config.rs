@@ -1,39 +1,71 @@
 //! The checkpoint's `config.json`: which decoder it describes.
 //!
 //! Reads both spellings in use: `rope_theta` + `rope_scaling` beside the other fields, and `rope_parameters` holding
-//! all of it. Refuses what this decoder does not compute, by name; nothing is guessed.
+//! all of it. What a family's name implies is in `config/family.rs`; the decoder itself knows no families, only the
+//! fields of [`ModelConfig`]. Refuses what this decoder does not compute, by name; nothing is guessed.
+
+mod family;
+mod rope;
 
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use self::family::{Family, Traits};
+pub use self::rope::RopeScaling;
 use crate::error::{Error, Result};
 
-/// How rotary frequencies are scaled for long contexts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// Frequencies as they are.
-    Default,
-    /// All positions divided by the factor.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Llama 3.1's: long wavelengths divided by the factor, short ones kept, a smooth passage between.
-    Llama3 {
-        /// The divisor of long wavelengths.
-        factor: f64,
-        /// Wavelengths above `original / low_freq_factor` are scaled fully.
-        low_freq_factor: f64,
-        /// Wavelengths below `original / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// Context length of the first training.
-        original_max_position_embeddings: f64,
-    },
+/// What the gate of the feed-forward layer goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x·σ(x)
+    Silu,
+    /// GELU, approximated with tanh.
+    GeluTanh,
 }
 
-/// Shape and constants of a decoder of the Llama family.
+/// How the weights of RMS norms are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormWeight {
+    /// As factors; the product is taken in the type of the residual stream.
+    Plain,
+    /// As differences from one; the product is taken in f32.
+    FromOne,
+}
+
+/// Layers whose queries see the last `size` positions only, their own included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// Positions seen.
+    pub size: i64,
+    /// Where.
+    pub layers: LayerWindows,
+}
+
+/// Which layers have a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LayerWindows {
+    /// Layers 0, 2, 4, …
+    Even,
+    /// This layer and all after it.
+    From(usize),
+    /// Those marked.
+    Listed(Vec<bool>),
+}
+
+/// How the heads of one layer attend: softmax over the keys in the window of cap(scale·q·k).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionRule {
+    /// Factor on q·k.
+    pub scale: f64,
+    /// c in c·tanh(x/c), applied to scaled products.
+    pub softcap: Option<f64>,
+    /// A query sees this many positions, its own included.
+    pub window: Option<i64>,
+}
+
+/// Shape and constants of a decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// Entries of the embedding.
@@ -58,10 +90,28 @@ pub struct ModelConfig {
     pub rope_scaling: RopeScaling,
     /// The LM head is the embedding.
     pub tie_word_embeddings: bool,
-    /// q, k, v and o carry biases.
-    pub attention_bias: bool,
+    /// q, k and v carry biases.
+    pub qkv_bias: bool,
+    /// o carries a bias.
+    pub output_bias: bool,
     /// gate, up and down carry biases.
     pub mlp_bias: bool,
+    /// What the gate goes through.
+    pub activation: Activation,
+    /// How norm weights are stored.
+    pub norm: NormWeight,
+    /// Attention and feed-forward results are normed too, before they are added to the residual stream.
+    pub norms_after: bool,
+    /// Factor on the embeddings (√d), rounded to the type of the residual stream.
+    pub embedding_scale: Option<f64>,
+    /// Factor on q·k.
+    pub query_scale: f64,
+    /// c in c·tanh(x/c) on the scaled products of queries and keys.
+    pub attention_softcap: Option<f64>,
+    /// c in c·tanh(z/c) on the logits.
+    pub final_softcap: Option<f64>,
+    /// Layers that see a window only.
+    pub window: Option<Window>,
     /// Longest sequence the checkpoint was made for.
     pub max_position_embeddings: i64,
     /// Type the checkpoint names (`dtype` or `torch_dtype`), if it names one.
@@ -84,14 +134,25 @@ struct Raw {
     rope_theta: Option<f64>,
     rope_scaling: Option<Map<String, Value>>,
     rope_parameters: Option<Map<String, Value>>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
+    tie_word_embeddings: Option<bool>,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
-    #[serde(default = "default_act")]
-    hidden_act: String,
+    hidden_act: Option<String>,
+    hidden_activation: Option<String>,
+    query_pre_attn_scalar: Option<f64>,
+    #[serde(default, deserialize_with = "given")]
+    attn_logit_softcapping: Option<Option<f64>>,
+    #[serde(default, deserialize_with = "given")]
+    final_logit_softcapping: Option<Option<f64>>,
+    #[serde(default)]
+    use_sliding_window: bool,
+    #[serde(default, deserialize_with = "given")]
+    sliding_window: Option<Option<i64>>,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
+    use_bidirectional_attention: Option<bool>,
     #[serde(default = "default_positions")]
     max_position_embeddings: i64,
     dtype: Option<String>,
@@ -100,11 +161,17 @@ struct Raw {
     initializer_range: f64,
 }
 
+/// Tells a field that is `null` (`Some(None)`) from one that is left out (`None`, by the default).
+fn given<'de, D, T>(field: D) -> std::result::Result<Option<Option<T>>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Option::deserialize(field).map(Some)
+}
+
 fn default_eps() -> f64 {
     1e-6
-}
-fn default_act() -> String {
-    "silu".into()
 }
 fn default_positions() -> i64 {
     2048
@@ -125,17 +192,33 @@ impl ModelConfig {
         Self::parse(&file, &bytes)
     }
 
-    fn parse(file: &Path, bytes: &[u8]) -> Result<Self> {
+    /// Reads the bytes of a `config.json`; `file` is named in errors.
+    ///
+    /// # Errors
+    /// As for [`ModelConfig::load`].
+    pub(crate) fn parse(file: &Path, bytes: &[u8]) -> Result<Self> {
         let value: Value = shared::input::parse_json(file, bytes)?;
-        check_family(&value).map_err(|problem| Error::model(file, problem))?;
+        let family = family(&value).map_err(|problem| Error::model(file, problem))?;
         let raw: Raw = shared::input::parse_json(file, bytes)?;
-        Self::of(raw).map_err(|problem| Error::model(file, problem))
+        Self::of(family, raw).map_err(|problem| Error::model(file, problem))
     }
 
-    fn of(raw: Raw) -> std::result::Result<Self, String> {
-        if raw.hidden_act != "silu" {
-            return Err(format!("hidden_act {:?} is not supported for llama; expected \"silu\"", raw.hidden_act));
+    /// Returns how the heads of a layer attend.
+    pub fn attention(&self, layer: usize) -> AttentionRule {
+        let window = self.window.as_ref().filter(|window| match &window.layers {
+            LayerWindows::Even => layer.is_multiple_of(2),
+            LayerWindows::From(first) => layer >= *first,
+            LayerWindows::Listed(marked) => marked.get(layer).copied().unwrap_or(false),
+        });
+        AttentionRule {
+            scale: self.query_scale,
+            softcap: self.attention_softcap,
+            window: window.map(|window| window.size),
         }
+    }
+
+    fn of(family: Family, raw: Raw) -> std::result::Result<Self, String> {
+        let traits = Traits::of(family, &raw)?;
         let kv_heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
         let sizes = [
             ("vocab_size", raw.vocab_size),
@@ -157,11 +240,12 @@ impl ModelConfig {
                 raw.num_attention_heads
             ));
         }
-        let head_dim = raw.head_dim.unwrap_or(raw.hidden_size / raw.num_attention_heads);
+        let head_dim = raw.head_dim.or(traits.head_dim).unwrap_or(raw.hidden_size / raw.num_attention_heads);
         if head_dim % 2 != 0 {
             return Err(format!("head_dim {head_dim} is odd; rotary embeddings need an even one"));
         }
-        let (rope_theta, rope_scaling) = rope(&raw)?;
+        let (rope_theta, rope_scaling) =
+            rope::read(raw.rope_theta, raw.rope_scaling.as_ref(), raw.rope_parameters.as_ref())?;
         Ok(ModelConfig {
             vocab_size: raw.vocab_size,
             hidden_size: raw.hidden_size,
@@ -173,9 +257,18 @@ impl ModelConfig {
             rms_norm_eps: raw.rms_norm_eps,
             rope_theta,
             rope_scaling,
-            tie_word_embeddings: raw.tie_word_embeddings,
-            attention_bias: raw.attention_bias,
-            mlp_bias: raw.mlp_bias,
+            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(traits.tied_by_default),
+            qkv_bias: traits.qkv_bias,
+            output_bias: traits.output_bias,
+            mlp_bias: traits.mlp_bias,
+            activation: traits.activation,
+            norm: traits.norm,
+            norms_after: traits.norms_after,
+            embedding_scale: traits.scaled_embedding.then(|| (raw.hidden_size as f64).sqrt()),
+            query_scale: 1.0 / traits.query_width.unwrap_or(head_dim as f64).sqrt(),
+            attention_softcap: traits.attention_softcap,
+            final_softcap: traits.final_softcap,
+            window: traits.window,
             max_position_embeddings: raw.max_position_embeddings,
             dtype: raw.dtype.or(raw.torch_dtype),
             initializer_range: raw.initializer_range,
@@ -186,99 +279,19 @@ impl ModelConfig {
 /// No size of a model is larger: products of two of them stay far below what an i64 holds.
 const LARGEST_SIZE: i64 = 1 << 30;
 
-/// Says what is wrong with a configuration as a whole, before its fields are read.
-fn check_family(config: &Value) -> std::result::Result<(), String> {
+/// Returns the family, or says what is wrong with a configuration as a whole, before its fields are read.
+fn family(config: &Value) -> std::result::Result<Family, String> {
     let Some(fields) = config.as_object() else {
         return Err("is no JSON object; expected {\"model_type\": \"llama\", \"hidden_size\": …}".into());
     };
     match fields.get("model_type") {
-        Some(Value::String(family)) if family == "llama" => Ok(()),
-        Some(Value::String(family)) => {
-            Err(format!("model_type {family:?} is not supported; this build computes the \"llama\" family"))
+        Some(Value::String(family)) => family.parse(),
+        Some(other) => {
+            Err(format!("field \"model_type\" is {other}; expected the name of a family: {}", Family::known()))
         }
-        Some(other) => Err(format!("field \"model_type\" is {other}; expected the name of a family, \"llama\"")),
-        None => Err("field \"model_type\" is missing; expected the name of a family, \"llama\"".into()),
+        None => Err(format!("field \"model_type\" is missing; expected the name of a family: {}", Family::known())),
     }
-}
-
-fn rope(raw: &Raw) -> std::result::Result<(f64, RopeScaling), String> {
-    let number = |map: &Map<String, Value>, key: &str| map.get(key).and_then(Value::as_f64);
-    let theta = raw.rope_parameters.as_ref().and_then(|p| number(p, "rope_theta")).or(raw.rope_theta).unwrap_or(1e4);
-    let Some(map) = raw.rope_parameters.as_ref().or(raw.rope_scaling.as_ref()) else {
-        return Ok((theta, RopeScaling::Default));
-    };
-    let kind = map.get("rope_type").or_else(|| map.get("type")).and_then(Value::as_str).unwrap_or("default");
-    let need = |key: &str| number(map, key).ok_or_else(|| format!("rope type {kind:?} needs a number {key:?}"));
-    let scaling = match kind {
-        "default" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear { factor: need("factor")? },
-        "llama3" => RopeScaling::Llama3 {
-            factor: need("factor")?,
-            low_freq_factor: need("low_freq_factor")?,
-            high_freq_factor: need("high_freq_factor")?,
-            original_max_position_embeddings: need("original_max_position_embeddings")?,
-        },
-        other => return Err(format!("rope type {other:?} is not supported; known: default, linear, llama3")),
-    };
-    Ok((theta, scaling))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<ModelConfig> {
-        ModelConfig::parse(Path::new("config.json"), text.as_bytes())
-    }
-
-    fn problem(fields: &str) -> String {
-        parse(&format!("{{{fields}}}")).unwrap_err().to_string()
-    }
-
-    const BASE: &str = r#""model_type": "llama", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 16,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2"#;
-
-    #[test]
-    fn both_spellings_of_rope_give_the_same() {
-        let scaling = r#""factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64, "rope_type": "llama3""#;
-        let old = parse(&format!("{{{BASE}, \"rope_theta\": 5e5, \"rope_scaling\": {{{scaling}}}}}")).unwrap();
-        let new = parse(&format!("{{{BASE}, \"rope_parameters\": {{\"rope_theta\": 5e5, {scaling}}}}}")).unwrap();
-        assert_eq!(old, new);
-        assert_eq!(old.rope_theta, 5e5);
-    }
-
-    #[test]
-    fn unknown_family_and_rope_are_named() {
-        let family = problem(&BASE.replace("llama", "mamba"));
-        assert!(family.contains("\"mamba\""), "{family}");
-        let rope = problem(&format!("{BASE}, \"rope_scaling\": {{\"type\": \"yarn\", \"factor\": 2}}"));
-        assert!(rope.contains("\"yarn\""), "{rope}");
-    }
-
-    #[test]
-    fn missing_and_senseless_fields_are_named() {
-        let changed = |old: &str, new: &str| problem(&BASE.replace(old, new));
-        assert_eq!(problem(r#""model_type": "llama""#), "config.json: field \"vocab_size\": is missing");
-        assert!(changed("\"hidden_size\": 8", "\"hidden_size\": 0").contains("hidden_size is 0"));
-        let layers = changed("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1000000000000000000");
-        assert!(layers.contains("num_hidden_layers is 1000000000000000000; expected 1 to"), "{layers}");
-    }
-
-    #[test]
-    fn fields_of_another_type_are_named() {
-        let text = problem(&BASE.replace("\"hidden_size\": 8", "\"hidden_size\": \"32\""));
-        assert!(
-            text.starts_with("config.json: field \"hidden_size\": invalid type: string \"32\", expected"),
-            "{text}"
-        );
-        let text = problem(&format!("{BASE}, \"rope_scaling\": 5"));
-        assert!(text.starts_with("config.json: field \"rope_scaling\": "), "{text}");
-        let text = problem(&BASE.replace("\"llama\"", "5"));
-        assert!(text.starts_with("config.json: field \"model_type\" is 5; expected the name of a family"), "{text}");
-        let text = problem("").replace("config.json: ", "");
-        assert!(text.starts_with("field \"model_type\" is missing"), "{text}");
-        let list = parse("[]").unwrap_err().to_string();
-        assert!(list.starts_with("config.json: is no JSON object; expected"), "{list}");
-    }
-}
+mod tests;

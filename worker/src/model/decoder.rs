@@ -12,8 +12,9 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 use super::attention::{self, Rope};
-use super::config::ModelConfig;
+use super::config::{Activation, ModelConfig, NormWeight};
 use super::dropout::Dropout;
+use super::head::Head;
 use super::lora::{Lora, Module};
 use super::pack::Pack;
 use super::weights::{self, Checkpoint};
@@ -31,13 +32,27 @@ pub struct Linear {
 
 /// One block.
 #[derive(Debug)]
-pub struct Layer {
-    input_norm: Tensor,
-    post_norm: Tensor,
+struct Layer {
+    before_attention: Tensor,
+    /// On the attention's result.
+    after_attention: Option<Tensor>,
+    before_mlp: Tensor,
+    /// On the feed-forward layer's result.
+    after_mlp: Option<Tensor>,
     linears: [Linear; 7],
 }
 
-/// A decoder of the Llama family with its weights.
+impl Layer {
+    /// Returns the norms besides the first, in the order of [`weights::norms_after_linears`].
+    fn norms_after_linears(&self) -> Vec<&Tensor> {
+        match &self.after_attention {
+            Some(after_attention) => [after_attention, &self.before_mlp].into_iter().chain(&self.after_mlp).collect(),
+            None => vec![&self.before_mlp],
+        }
+    }
+}
+
+/// A decoder with its weights.
 #[derive(Debug)]
 pub struct Decoder {
     /// Its shape.
@@ -49,6 +64,7 @@ pub struct Decoder {
     /// Short name of the weights (see [`Checkpoint::fingerprint`]); empty when drawn from a seed.
     pub fingerprint: String,
     embed: Tensor,
+    embedding_scale: Option<f64>,
     layers: Vec<Layer>,
     norm: Tensor,
     head: Option<Tensor>,
@@ -121,9 +137,19 @@ impl Decoder {
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let mut at = |rest: &str| take(&format!("model.layers.{layer}.{rest}"));
+            let before_attention = at("input_layernorm.weight");
+            let post_attention = at("post_attention_layernorm.weight");
+            let (after_attention, before_mlp, after_mlp) = if config.norms_after {
+                let before_mlp = at("pre_feedforward_layernorm.weight");
+                (Some(post_attention), before_mlp, Some(at("post_feedforward_layernorm.weight")))
+            } else {
+                (None, post_attention, None)
+            };
             layers.push(Layer {
-                input_norm: at("input_layernorm.weight"),
-                post_norm: at("post_attention_layernorm.weight"),
+                before_attention,
+                after_attention,
+                before_mlp,
+                after_mlp,
                 linears: Module::ALL.map(|module| Linear {
                     weight: at(&format!("{}.weight", module.path())),
                     bias: weights::has_bias(&config, module).then(|| at(&format!("{}.bias", module.path()))),
@@ -133,7 +159,21 @@ impl Decoder {
         let norm = take("model.norm.weight");
         let head = (!config.tie_word_embeddings).then(|| take("lm_head.weight"));
         let rope = Rope::new(&config, device);
-        Ok(Decoder { config, dtype, device, fingerprint: String::new(), embed, layers, norm, head, rope, store })
+        // Rounded as the weights are.
+        let embedding_scale = config.embedding_scale.map(|scale| Tensor::from(scale).to_kind(dtype).double_value(&[]));
+        Ok(Decoder {
+            config,
+            dtype,
+            device,
+            fingerprint: String::new(),
+            embed,
+            embedding_scale,
+            layers,
+            norm,
+            head,
+            rope,
+            store,
+        })
     }
 
     /// Returns every weight with its name in checkpoints, in the order of [`weights::expected`].
@@ -141,7 +181,7 @@ impl Decoder {
         let mut named = vec![("model.embed_tokens.weight".to_owned(), self.embed.shallow_clone())];
         for (i, layer) in self.layers.iter().enumerate() {
             let at = |rest: &str| format!("model.layers.{i}.{rest}");
-            named.push((at("input_layernorm.weight"), layer.input_norm.shallow_clone()));
+            named.push((at("input_layernorm.weight"), layer.before_attention.shallow_clone()));
             for module in Module::ALL {
                 let linear = &layer.linears[module as usize];
                 named.push((at(&format!("{}.weight", module.path())), linear.weight.shallow_clone()));
@@ -149,7 +189,9 @@ impl Decoder {
                     named.push((at(&format!("{}.bias", module.path())), bias.shallow_clone()));
                 }
             }
-            named.push((at("post_attention_layernorm.weight"), layer.post_norm.shallow_clone()));
+            for (name, norm) in weights::norms_after_linears(&self.config).iter().zip(layer.norms_after_linears()) {
+                named.push((at(&format!("{name}.weight")), norm.shallow_clone()));
+            }
         }
         named.push(("model.norm.weight".to_owned(), self.norm.shallow_clone()));
         if let Some(head) = &self.head {
@@ -158,15 +200,17 @@ impl Decoder {
         named
     }
 
-    /// Returns the LM head's weight: [vocabulary, d].
-    pub fn head_weight(&self) -> &Tensor {
-        self.head.as_ref().unwrap_or(&self.embed)
+    /// Returns the LM head.
+    pub fn head(&self) -> Head<'_> {
+        Head { weight: self.head.as_ref().unwrap_or(&self.embed), softcap: self.config.final_softcap }
     }
 
     /// Computes the hidden states of a pack after the final norm: [n, d].
     pub fn forward(&self, pack: &Pack, extras: Extras<'_>) -> Tensor {
         let rope = self.rope.at(&pack.positions, self.dtype);
-        self.run(&pack.tokens, &rope, extras, |_, q, k, v| attention::packed(&self.config, pack, q, k, v))
+        self.run(&pack.tokens, &rope, extras, |layer, q, k, v| {
+            attention::packed(self.config.attention(layer), pack, q, k, v)
+        })
     }
 
     /// Computes the hidden states of new tokens given a cache of earlier ones: `tokens` and `positions` are [b·t],
@@ -192,27 +236,42 @@ impl Decoder {
         let n = tokens.size()[0];
         let (heads, kv_heads, head_dim) = (self.config.heads, self.config.kv_heads, self.config.head_dim);
         let mut x = Tensor::embedding(&self.embed, tokens, -1, false, false).to_kind(self.dtype);
+        if let Some(scale) = self.embedding_scale {
+            x = x * scale;
+        }
+        let normed = |x: Tensor, norm: &Option<Tensor>| match norm {
+            Some(norm) => self.rms_norm(&x, norm),
+            None => x,
+        };
         for (i, layer) in self.layers.iter().enumerate() {
             let linear = |module: Module, input: &Tensor| self.linear(i, layer, module, input, extras);
-            let h = self.rms_norm(&x, &layer.input_norm);
+            let h = self.rms_norm(&x, &layer.before_attention);
             let q = linear(Module::Q, &h).view([n, heads, head_dim]);
             let k = linear(Module::K, &h).view([n, kv_heads, head_dim]);
             let v = linear(Module::V, &h).view([n, kv_heads, head_dim]);
             let attended = attend(i, attention::rotate(&q, rope), attention::rotate(&k, rope), v);
-            x = x + linear(Module::O, &attended);
-            let h = self.rms_norm(&x, &layer.post_norm);
-            let gated = linear(Module::Gate, &h).silu() * linear(Module::Up, &h);
-            x = x + linear(Module::Down, &gated);
+            x = x + normed(linear(Module::O, &attended), &layer.after_attention);
+            let h = self.rms_norm(&x, &layer.before_mlp);
+            let gate = linear(Module::Gate, &h);
+            let gate = match self.config.activation {
+                Activation::Silu => gate.silu(),
+                Activation::GeluTanh => gate.gelu("tanh"),
+            };
+            let gated = gate * linear(Module::Up, &h);
+            x = x + normed(linear(Module::Down, &gated), &layer.after_mlp);
         }
         self.rms_norm(&x, &self.norm)
     }
 
-    /// x [n, d] / rms(x) · weight, with the mean of squares in f32.
+    /// x [n, d] / rms(x) · weight, with the mean of squares in f32; see [`NormWeight`] for the product.
     fn rms_norm(&self, x: &Tensor, weight: &Tensor) -> Tensor {
         let wide = x.to_kind(Kind::Float);
         let mean_square = wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
         let normed = wide * (mean_square + self.config.rms_norm_eps).rsqrt();
-        normed.to_kind(self.dtype) * weight.to_kind(self.dtype)
+        match self.config.norm {
+            NormWeight::Plain => normed.to_kind(self.dtype) * weight.to_kind(self.dtype),
+            NormWeight::FromOne => (normed * (weight.to_kind(Kind::Float) + 1.0)).to_kind(self.dtype),
+        }
     }
 
     fn linear(&self, index: usize, layer: &Layer, module: Module, x: &Tensor, extras: Extras<'_>) -> Tensor {

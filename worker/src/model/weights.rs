@@ -10,7 +10,7 @@ use serde::Deserialize;
 use shared::keyed_random::KeyedRandom;
 use tch::{Device, Kind, Tensor};
 
-use super::config::ModelConfig;
+use super::config::{ModelConfig, NormWeight};
 use super::lora::Module;
 use super::tensor_file::TensorFile;
 use crate::error::{Error, Result};
@@ -29,7 +29,9 @@ pub fn expected(config: &ModelConfig) -> Vec<(String, Vec<i64>)> {
                 names.push((at(&format!("{}.bias", module.path())), vec![out]));
             }
         }
-        names.push((at("post_attention_layernorm.weight"), vec![d]));
+        for norm in norms_after_linears(config) {
+            names.push((at(&format!("{norm}.weight")), vec![d]));
+        }
     }
     names.push(("model.norm.weight".to_owned(), vec![d]));
     if !config.tie_word_embeddings {
@@ -41,8 +43,19 @@ pub fn expected(config: &ModelConfig) -> Vec<(String, Vec<i64>)> {
 /// Returns whether a module carries a bias in this configuration.
 pub fn has_bias(config: &ModelConfig, module: Module) -> bool {
     match module {
+        Module::Q | Module::K | Module::V => config.qkv_bias,
+        Module::O => config.output_bias,
         Module::Gate | Module::Up | Module::Down => config.mlp_bias,
-        _ => config.attention_bias,
+    }
+}
+
+/// Returns the names of a layer's norms besides `input_layernorm`. Where results are normed too, the norm named after
+/// the attention is that of its result; elsewhere it is that of the feed-forward layer's input.
+pub fn norms_after_linears(config: &ModelConfig) -> &'static [&'static str] {
+    if config.norms_after {
+        &["post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    } else {
+        &["post_attention_layernorm"]
     }
 }
 
@@ -192,12 +205,14 @@ pub fn check_memory(config: &ModelConfig, memory: u64) -> std::result::Result<()
     ))
 }
 
-/// Draws start weights for training from scratch: normal with the configuration's deviation, norms one, biases zero.
+/// Draws start weights for training from scratch: normal with the configuration's deviation, norms such that they
+/// multiply by one, biases zero.
 /// Each tensor has its own stream of `seed`, so the draw does not depend on order.
 pub fn draw(config: &ModelConfig, seed: u64, name: &str, shape: &[i64]) -> Tensor {
     let count: i64 = shape.iter().product();
-    let values: Vec<f32> = if name.ends_with("norm.weight") || name.ends_with("layernorm.weight") {
-        vec![1.0; count as usize]
+    let values: Vec<f32> = if name.ends_with("norm.weight") {
+        let one = if config.norm == NormWeight::FromOne { 0.0 } else { 1.0 };
+        vec![one; count as usize]
     } else if name.ends_with(".bias") {
         vec![0.0; count as usize]
     } else {
@@ -212,28 +227,12 @@ pub fn draw(config: &ModelConfig, seed: u64, name: &str, shape: &[i64]) -> Tenso
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::config::RopeScaling;
 
     #[test]
     fn a_model_larger_than_the_memory_is_refused_before_it_is_drawn() {
-        let config = ModelConfig {
-            vocab_size: 10,
-            hidden_size: 8,
-            intermediate_size: 16,
-            layers: 2,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 2,
-            rms_norm_eps: 1e-6,
-            rope_theta: 1e4,
-            rope_scaling: RopeScaling::Default,
-            tie_word_embeddings: true,
-            attention_bias: false,
-            mlp_bias: false,
-            max_position_embeddings: 64,
-            dtype: None,
-            initializer_range: 0.02,
-        };
+        let text = br#"{"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 16,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": true}"#;
+        let config = ModelConfig::parse(Path::new("config.json"), text).unwrap();
         let parameters: i64 = expected(&config).iter().map(|(_, shape)| shape.iter().product::<i64>()).sum();
         let bytes = 4 * parameters as u64;
         assert_eq!(check_memory(&config, bytes), Ok(()));

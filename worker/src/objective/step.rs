@@ -215,7 +215,7 @@ pub fn token_log_probs(decoder: &Decoder, adapter: Option<&Lora>, pack: &Pack) -
     tch::no_grad(|| {
         let hidden = decoder.forward(pack, Extras { adapter, ..Extras::default() });
         let rows = hidden.index_select(0, &pack.scored_rows);
-        to_f64(&head::log_probs(&rows, decoder.head_weight(), &pack.targets))
+        to_f64(&head::log_probs(&rows, decoder.head(), &pack.targets))
     })
 }
 
@@ -243,11 +243,11 @@ pub fn accumulate(
     let pack = Pack::new(&sequences, device);
     let dropout = dropout.map(|key| masks(items, key, device));
     let extras = Extras { adapter: policy.adapter, dropout: dropout.as_ref(), probe: None };
-    let weight = policy.decoder.head_weight();
+    let head = policy.decoder.head();
 
     let hidden = policy.decoder.forward(&pack, extras);
     let scored = hidden.index_select(0, &pack.scored_rows);
-    let s = group_sums(&to_f64(&head::log_probs(&scored, weight, &pack.targets)), &pack.scored_counts);
+    let s = group_sums(&to_f64(&head::log_probs(&scored, head, &pack.targets)), &pack.scored_counts);
     let anchor = Anchor::compute(policy, items, &pack, &hidden);
 
     let mut parts = LossParts { tokens: pack.tokens_len(), ..LossParts::default() };
@@ -279,13 +279,13 @@ pub fn accumulate(
     }
 
     let slopes = Tensor::from_slice(&spread(&log_prob_slopes, &pack.scored_counts)).to_device(device);
-    let gradient = head::log_prob_gradient(&scored.detach(), weight, &pack.targets, &slopes, policy.train_head);
+    let gradient = head::log_prob_gradient(&scored.detach(), head, &pack.targets, &slopes, policy.train_head);
     let mut surrogate = inject(&scored, &gradient.hidden);
     let mut head_gradient = gradient.weight;
     if let Some((rows, ref_rows)) = &anchor.rows {
         let slopes = Tensor::from_slice(&spread(&kl_slopes, &pack.kl_counts)).to_device(device);
-        let reference = policy.reference.head_weight();
-        let gradient = head::kl_gradient(&rows.detach(), weight, ref_rows, reference, &slopes, policy.train_head);
+        let reference = policy.reference.head();
+        let gradient = head::kl_gradient(&rows.detach(), head, ref_rows, reference, &slopes, policy.train_head);
         surrogate = surrogate + inject(rows, &gradient.hidden);
         head_gradient = match (head_gradient, gradient.weight) {
             (Some(a), Some(b)) => Some(a + b),
@@ -293,7 +293,7 @@ pub fn accumulate(
         };
     }
     if let Some(gradient) = head_gradient {
-        surrogate = surrogate + inject(weight, &gradient);
+        surrogate = surrogate + inject(head.weight, &gradient);
     }
     surrogate.backward();
     Ok(parts)
@@ -340,8 +340,8 @@ impl Anchor {
             policy.reference.forward(&pack, Extras::default()).index_select(0, &pack.kl_rows)
         });
         let rows = hidden.index_select(0, &pack.kl_rows);
-        let (weight, ref_weight) = (policy.decoder.head_weight(), policy.reference.head_weight());
-        let kl = to_f64(&head::kl(&rows.detach(), weight, &ref_rows, ref_weight));
+        let (head, ref_head) = (policy.decoder.head(), policy.reference.head());
+        let kl = to_f64(&head::kl(&rows.detach(), head, &ref_rows, ref_head));
         Anchor { sums: group_sums(&kl, &pack.kl_counts), rows: Some((rows, ref_rows)) }
     }
 }

@@ -86,11 +86,11 @@ pub fn pack_scores(
     let probe = Probe { direction, epsilon_of_token: epsilon.index_select(0, &pack.sequence_of_token).unsqueeze(1) };
     let hidden = decoder.forward(&pack, Extras { adapter: Some(adapter), dropout: None, probe: Some(&probe) });
     let rows = hidden.index_select(0, &pack.scored_rows);
-    let weight = decoder.head_weight();
-    let s = group_sums(&to_f64(&head::log_probs(&rows.detach(), weight, &pack.targets)), &pack.scored_counts);
+    let head = decoder.head();
+    let s = group_sums(&to_f64(&head::log_probs(&rows.detach(), head, &pack.targets)), &pack.scored_counts);
 
     let ones = Tensor::ones(pack.targets.size(), (Kind::Float, decoder.device));
-    let gradient = head::log_prob_gradient(&rows.detach(), weight, &pack.targets, &ones, false);
+    let gradient = head::log_prob_gradient(&rows.detach(), head, &pack.targets, &ones, false);
     let surrogate = (rows.to_kind(Kind::Float) * gradient.hidden).sum(Kind::Float);
     let pulls = to_f64(&Tensor::run_backward(&[surrogate], &[&epsilon], false, false)[0]);
 
