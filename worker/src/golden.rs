@@ -11,6 +11,7 @@ mod generation;
 mod gradients;
 mod logits;
 mod naive;
+mod refused;
 mod scores;
 
 use std::path::{Path, PathBuf};

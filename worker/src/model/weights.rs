@@ -97,7 +97,10 @@ impl Checkpoint {
         let mut place = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
             for name in file.infos().into_keys() {
-                place.insert(name, i);
+                if let Some(other) = place.insert(name.clone(), i) {
+                    let other = files[other].path().display();
+                    return Err(Error::model(file.path(), format!("tensor {name} is in {other} too")));
+                }
             }
         }
         Ok(Checkpoint { files, place })
