@@ -9,7 +9,7 @@ use crate::collective::Collective;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::fault::Fault;
-use crate::{bench, generate, logprobs, merge, panic, score, serve, train};
+use crate::{bench, generate, hub, logprobs, merge, panic, score, serve, train};
 
 /// Computes with language models: log-probs, impact scores, re-alignment, generation.
 #[derive(Debug, Parser)]
@@ -23,7 +23,7 @@ pub struct Cli {
 }
 
 /// What a worker can do.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 #[allow(clippy::large_enum_variant, missing_docs)]
 pub(crate) enum Command {
     Serve(serve::ServeCommand),
@@ -33,6 +33,24 @@ pub(crate) enum Command {
     Generate(generate::GenerateCommand),
     Merge(merge::MergeCommand),
     Bench(bench::BenchCommand),
+}
+
+impl Command {
+    /// Returns the command with the folder of its model, where that was named by hub id.
+    fn with_model_here(&self, control: &Control) -> Result<Command> {
+        let mut command = self.clone();
+        let (model, hub) = match &mut command {
+            Command::Logprobs(args) => (&mut args.model.model_name_or_path, &args.model.hub),
+            Command::Score(args) => (&mut args.model.model_name_or_path, &args.model.hub),
+            Command::Train(args) => (&mut args.model.model_name_or_path, &args.model.hub),
+            Command::Generate(args) => (&mut args.model.model_name_or_path, &args.model.hub),
+            Command::Bench(args) => (&mut args.model.model_name_or_path, &args.model.hub),
+            Command::Merge(args) => (&mut args.base_model_path, &args.hub),
+            Command::Serve(_) => return Ok(command),
+        };
+        *model = hub::resolve(model, hub, control)?;
+        Ok(command)
+    }
 }
 
 /// What a command came to.
@@ -77,7 +95,7 @@ pub fn run(cli: Cli) -> Result<u8> {
 /// What stopped the command.
 pub(crate) fn carry_out(command: &Command, control: &Control, gang: Option<&mut dyn Collective>) -> Result<Done> {
     let complete = |summary| Done { summary, incomplete: false };
-    Ok(match command {
+    Ok(match &command.with_model_here(control)? {
         Command::Logprobs(args) => {
             let summary = logprobs::run(args, control)?;
             let incomplete = summary["not_finite"].as_u64() > Some(0);

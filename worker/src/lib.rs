@@ -11,6 +11,7 @@ mod fence;
 mod generate;
 #[cfg(test)]
 mod golden;
+mod hub;
 mod journal;
 mod logprobs;
 mod measure;

@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::hub::HubArgs;
 use crate::model::adapter_file;
 use crate::model::config::ModelConfig;
 use crate::model::lora::Module;
@@ -18,8 +19,8 @@ use crate::model_folder;
 /// Embeddings are never resized. The result is a full model folder with the tokenizer.
 #[derive(Debug, Clone, Args)]
 pub struct MergeCommand {
-    /// The base model's folder.
-    #[arg(long, value_name = "DIR")]
+    /// The base model's folder, or ORG/NAME[@REVISION] on the hub.
+    #[arg(long, value_name = "DIR|ID")]
     pub base_model_path: PathBuf,
     /// The adapter's folder.
     #[arg(long, value_name = "DIR")]
@@ -27,6 +28,9 @@ pub struct MergeCommand {
     /// Where the merged model goes [default: the adapter's path + "_merged"].
     #[arg(long, value_name = "DIR")]
     pub output_path: Option<PathBuf>,
+    /// Where it comes from, if it is not here.
+    #[command(flatten)]
+    pub hub: HubArgs,
 }
 
 /// Runs the command. Returns the output folder.

@@ -6,10 +6,11 @@ use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::model::tensor_file;
 
 /// Files of a model folder that describe its text side; copied where they exist.
-const TEXT_FILES: [&str; 9] = [
+pub const TEXT_FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -39,10 +40,18 @@ pub fn content_hash(dir: &Path) -> Result<String> {
     Ok(hasher.finalize().to_hex()[..32].to_owned())
 }
 
-/// Returns the name of a model or adapter folder, links followed.
+/// Returns the name of a model or adapter folder, links followed; that of the model where it is a snapshot of the hub's.
 pub fn base_name(path: &Path) -> String {
+    if let Some(id) = hub::name_of_snapshot(path) {
+        return id.rsplit('/').next().unwrap_or(&id).to_owned();
+    }
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     path.file_name().map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Returns how a model is named in what is written about it: its hub id, or its folder as it was given.
+pub fn full_name(path: &Path) -> String {
+    hub::name_of_snapshot(path).unwrap_or_else(|| path.display().to_string())
 }
 
 /// Copies the tokenizer files of a model folder into another folder.

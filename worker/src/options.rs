@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use tch::{Device, Kind};
 
 use crate::error::{Error, Result};
+use crate::hub::HubArgs;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::lora::{LoraConfig, Module};
@@ -28,8 +29,8 @@ pub enum Dtype {
 /// Which model, in which type, on how many threads.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// Model folder in Hugging Face layout: config.json, safetensors, tokenizer.json.
-    #[arg(long, visible_alias = "model", aliases = ["model-path", "model-id"], value_name = "DIR")]
+    /// Model folder in Hugging Face layout (config.json, safetensors, tokenizer.json), or ORG/NAME[@REVISION] on the hub.
+    #[arg(long, visible_alias = "model", aliases = ["model-path", "model-id"], value_name = "DIR|ID")]
     pub model_name_or_path: PathBuf,
     /// Type of weights and activations.
     #[arg(long, value_enum, default_value = "auto")]
@@ -37,6 +38,9 @@ pub struct ModelArgs {
     /// Threads for computation; all cores where not given. Results are equal to the bit only for equal thread counts.
     #[arg(long, value_name = "N")]
     pub threads: Option<i32>,
+    /// Where it comes from, if it is not here.
+    #[command(flatten)]
+    pub hub: HubArgs,
 }
 
 impl ModelArgs {

@@ -210,7 +210,7 @@ pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
         .collect();
     let unfinished = results.iter().filter(|item| item["finished"] == json!(false)).count();
     let metadata = json!({
-        "model_path": args.model.model_name_or_path.display().to_string(),
+        "model_path": model_folder::full_name(&args.model.model_name_or_path),
         "adapter": args.adapter.as_ref().map(|dir| dir.display().to_string()),
         "test_json": args.prompts.display().to_string(),
         "sample_size": results.len(), "seed": args.seed, "max_new_tokens": args.max_new_tokens,

@@ -166,7 +166,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         run.check()?;
         match &adapter {
             Some(adapter) => {
-                let name = model_dir.to_string_lossy();
+                let name = model_folder::full_name(model_dir);
                 adapter_file::save(adapter, &run.path, &name, &decoder.fingerprint)?;
                 model_folder::copy_text_files(model_dir, &run.path)?;
             }
