@@ -328,4 +328,6 @@ fn locate(template: &ChatTemplate, prompt: &[Turn], response: &str) -> Result<(S
 }
 
 #[cfg(test)]
+mod released;
+#[cfg(test)]
 mod tests;
