@@ -3,7 +3,7 @@
 #
 #   tests/python/run_checks.sh VENV     VENV: a virtual environment with tests/python/requirements.txt installed
 #
-# Trains tiny adapters and models from the golden ones, then:
+# Trains tiny adapters and models from the golden ones and from random ones of every family, then:
 #   PEFT loads the adapters and gives the worker's log-probs;
 #   transformers loads merged and fully trained folders and gives the worker's log-probs;
 #   the official openai client talks to the mock of the oracle: chat, files, batches.
@@ -36,7 +36,7 @@ step() { printf '\n== %s\n' "$*"; }
 train() {
   local model=$1 name=$2
   shift 2
-  "$worker" train --model-name-or-path "$golden/$model" --dataset-json-path records.json --output-dir runs \
+  "$worker" train --model-name-or-path "$model" --dataset-json-path records.json --output-dir runs \
     --run-name "$name" --batch-size 3 --gradient-accumulation-steps 1 --num-train-epochs 5 --learning-rate 1e-2 \
     --threads 1 "$@" > /dev/null
 }
@@ -54,7 +54,7 @@ for model in tied untied; do
   for targets in q_proj,v_proj $all; do
     name=$model-$(echo "$targets" | tr -dc , | wc -c)
     step "$model: adapter on $targets in PEFT"
-    train "$model" "$name" --method dpo --lora-r 4 --lora-target-modules "$targets"
+    train "$golden/$model" "$name" --method dpo --lora-r 4 --lora-target-modules "$targets"
     items "$golden/$model" "$name" --model-name-or-path "$golden/$model" --adapter "runs/$name"
     "$python" "$checks/check_peft.py" "$golden/$model" "runs/$name" "$name.json"
   done
@@ -65,10 +65,25 @@ for model in tied untied; do
   "$python" "$checks/check_folder.py" "$model-merged" "$model-merged.json" "$golden/$model"
 
   step "$model: all weights trained, in transformers"
-  train "$model" "$model-full" --method sft --full
+  train "$golden/$model" "$model-full" --method sft --full
   items "runs/$model-full" "$model-full" --model-name-or-path "runs/$model-full"
   "$python" "$checks/check_folder.py" "runs/$model-full" "$model-full.json" "$golden/$model"
 done
+
+"$python" "$checks/make_shapes.py" shapes
+for model in shapes/*; do
+  name=$(basename "$model")
+  step "$name: adapter on all linear layers in PEFT"
+  train "$model" "$name" --method dpo --lora-r 3 --lora-target-modules $all
+  items "$model" "$name" --model-name-or-path "$model" --adapter "runs/$name"
+  "$python" "$checks/check_peft.py" "$model" "runs/$name" "$name.json"
+
+  step "$name: merged in transformers"
+  "$worker" merge --base-model-path "$model" --lora-path "runs/$name" --output-path "$name-merged" > /dev/null
+  items "$name-merged" "$name-merged" --model-name-or-path "$name-merged"
+  "$python" "$checks/check_folder.py" "$name-merged" "$name-merged.json" "$model"
+done
+
 step "the mock and the official openai client"
 "$python" "$checks/check_openai_mock.py" "$mock"
 step "the mock's batches and the official openai client"

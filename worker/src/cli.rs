@@ -32,6 +32,7 @@ pub(crate) enum Command {
     Train(train::TrainArgs),
     Generate(generate::GenerateCommand),
     Merge(merge::MergeCommand),
+    Fetch(hub::FetchCommand),
     Bench(bench::BenchCommand),
 }
 
@@ -46,6 +47,7 @@ impl Command {
             Command::Generate(args) => (&mut args.model.model_name_or_path, &args.model.hub),
             Command::Bench(args) => (&mut args.model.model_name_or_path, &args.model.hub),
             Command::Merge(args) => (&mut args.base_model_path, &args.hub),
+            Command::Fetch(args) => (&mut args.model, &args.hub),
             Command::Serve(_) => return Ok(command),
         };
         *model = hub::resolve(model, hub, control)?;
@@ -79,7 +81,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Train(args) => (args.json, true),
         Command::Generate(args) => (args.json, true),
         Command::Bench(args) => (args.json, true),
-        Command::Merge(_) | Command::Serve(_) => (false, false),
+        Command::Merge(_) | Command::Fetch(_) | Command::Serve(_) => (false, false),
     };
     match &done.summary {
         Value::String(text) => println!("{text}"),
@@ -108,6 +110,8 @@ pub(crate) fn carry_out(command: &Command, control: &Control, gang: Option<&mut 
         }),
         Command::Generate(args) => complete(generate::run(args, control)?),
         Command::Merge(args) => complete(json!(format!("merged model in {}", merge::run(args, control)?.display()))),
+        Command::Fetch(args) if args.model.is_dir() => complete(json!(args.model.display().to_string())),
+        Command::Fetch(args) => return Err(Error::model(&args.model, "is neither a hub id, ORG/NAME, nor a folder")),
         Command::Bench(args) => complete(bench::run(args, control)?),
         Command::Serve(_) => return Err(Error::Config("a worker cannot be a task of a worker".into())),
     })

@@ -60,6 +60,17 @@ impl HubArgs {
     }
 }
 
+/// Fetches a model into the hub's cache, if it is not there yet, and prints its folder: for run files, which take folders.
+#[derive(Debug, Clone, Args)]
+pub struct FetchCommand {
+    /// ORG/NAME[@REVISION]
+    #[arg(value_name = "ID")]
+    pub model: PathBuf,
+    /// Where it comes from.
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
 /// Returns the folder of a model: the one named, or the snapshot of a hub id in the cache, fetched where it is missing.
 ///
 /// # Errors

@@ -283,5 +283,10 @@ fn a_command_takes_a_hub_id_for_a_model() {
         crate::cli::carry_out(&line.command, &Control::default(), None).unwrap();
         std::fs::read_to_string(&out).unwrap()
     };
+    let fetched = ["worker", "fetch", "org/tiny", "--hf-hub-offline", "--hf-hub-cache"].map(Into::into);
+    let line = Line::try_parse_from(fetched.into_iter().chain([world.cache.path().as_os_str().to_owned()])).unwrap();
+    log_probs("org/tiny");
+    let done = crate::cli::carry_out(&line.command, &Control::default(), None).unwrap();
+    assert_eq!(done.summary, world.model().join("snapshots").join(COMMIT).to_str().unwrap());
     assert_eq!(log_probs("org/tiny"), log_probs(golden("tiny-llama/untied").to_str().unwrap()));
 }
