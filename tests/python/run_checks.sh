@@ -6,11 +6,12 @@
 # Trains tiny adapters and models from the golden ones and from random ones of every family, then:
 #   PEFT loads the adapters and gives the worker's log-probs;
 #   transformers loads merged and fully trained folders and gives the worker's log-probs;
+#   the hub's own package and the worker find in the cache what the other fetched;
 #   the official openai client talks to the mock of the oracle: chat, files, batches.
 # Everything happens in a temporary folder; the exit code is 0 only if all comparisons hold.
 set -euo pipefail
 
-[ $# -eq 1 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -eq 1 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
 [ -x "$1/bin/python" ] || { echo "run_checks.sh: $1/bin/python is not there; make it with python3 -m venv" >&2; exit 2; }
 python=$(cd "$1" && pwd)/bin/python
 cd "$(dirname "$0")/../.."
@@ -83,6 +84,9 @@ for model in shapes/*; do
   items "$name-merged" "$name-merged" --model-name-or-path "$name-merged"
   "$python" "$checks/check_folder.py" "$name-merged" "$name-merged.json" "$model"
 done
+
+step "one cache with the hub's own package"
+"$python" "$checks/check_hub.py" "$worker" "$golden/untied"
 
 step "the mock and the official openai client"
 "$python" "$checks/check_openai_mock.py" "$mock"
