@@ -232,6 +232,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn drawn_norms_multiply_by_one_however_they_are_stored() {
+        let norms = |family: &str| {
+            let text = format!(
+                r#"{{"model_type": "{family}", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 16,
+                "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}}"#
+            );
+            let config = ModelConfig::parse(Path::new("config.json"), text.as_bytes()).unwrap();
+            let named = expected(&config).into_iter().filter(|(name, _)| name.contains("norm"));
+            let means = named.map(|(name, shape)| draw(&config, 1, &name, &shape).mean(Kind::Double).double_value(&[]));
+            means.collect::<Vec<_>>()
+        };
+        assert_eq!((norms("llama"), norms("gemma2")), (vec![1.0; 3], vec![0.0; 5]));
+    }
+
+    #[test]
     fn a_model_larger_than_the_memory_is_refused_before_it_is_drawn() {
         let text = br#"{"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 16,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": true}"#;
