@@ -176,7 +176,7 @@ fn train(
     reference::fill(decoder, &mut all, args.pack_tokens, control, &mut Alone)?;
     let adam = AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
     let mut optimizer = AdamW::new(adam, adapter.named_parameters(), false);
-    let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false };
+    let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false, recompute: false };
     let begun = Instant::now();
     for batch in items.chunks(args.batch_size) {
         optimizer.zero_grad();

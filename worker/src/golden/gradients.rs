@@ -134,7 +134,8 @@ fn the_gradient_of_a_log_prob_is_that_of_peft() {
     let mut item = item(0, Term::Imitate, 0.0);
     // The mean negative log-likelihood times −m is the sum of log-probs.
     item.weight = -(item.sequences[0].scored.len() as f64);
-    let policy = Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false };
+    let policy =
+        Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false, recompute: false };
     let (parts, ours) = gradients_of(policy, &parameters, &[&item], &settings(PreferenceLoss::Dpo), None);
     close("sum", &[parts.total()], &[golden["adapter"]["sum"].as_f64().unwrap()], TIGHT);
     let file = crate::model::tensor_file::TensorFile::open(&folder("gradients.safetensors")).unwrap();
@@ -151,7 +152,8 @@ fn every_loss_of_an_adapter_has_its_naive_value_and_gradient() {
     let decoder = decoder("tied");
     let adapter = adapter(&decoder, "adapter");
     let parameters = trained(adapter.named_parameters());
-    let policy = Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false };
+    let policy =
+        Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false, recompute: false };
     let items = with_references(&decoder, all_terms());
     for item in &items {
         let settings = settings(PreferenceLoss::Dpo);
@@ -178,7 +180,8 @@ fn every_weight_of_a_full_model_has_its_naive_gradient() {
         }
         let parameters = trained(decoder.named_parameters());
         assert_eq!(parameters.iter().any(|(n, _)| n == "lm_head.weight"), name == "untied");
-        let policy = Policy { decoder: &decoder, adapter: None, reference: &frozen, train_head: true };
+        let policy =
+            Policy { decoder: &decoder, adapter: None, reference: &frozen, train_head: true, recompute: false };
         let items = with_references(&frozen, all_terms());
         let settings = settings(PreferenceLoss::Dpo);
         for item in [&items[4], &items[5]] {
@@ -193,7 +196,8 @@ fn packing_changes_losses_and_gradients_by_rounding_only() {
     let decoder = decoder("tied");
     let adapter = adapter(&decoder, "adapter");
     let parameters = trained(adapter.named_parameters());
-    let policy = Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false };
+    let policy =
+        Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false, recompute: false };
     let items = with_references(&decoder, all_terms());
     let settings = settings(PreferenceLoss::Dpo);
     let key = |step| DropoutKey { probability: 0.25, seed: 3, epoch: 1, step };
@@ -222,7 +226,8 @@ fn dropout_of_the_prompt_is_one_for_both_responses() {
     let decoder = decoder("tied");
     let adapter = adapter(&decoder, "adapter");
     let _ = trained(adapter.named_parameters());
-    let policy = Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false };
+    let policy =
+        Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false, recompute: false };
     let mut item = item(0, Term::Prefer(Part::Chosen, Part::Rejected), 1.0);
     item.reference = vec![0.0, 0.0];
     // One scored token each, predicted from the last prompt token: only the shared prompt plays a part.
@@ -242,12 +247,14 @@ fn kl_has_the_value_of_spec_a3_and_its_gradient() {
     let identity = Tensor::eye(3, (Kind::Float, Device::Cpu));
     let row = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3]);
     let reference = row([1.0, 0.0, -1.0]);
-    let kl = |policy: [f32; 3]| head::kl(&row(policy), &identity, &reference, &identity).double_value(&[0]);
+    let pulled = |policy: [f32; 3]| head::pulled_kl((&row(policy), &identity), (&reference, &identity));
+    let kl = |policy: [f32; 3]| pulled(policy).values.double_value(&[0]);
     let at = [0.5, 0.2, -0.7f32];
     assert!((kl(at) - 0.062995455).abs() < 1e-7, "{}", kl(at));
     assert!(kl([1.0, 0.0, -1.0]).abs() < 1e-7);
-    let gradient = head::kl_gradient(&row(at), &identity, &reference, &identity, &Tensor::from_slice(&[2f32]), true);
-    let ours = step::to_f64(&gradient.hidden);
+    let two = Tensor::from_slice(&[2f32]);
+    let of_head = head::kl_weight_gradient((&row(at), &identity), (&reference, &identity), &two);
+    let ours = step::to_f64(&(pulled(at).pulls * two));
     let numeric: Vec<f64> = (0..3)
         .map(|i| {
             let (mut above, mut below) = (at, at);
@@ -259,5 +266,5 @@ fn kl_has_the_value_of_spec_a3_and_its_gradient() {
     close("KL gradient", &ours, &numeric, 1e-3);
     // dL/dW = (dL/dlogits)ᵀ·h for one row.
     let outer = row([ours[0] as f32, ours[1] as f32, ours[2] as f32]).tr().matmul(&row(at));
-    close("KL gradient of the head", &step::to_f64(&gradient.weight.unwrap()), &step::to_f64(&outer), TIGHT);
+    close("KL gradient of the head", &step::to_f64(&of_head), &step::to_f64(&outer), TIGHT);
 }

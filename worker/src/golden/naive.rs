@@ -15,7 +15,7 @@ use crate::text::Sequence;
 
 /// Logits of every position of a sequence: [t, V], f64.
 pub fn logits(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> Tensor {
-    let pack = Pack::new(&[(sequence, Want::LOG_PROB)], decoder.device);
+    let pack = Pack::new(&[vec![(sequence, Want::LOG_PROB)]], decoder.device);
     let hidden = decoder.forward(&pack, Extras { adapter, ..Extras::default() });
     hidden.to_kind(Kind::Double).matmul(&decoder.head_weight().to_kind(Kind::Double).tr())
 }

@@ -1,118 +1,173 @@
 //! The LM head in closed form: log-probs, KL and their gradients into the hidden states, in chunks of rows.
 //!
-//! Nothing of size rows × vocabulary outlives a chunk. Every loss of the method is a function of summed log-probs or a
-//! KL a position, so its gradient with respect to the hidden states h is, with logits z = h·Wᵀ and p = softmax(z):
-//! for a log-prob of token y with coefficient c, `c·(onehot(y) − p)·W`; for KL(p_ref ‖ p) with coefficient c,
-//! `c·(p − p_ref)·W`. With a trained head the same factors times h give dL/dW. Computed in f32.
+//! Nothing of size rows × vocabulary outlives a chunk. Every loss of the method is a function of summed log-probs or of a
+//! KL a position. With logits z = h·Wᵀ and p = softmax(z), the gradient of a log-prob of token y with respect to h is
+//! `W[y] − p·W`, and that of KL(p_ref ‖ p) is `(p − p_ref)·W`. Neither depends on the loss, so one pass over the head
+//! gives the value of every row and its *pull*, the gradient of that value; the loss's slopes are factors of rows later.
+//! Only a trained head needs the distributions once more: dL/dW is Σ slope·(onehot − p)ᵀ·h.
+//!
+//! Products are computed in the type of the weight, sums and losses in f32. bf16 logits are rounded relative to the
+//! target's own logit, which is computed in f32 and subtracted inside the product: what is rounded is the log-ratio to
+//! the target, small where it matters.
 
 use tch::{Kind, Tensor};
 
-/// Rows × vocabulary of a chunk: 64 MiB of f32.
-const CHUNK_ELEMENTS: i64 = 16 << 20;
+/// Bytes of a chunk's logits. Smaller ones read the weight more often, larger ones are given back to the system.
+const CHUNK_BYTES: i64 = 24 << 20;
 
-fn chunks(rows: i64, vocabulary: i64) -> impl Iterator<Item = (i64, i64)> {
-    let size = (CHUNK_ELEMENTS / vocabulary).max(1);
+fn chunks(rows: i64, vocabulary: i64, kind: Kind) -> impl Iterator<Item = (i64, i64)> {
+    let bytes_of_row = vocabulary * kind.elt_size_in_bytes() as i64;
+    let size = (CHUNK_BYTES / bytes_of_row).max(1);
     (0..rows).step_by(size as usize).map(move |start| (start, size.min(rows - start)))
 }
 
-fn logits(hidden: &Tensor, weight: &Tensor, (start, len): (i64, i64)) -> Tensor {
-    hidden.narrow(0, start, len).to_kind(Kind::Float).matmul(&weight.tr())
-}
-
-/// Gradients of a scalar with respect to hidden states and, where the head is trained, its weight.
+/// One value a row, and the gradient of each row's value with respect to its hidden state.
 #[derive(Debug)]
-pub struct HeadGradient {
+pub struct Pulled {
+    /// [m], f32
+    pub values: Tensor,
     /// [m, d], f32
-    pub hidden: Tensor,
-    /// [V, d], f32
-    pub weight: Option<Tensor>,
+    pub pulls: Tensor,
 }
 
-impl HeadGradient {
-    fn zeros(hidden: &Tensor, weight: &Tensor, train_head: bool) -> Self {
-        HeadGradient {
-            hidden: hidden.zeros_like().to_kind(Kind::Float),
-            weight: train_head.then(|| weight.zeros_like()),
+impl Pulled {
+    fn join(parts: Vec<(Tensor, Tensor)>, hidden: &Tensor) -> Self {
+        let (values, pulls): (Vec<Tensor>, Vec<Tensor>) = parts.into_iter().unzip();
+        if values.is_empty() {
+            let empty = |size: &[i64]| Tensor::zeros(size, (Kind::Float, hidden.device()));
+            return Pulled { values: empty(&[0]), pulls: empty(&[0, hidden.size()[1]]) };
         }
+        Pulled { values: Tensor::cat(&values, 0), pulls: Tensor::cat(&pulls, 0) }
     }
+}
 
-    /// `factor` = dL/dlogits of one chunk: [len, V].
-    fn add(&mut self, factor: &Tensor, hidden: &Tensor, weight: &Tensor, (start, len): (i64, i64)) {
-        self.hidden.narrow(0, start, len).copy_(&factor.matmul(weight));
-        if let Some(gradient) = &mut self.weight {
-            let _ = gradient.addmm_(&factor.tr(), &hidden.narrow(0, start, len).to_kind(Kind::Float));
-        }
+/// The distributions of a chunk of rows, up to a factor a row.
+struct Chunk {
+    /// exp(z − largest z): [len, V], in the weight's type
+    unnormalised: Tensor,
+    /// Sum of each row: [len, 1], f32
+    sums: Tensor,
+    /// log p(target): [len], f32
+    log_probs: Tensor,
+    /// W[target]: [len, d], f32
+    target_weights: Tensor,
+}
+
+impl Chunk {
+    fn compute(hidden: &Tensor, weight: &Tensor, targets: &Tensor, (start, len): (i64, i64)) -> Self {
+        let (h, y) = (hidden.narrow(0, start, len), targets.narrow(0, start, len));
+        let target_weights = weight.index_select(0, &y).to_kind(Kind::Float);
+        let exact = Tensor::linalg_vecdot(&h.to_kind(Kind::Float), &target_weights, -1).unsqueeze(1);
+        let shift = -exact.to_kind(weight.kind());
+        // What rounding the shift has left of the target's logit.
+        let of_target = exact + shift.to_kind(Kind::Float);
+        let shift = shift.expand([len, weight.size()[0]], false);
+        let mut z = shift.addmm(&h.to_kind(weight.kind()), &weight.tr());
+        let largest = z.amax([1i64].as_slice(), true);
+        let mut unnormalised = z.g_sub_(&largest).exp_();
+        let of_target = of_target - largest.to_kind(Kind::Float);
+        let column = y.unsqueeze(1);
+        let _ = unnormalised.scatter_(1, &column, &of_target.exp().to_kind(weight.kind()));
+        let rounded = unnormalised.gather(1, &column, false).to_kind(Kind::Float);
+        let sums = unnormalised.sum_dim_intlist([1i64].as_slice(), true, Kind::Float) - rounded + of_target.exp();
+        let log_probs = (of_target - sums.log()).squeeze_dim(1);
+        Chunk { unnormalised, sums, log_probs, target_weights }
     }
 }
 
 /// Returns log p(target) of each row: hidden [m, d], weight [V, d], targets [m] to [m], f32. No gradient is recorded.
 pub fn log_probs(hidden: &Tensor, weight: &Tensor, targets: &Tensor) -> Tensor {
     tch::no_grad(|| {
-        let weight = weight.to_kind(Kind::Float);
-        let parts: Vec<Tensor> = chunks(hidden.size()[0], weight.size()[0])
-            .map(|chunk| {
-                let z = logits(hidden, &weight, chunk);
-                let at = z.gather(1, &targets.narrow(0, chunk.0, chunk.1).unsqueeze(1), false).squeeze_dim(1);
-                at - z.logsumexp([1i64].as_slice(), false)
-            })
+        let parts: Vec<Tensor> = chunks(hidden.size()[0], weight.size()[0], weight.kind())
+            .map(|chunk| Chunk::compute(hidden, weight, targets, chunk).log_probs)
             .collect();
         if parts.is_empty() { Tensor::zeros([0], (Kind::Float, hidden.device())) } else { Tensor::cat(&parts, 0) }
     })
 }
 
-/// Returns the gradient of Σ_m coefficients[m]·log p(targets[m]). Rows with coefficient 0 cost the same as others.
-pub fn log_prob_gradient(
-    hidden: &Tensor,
-    weight: &Tensor,
-    targets: &Tensor,
-    coefficients: &Tensor,
-    train_head: bool,
-) -> HeadGradient {
+/// Returns log p(target) of each row and its gradient with respect to the row's hidden state.
+pub fn pulled_log_probs(hidden: &Tensor, weight: &Tensor, targets: &Tensor) -> Pulled {
     tch::no_grad(|| {
-        let weight = weight.to_kind(Kind::Float);
-        let mut gradient = HeadGradient::zeros(hidden, &weight, train_head);
-        for chunk in chunks(hidden.size()[0], weight.size()[0]) {
-            let c = coefficients.narrow(0, chunk.0, chunk.1).unsqueeze(1);
-            let mut factor = logits(hidden, &weight, chunk).softmax(1, Kind::Float) * c.neg();
-            let _ = factor.scatter_add_(1, &targets.narrow(0, chunk.0, chunk.1).unsqueeze(1), &c);
-            gradient.add(&factor, hidden, &weight, chunk);
+        let parts = chunks(hidden.size()[0], weight.size()[0], weight.kind())
+            .map(|chunk| {
+                let chunk = Chunk::compute(hidden, weight, targets, chunk);
+                let mean = chunk.unnormalised.matmul(weight).to_kind(Kind::Float) / chunk.sums;
+                (chunk.log_probs, chunk.target_weights - mean)
+            })
+            .collect();
+        Pulled::join(parts, hidden)
+    })
+}
+
+/// Returns dL/dW of L = Σ_m slopes[m]·log p(targets[m]): [V, d], f32.
+pub fn log_prob_weight_gradient(hidden: &Tensor, weight: &Tensor, targets: &Tensor, slopes: &Tensor) -> Tensor {
+    tch::no_grad(|| {
+        let mut gradient = Tensor::zeros(weight.size(), (Kind::Float, weight.device()));
+        for chunk in chunks(hidden.size()[0], weight.size()[0], weight.kind()) {
+            let (start, len) = chunk;
+            let slopes = slopes.narrow(0, start, len).unsqueeze(1);
+            let h = hidden.narrow(0, start, len).to_kind(Kind::Float);
+            let chunk = Chunk::compute(hidden, weight, targets, chunk);
+            // The factor 1 / sum goes with the rows of h, which are short.
+            let pushed = (&h * (&slopes / chunk.sums)).to_kind(weight.kind());
+            let _ = gradient.g_sub_(&chunk.unnormalised.tr().matmul(&pushed));
+            let _ = gradient.index_add_(0, &targets.narrow(0, start, len), &(h * slopes));
         }
         gradient
     })
 }
 
-/// Returns KL(p_ref ‖ p) of each row: hidden and reference hidden [m, d] to [m], f32, in log space (spec 4.4).
-pub fn kl(hidden: &Tensor, weight: &Tensor, ref_hidden: &Tensor, ref_weight: &Tensor) -> Tensor {
+/// p and p_ref of a chunk of rows, in f32, with the log of each.
+struct ChunkPair {
+    log_p: Tensor,
+    log_ref: Tensor,
+}
+
+impl ChunkPair {
+    fn compute(
+        (hidden, weight): (&Tensor, &Tensor),
+        (ref_hidden, ref_weight): (&Tensor, &Tensor),
+        (start, len): (i64, i64),
+    ) -> Self {
+        let log_softmax = |hidden: &Tensor, weight: &Tensor| {
+            hidden.narrow(0, start, len).to_kind(weight.kind()).matmul(&weight.tr()).log_softmax(1, Kind::Float)
+        };
+        ChunkPair { log_p: log_softmax(hidden, weight), log_ref: log_softmax(ref_hidden, ref_weight) }
+    }
+
+    /// p − p_ref: [len, V], f32
+    fn difference(&self) -> Tensor {
+        self.log_p.exp() - self.log_ref.exp()
+    }
+}
+
+/// Returns KL(p_ref ‖ p) of each row, in log space (spec 4.4), and its gradient with respect to the policy's hidden state:
+/// hidden and reference hidden are [m, d].
+pub fn pulled_kl(policy: (&Tensor, &Tensor), reference: (&Tensor, &Tensor)) -> Pulled {
+    let (hidden, weight) = policy;
     tch::no_grad(|| {
-        let (weight, ref_weight) = (weight.to_kind(Kind::Float), ref_weight.to_kind(Kind::Float));
-        let parts: Vec<Tensor> = chunks(hidden.size()[0], weight.size()[0])
+        let parts = chunks(hidden.size()[0], weight.size()[0], Kind::Float)
             .map(|chunk| {
-                let log_p = logits(hidden, &weight, chunk).log_softmax(1, Kind::Float);
-                let log_ref = logits(ref_hidden, &ref_weight, chunk).log_softmax(1, Kind::Float);
-                (log_ref.exp() * (log_ref - log_p)).sum_dim_intlist([1i64].as_slice(), false, Kind::Float)
+                let pair = ChunkPair::compute(policy, reference, chunk);
+                let pulls = pair.difference().to_kind(weight.kind()).matmul(weight).to_kind(Kind::Float);
+                let terms = pair.log_ref.exp() * (pair.log_ref - pair.log_p);
+                (terms.sum_dim_intlist([1i64].as_slice(), false, Kind::Float), pulls)
             })
             .collect();
-        if parts.is_empty() { Tensor::zeros([0], (Kind::Float, hidden.device())) } else { Tensor::cat(&parts, 0) }
+        Pulled::join(parts, hidden)
     })
 }
 
-/// Returns the gradient of Σ_m coefficients[m]·KL_m with respect to the policy's hidden states and head.
-pub fn kl_gradient(
-    hidden: &Tensor,
-    weight: &Tensor,
-    ref_hidden: &Tensor,
-    ref_weight: &Tensor,
-    coefficients: &Tensor,
-    train_head: bool,
-) -> HeadGradient {
+/// Returns dL/dW of L = Σ_m slopes[m]·KL_m: [V, d], f32.
+pub fn kl_weight_gradient(policy: (&Tensor, &Tensor), reference: (&Tensor, &Tensor), slopes: &Tensor) -> Tensor {
+    let (hidden, weight) = policy;
     tch::no_grad(|| {
-        let (weight, ref_weight) = (weight.to_kind(Kind::Float), ref_weight.to_kind(Kind::Float));
-        let mut gradient = HeadGradient::zeros(hidden, &weight, train_head);
-        for chunk in chunks(hidden.size()[0], weight.size()[0]) {
-            let p = logits(hidden, &weight, chunk).softmax(1, Kind::Float);
-            let p_ref = logits(ref_hidden, &ref_weight, chunk).softmax(1, Kind::Float);
-            let factor = (p - p_ref) * coefficients.narrow(0, chunk.0, chunk.1).unsqueeze(1);
-            gradient.add(&factor, hidden, &weight, chunk);
+        let mut gradient = Tensor::zeros(weight.size(), (Kind::Float, weight.device()));
+        for (start, len) in chunks(hidden.size()[0], weight.size()[0], Kind::Float) {
+            let pair = ChunkPair::compute(policy, reference, (start, len));
+            let pushed = hidden.narrow(0, start, len).to_kind(Kind::Float) * slopes.narrow(0, start, len).unsqueeze(1);
+            let difference = pair.difference().to_kind(weight.kind());
+            let _ = gradient.g_add_(&difference.tr().matmul(&pushed.to_kind(weight.kind())));
         }
         gradient
     })
