@@ -17,7 +17,7 @@ fn whole(tokens: Vec<i64>) -> Sequence {
 /// Rows of our logits at the positions a golden entry names, beside its own.
 fn rows(decoder: &Decoder, adapter: Option<&Lora>, entry: &Value) -> (Vec<f64>, Vec<f64>) {
     let sequence = whole(integers(&entry["tokens"]));
-    let ours = tch::no_grad(|| naive::logits(decoder, adapter, &sequence));
+    let ours = tch::no_grad(|| naive::logits(decoder, adapter, &sequence, None));
     let positions: Vec<i64> = integers(&entry["positions"]);
     let ours = positions.iter().flat_map(|&t| to_f64(&ours.get(t))).collect();
     let theirs = entry["logits"].as_array().unwrap().iter().flat_map(floats).collect();

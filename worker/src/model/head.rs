@@ -172,3 +172,67 @@ pub fn kl_weight_gradient(policy: (&Tensor, &Tensor), reference: (&Tensor, &Tens
         gradient
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    const VOCABULARY: i64 = 5_000;
+
+    #[track_caller]
+    fn near(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f64) {
+        let difference = (ours.to_kind(Kind::Double) - theirs).abs().max();
+        let error = difference.double_value(&[]) / theirs.abs().max().double_value(&[]);
+        println!("{what}: relative error {error:.1e} (at most {tolerance:.0e})");
+        assert!(error < tolerance, "{what}: relative error {error:e}");
+    }
+
+    /// Over three chunks of rows, against automatic differentiation of whole softmaxes in f64 of the same weights.
+    fn check(kind: Kind, tolerance: f64) {
+        tch::manual_seed(5);
+        let weight = Tensor::randn([VOCABULARY, 8], (Kind::Float, Device::Cpu)).to_kind(kind);
+        let rows = 2 * CHUNK_BYTES / (VOCABULARY * kind.elt_size_in_bytes() as i64) + 7;
+        let draw = || Tensor::randn([rows, 8], (Kind::Float, Device::Cpu)).to_kind(kind);
+        let (hidden, ref_hidden) = (draw(), draw());
+        let targets = (Tensor::rand([rows], (Kind::Float, Device::Cpu)) * VOCABULARY as f64).to_kind(Kind::Int64);
+        let slopes = Tensor::randn([rows], (Kind::Float, Device::Cpu));
+
+        let (h, w) = (hidden.to_kind(Kind::Double), weight.to_kind(Kind::Double));
+        let (h, w) = (h.copy().set_requires_grad(true), w.copy().set_requires_grad(true));
+        let log_softmax = |h: &Tensor, w: &Tensor| h.matmul(&w.tr()).log_softmax(1, Kind::Double);
+        let expected = log_softmax(&h, &w).gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+        let by_hidden = Tensor::run_backward(&[expected.sum(Kind::Double)], &[&h], true, false);
+        let by_weight = Tensor::run_backward(&[(&expected * &slopes).sum(Kind::Double)], &[&w], false, false);
+        let ours = pulled_log_probs(&hidden, &weight, &targets);
+        near("values", &ours.values, &expected, tolerance);
+        assert_eq!(ours.values, log_probs(&hidden, &weight, &targets));
+        near("pulls", &ours.pulls, &by_hidden[0], tolerance);
+        let gradient = log_prob_weight_gradient(&hidden, &weight, &targets, &slopes);
+        near("gradient of the weight", &gradient, &by_weight[0], tolerance);
+
+        let log_ref = log_softmax(&ref_hidden.to_kind(Kind::Double), &weight.to_kind(Kind::Double));
+        let terms = log_ref.exp() * (&log_ref - log_softmax(&h, &w));
+        let expected = terms.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+        let by_hidden = Tensor::run_backward(&[expected.sum(Kind::Double)], &[&h], true, false);
+        let by_weight = Tensor::run_backward(&[(&expected * &slopes).sum(Kind::Double)], &[&w], false, false);
+        let (own, reference) = ((&hidden, &weight), (&ref_hidden, &weight));
+        let ours = pulled_kl(own, reference);
+        near("values", &ours.values, &expected, tolerance);
+        near("pulls", &ours.pulls, &by_hidden[0], tolerance);
+        let gradient = kl_weight_gradient(own, reference, &slopes);
+        near("gradient of the weight", &gradient, &by_weight[0], tolerance);
+    }
+
+    #[test]
+    fn chunks_have_the_values_and_gradients_of_whole_softmaxes() {
+        check(Kind::Float, 1e-5);
+    }
+
+    #[test]
+    fn bf16_heads_are_as_near_as_bf16_allows() {
+        if crate::model::decoder::native_bf16(Device::Cpu) {
+            check(Kind::BFloat16, 2e-2);
+        }
+    }
+}
