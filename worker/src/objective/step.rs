@@ -14,6 +14,7 @@ use tch::{Kind, Tensor};
 use super::loss::{self, PreferenceLoss};
 use super::method::{Part, Term};
 use crate::error::Error;
+use crate::measure::{Phases, timed};
 use crate::model::decoder::{Decoder, Extras};
 use crate::model::dropout::{Dropout, token_key};
 use crate::model::head;
@@ -246,17 +247,32 @@ pub fn accumulate(
     scale: f64,
     dropout: Option<DropoutKey>,
 ) -> Result<LossParts, NotFinite> {
+    accumulate_timed(policy, items, settings, scale, dropout, &mut Phases::default())
+}
+
+/// As [`accumulate`], adding the time of each phase to `phases`.
+///
+/// # Errors
+/// As there.
+pub fn accumulate_timed(
+    policy: Policy<'_>,
+    items: &[&Item],
+    settings: &Settings,
+    scale: f64,
+    dropout: Option<DropoutKey>,
+    phases: &mut Phases,
+) -> Result<LossParts, NotFinite> {
     let device = policy.decoder.device;
     let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), device);
     let dropout = dropout.map(|key| masks(items, &pack, key, device));
     let extras = Extras { adapter: policy.adapter, dropout: dropout.as_ref(), probe: None };
     let weight = policy.decoder.head_weight();
 
-    let pass = Pass::forward(policy.decoder, &pack, extras, policy.recompute);
+    let pass = timed(&mut phases.forward, || Pass::forward(policy.decoder, &pack, extras, policy.recompute));
     let scored = pass.hidden.index_select(0, &pack.scored_rows);
-    let log_probs = head::pulled_log_probs(&scored.detach(), weight, &pack.targets);
+    let log_probs = timed(&mut phases.head, || head::pulled_log_probs(&scored.detach(), weight, &pack.targets));
     let s = group_sums(&to_f64(&log_probs.values), &pack.scored_counts);
-    let anchor = Anchor::compute(policy, items, &pack, &pass.hidden);
+    let anchor = Anchor::compute(policy, items, &pack, &pass.hidden, phases);
 
     let mut parts = LossParts { tokens: pack.rows.len(), ..LossParts::default() };
     let (mut log_prob_slopes, mut kl_slopes) = (vec![0.0; s.len()], vec![0.0; s.len()]);
@@ -290,7 +306,9 @@ pub fn accumulate(
     let slopes = slopes_of(&log_prob_slopes, &pack.scored_counts);
     let mut surrogate = inject(&scored, &(log_probs.pulls * slopes.unsqueeze(1)));
     if policy.train_head {
-        let gradient = head::log_prob_weight_gradient(&scored.detach(), weight, &pack.targets, &slopes);
+        let gradient = timed(&mut phases.head, || {
+            head::log_prob_weight_gradient(&scored.detach(), weight, &pack.targets, &slopes)
+        });
         surrogate = surrogate + inject(weight, &gradient);
     }
     if let Some((rows, ref_rows, pulls)) = &anchor.rows {
@@ -298,11 +316,12 @@ pub fn accumulate(
         surrogate = surrogate + inject(rows, &(pulls * slopes.unsqueeze(1)));
         if policy.train_head {
             let reference = (ref_rows, policy.reference.head_weight());
-            let gradient = head::kl_weight_gradient((&rows.detach(), weight), reference, &slopes);
+            let gradient =
+                timed(&mut phases.head, || head::kl_weight_gradient((&rows.detach(), weight), reference, &slopes));
             surrogate = surrogate + inject(weight, &gradient);
         }
     }
-    pass.backward(&surrogate);
+    timed(&mut phases.backward, || pass.backward(&surrogate));
     Ok(parts)
 }
 
@@ -328,18 +347,21 @@ struct Anchor {
 }
 
 impl Anchor {
-    fn compute(policy: Policy<'_>, items: &[&Item], pack: &Pack, hidden: &Tensor) -> Anchor {
+    fn compute(policy: Policy<'_>, items: &[&Item], pack: &Pack, hidden: &Tensor, phases: &mut Phases) -> Anchor {
         let anchored: Vec<_> = items.iter().filter(|item| item.term == Term::Anchor).map(|item| item.group()).collect();
         if anchored.is_empty() {
             return Anchor { sums: vec![0.0; pack.sequences], rows: None };
         }
-        let ref_rows = tch::no_grad(|| {
-            let pack = Pack::new(&anchored, policy.decoder.device);
-            policy.reference.forward(&pack, Extras::default()).index_select(0, &pack.kl_rows)
+        let ref_rows = timed(&mut phases.reference, || {
+            tch::no_grad(|| {
+                let pack = Pack::new(&anchored, policy.decoder.device);
+                policy.reference.forward(&pack, Extras::default()).index_select(0, &pack.kl_rows)
+            })
         });
         let rows = hidden.index_select(0, &pack.kl_rows);
         let own = (&rows.detach(), policy.decoder.head_weight());
-        let kl = head::pulled_kl(own, (&ref_rows, policy.reference.head_weight()));
+        let reference = (&ref_rows, policy.reference.head_weight());
+        let kl = timed(&mut phases.head, || head::pulled_kl(own, reference));
         let sums = group_sums(&to_f64(&kl.values), &pack.kl_counts);
         Anchor { sums, rows: Some((rows, ref_rows, kl.pulls)) }
     }
