@@ -1,5 +1,8 @@
 //! `worker bench`: pairs and tokens a second of scoring, the update and generation, as JSON.
 
+mod flops;
+mod update;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -19,24 +22,23 @@ use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::Method;
-use crate::objective::step::{self, Item, Policy, Settings};
+use crate::objective::step::{Item, Settings};
 use crate::options::{LoraArgs, ModelArgs, TextArgs};
 use crate::reference;
 use crate::score::direction;
-use crate::train::optim::{AdamW, AdamWSettings};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
     /// Impact scores of INVERT pairs at a fresh adapter; the gold gradient is timed apart.
     Score,
-    /// Updates on INVERT pairs with known reference log-probs, dropout 0.
+    /// Updates, dropout 0; see --case.
     Train,
     /// Greedy responses with a key-value cache.
     Generate,
 }
 
-/// Measures one kind of work on real pairs; every pair counts as INVERT.
+/// Measures one kind of work on real pairs; every pair counts as INVERT, but for --case mix.
 #[derive(Debug, Clone, Args)]
 #[command(allow_negative_numbers = true)]
 pub struct BenchCommand {
@@ -53,6 +55,12 @@ pub struct BenchCommand {
     /// Pairs measured.
     #[arg(long, default_value_t = 48)]
     pub n: usize,
+    /// What an update is measured on.
+    #[arg(long, value_enum, default_value = "invert")]
+    pub case: update::Case,
+    /// Computes layers once more on the way back instead of keeping them.
+    #[arg(long)]
+    pub recompute: bool,
     /// Longest sequence in tokens.
     #[arg(long, default_value_t = 256)]
     pub max_length: usize,
@@ -96,7 +104,11 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
             left_out += 1;
             continue;
         }
-        records.push(Record { category: Some(Category::Invert), ..record });
+        let category = match (args.what, args.case) {
+            (What::Train, update::Case::Mix) => update::CYCLE[records.len() % update::CYCLE.len()],
+            _ => Category::Invert,
+        };
+        records.push(Record { category: Some(category), ..record });
         index.push(i);
     }
     if records.is_empty() {
@@ -105,15 +117,16 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
     }
     let set = DataSet { file: args.pairs.clone(), records, index, quarantine: Quarantine::of("bench") };
     let mut items: Vec<Item> =
-        set.items(&encoder, Method::Trace, 0.0, args.max_length)?.into_iter().flatten().collect();
-    let tokens: usize = items.iter().map(Item::tokens).sum();
+        set.items(&encoder, Method::Trace, SETTINGS.alpha_kl, args.max_length)?.into_iter().flatten().collect();
+    let tokens: usize = items.iter().flat_map(|item| &item.sequences).map(|s| s.tokens.len()).sum();
+    let computed: usize = items.iter().map(Item::tokens).sum();
     let mut lora = args.lora.fresh(&decoder.config)?;
     lora.dropout = 0.0;
     let adapter = Lora::fresh(lora, &decoder.config, 42, decoder.device);
 
     let mut figures = match args.what {
         What::Score => score(args, &decoder, &adapter, &mut items, control)?,
-        What::Train => train(args, &decoder, &adapter, &mut items, control)?,
+        What::Train => update::measure(args, &decoder, &adapter, &mut items, control)?,
         What::Generate => {
             let prompts = set
                 .records
@@ -134,8 +147,15 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
         "what": what, "pairs": set.records.len(), "left_out": left_out, "tokens": done,
         "pairs_per_s": set.records.len() as f64 / seconds, "tokens_per_s": done as f64 / seconds,
         "dtype": dtype_name(decoder.dtype), "threads": tch::get_num_threads(),
-        "peak_rss_gib": measure::peak_rss_gib(), "matmul_gflops": matmul_gflops(),
+        "peak_rss_gib": measure::peak_rss_gib(), "matmul_gflops": matmul_gflops(decoder.dtype),
     });
+    if args.what != What::Generate {
+        figures["computed_tokens"] = json!(computed);
+    }
+    if let Some(work) = figures["gflop"].as_f64() {
+        let ceiling = common["matmul_gflops"].as_f64().unwrap_or(f64::NAN);
+        figures["share_of_ceiling"] = json!(work / seconds / ceiling);
+    }
     for (name, value) in common.as_object().expect("an object was just made") {
         figures[name] = value.clone();
     }
@@ -143,7 +163,7 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
 }
 
 const SETTINGS: Settings =
-    Settings { beta: 0.3, epsilon: 0.0, alpha_kl: 0.0, loss: PreferenceLoss::Dpo, nll_weight: 0.0 };
+    Settings { beta: 0.3, epsilon: 0.0, alpha_kl: 0.1, loss: PreferenceLoss::Dpo, nll_weight: 0.0 };
 
 fn score(
     args: &BenchCommand,
@@ -163,31 +183,6 @@ fn score(
         direction::pack_scores(decoder, adapter, &direction, &pack, &SETTINGS, true);
     }
     Ok(json!({ "seconds": begun.elapsed().as_secs_f64(), "gold_seconds": gold_seconds, "gold_pairs": gold_pairs }))
-}
-
-fn train(
-    args: &BenchCommand,
-    decoder: &Decoder,
-    adapter: &Lora,
-    items: &mut [Item],
-    control: &Control,
-) -> Result<Value> {
-    let mut all: Vec<&mut Item> = items.iter_mut().collect();
-    reference::fill(decoder, &mut all, args.pack_tokens, control, &mut Alone)?;
-    let adam = AdamWSettings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
-    let mut optimizer = AdamW::new(adam, adapter.named_parameters(), false);
-    let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false };
-    let begun = Instant::now();
-    for batch in items.chunks(args.batch_size) {
-        optimizer.zero_grad();
-        for pack in dataset::packs(batch.iter(), args.pack_tokens) {
-            step::accumulate(policy, &pack, &SETTINGS, 1.0 / batch.len() as f64, None)
-                .map_err(|bad| bad.in_file(&args.pairs, "look at the model's weights and --dtype"))?;
-        }
-        let norm = optimizer.gradient_norm();
-        optimizer.update(1e-4, (1.0 / (norm + 1e-6)).min(1.0));
-    }
-    Ok(json!({ "seconds": begun.elapsed().as_secs_f64(), "updates": optimizer.step }))
 }
 
 fn generate(
@@ -216,17 +211,16 @@ fn dtype_name(kind: Kind) -> &'static str {
     if kind == Kind::BFloat16 { "bf16" } else { "f32" }
 }
 
-/// Returns the speed of a 1024³ f32 product in this run: the yardstick of this machine.
-fn matmul_gflops() -> f64 {
-    let a = Tensor::randn([1024, 1024], (Kind::Float, Device::Cpu));
+/// Returns the speed of a 1024³ product of a type in this run, the best of several: the yardstick of this machine.
+fn matmul_gflops(kind: Kind) -> f64 {
+    let a = Tensor::randn([1024, 1024], (Kind::Float, Device::Cpu)).to_kind(kind);
     let _ = a.matmul(&a);
-    let mut times: Vec<f64> = (0..5)
+    let best = (0..20)
         .map(|_| {
             let begun = Instant::now();
             let _ = a.matmul(&a);
             begun.elapsed().as_secs_f64()
         })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    2.0 * 1024f64.powi(3) / times[2] / 1e9
+        .fold(f64::INFINITY, f64::min);
+    2.0 * 1024f64.powi(3) / best / 1e9
 }

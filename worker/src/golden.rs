@@ -7,6 +7,7 @@
 //! sequence at a time, and automatic differentiation and finite differences of it are what the engine must equal.
 
 mod families;
+mod fast_path;
 mod generation;
 mod gradients;
 mod logits;
@@ -21,10 +22,14 @@ use shared::gold::GoldPair;
 use shared::record::Record;
 use tch::{Device, Kind, Tensor};
 
+use crate::collective::Alone;
+use crate::control::Control;
 use crate::dataset::DataSet;
 use crate::model::adapter_file;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
+use crate::objective::method::{Part, Term};
+use crate::objective::step::Item;
 use crate::text::{Encoder, EncoderOptions, MaskMode};
 
 /// Largest relative error allowed where rounding in f32 is the only difference.
@@ -61,6 +66,43 @@ fn gold() -> Vec<GoldPair> {
 fn data_set(records: Vec<Record>) -> DataSet {
     let index = (0..records.len()).collect();
     DataSet { file: "golden.json".into(), records, index, quarantine: shared::quarantine::Quarantine::of("golden") }
+}
+
+/// A golden record as an item of a term, with texts cut to `max_length` tokens.
+fn item(mask: MaskMode, max_length: usize, record: usize, term: Term, weight: f64) -> Item {
+    let source = &records()[record];
+    let sequences = term
+        .parts()
+        .iter()
+        .map(|part| {
+            let text = match part {
+                Part::Chosen => source.chosen.response(),
+                Part::Rejected => source.rejected.as_ref().unwrap().response(),
+                Part::Correction => "Ask at the desk, they know.".to_owned(),
+            };
+            encoder(mask).pair(&source.prompt, &text, max_length).unwrap()
+        })
+        .collect();
+    Item { record, term, weight, sequences, reference: Vec::new() }
+}
+
+/// Every term of every method.
+fn all_terms(mask: MaskMode, max_length: usize) -> Vec<Item> {
+    let item = |record, term, weight| item(mask, max_length, record, term, weight);
+    vec![
+        item(0, Term::Prefer(Part::Chosen, Part::Rejected), 1.3),
+        item(2, Term::PunishBoth, 0.7),
+        item(5, Term::PunishOne(Part::Rejected), 1.1),
+        item(4, Term::Prefer(Part::Correction, Part::Chosen), 0.4),
+        item(1, Term::Anchor, 1.0),
+        item(3, Term::Imitate, 1.0),
+    ]
+}
+
+fn with_references(decoder: &Decoder, mut items: Vec<Item>) -> Vec<Item> {
+    let mut all: Vec<&mut Item> = items.iter_mut().collect();
+    crate::reference::fill(decoder, &mut all, 400, &Control::default(), &mut Alone).unwrap();
+    items
 }
 
 fn floats(value: &Value) -> Vec<f64> {

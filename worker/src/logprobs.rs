@@ -96,20 +96,22 @@ pub fn run(args: &LogProbsCommand, control: &Control) -> Result<Value> {
     let (mut next, mut failed) = (0, 0);
     while next < encoded.len() {
         let (mut end, mut tokens) = (next, 0);
-        let mut sequences = Vec::new();
+        let mut groups = Vec::new();
         while end < encoded.len() {
             let of_record: usize = encoded[end].iter().flatten().map(|(_, s)| s.tokens.len()).sum();
-            if !sequences.is_empty() && tokens + of_record > args.pack_tokens {
+            if !groups.is_empty() && tokens + of_record > args.pack_tokens {
                 break;
             }
             tokens += of_record;
-            sequences.extend(encoded[end].iter().flatten().map(|(_, s)| (s, Want::LOG_PROB)));
+            if let Ok(parts) = &encoded[end] {
+                groups.push(parts.iter().map(|(_, s)| (s, Want::LOG_PROB)).collect());
+            }
             end += 1;
         }
-        let log_probs = if sequences.is_empty() {
+        let log_probs = if groups.is_empty() {
             Vec::new()
         } else {
-            step::token_log_probs(&decoder, adapter.as_ref(), &Pack::new(&sequences, decoder.device))
+            step::token_log_probs(&decoder, adapter.as_ref(), &Pack::new(&groups, decoder.device))
         };
         let mut rest = log_probs.as_slice();
         for record in &encoded[next..end] {

@@ -1,4 +1,29 @@
-//! What this process used, and what this machine has.
+//! What this process used, where its time went, and what this machine has.
+
+use std::time::{Duration, Instant};
+
+/// Where the time of updates went. On the CPU every phase ends before the next begins.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Phases {
+    /// Tokens to hidden states.
+    pub forward: Duration,
+    /// Hidden states to log-probs, KLs and their gradients.
+    pub head: Duration,
+    /// Hidden states and log-probs of π_ref.
+    pub reference: Duration,
+    /// Gradients of the hidden states to gradients of what is trained.
+    pub backward: Duration,
+    /// Gradient norm and AdamW.
+    pub optimiser: Duration,
+}
+
+/// Runs work and adds its time to a phase.
+pub fn timed<T>(phase: &mut Duration, work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = work();
+    *phase += begun.elapsed();
+    result
+}
 
 /// Returns the largest resident memory of this process so far, in GiB; 0 where the system does not tell.
 pub fn peak_rss_gib() -> f64 {

@@ -305,7 +305,7 @@ pub struct ScoreArgs {
     /// How weights are normalised: mean 1 over the conflict records, or sum 1 as the reference.
     #[arg(long, default_value = "mean1", value_name = "mean1|reference")]
     pub weight_norm: WeightNorm,
-    /// Tokens computed together at most, padding not counted.
+    /// Tokens computed together at most; the prompt of a pair counts once.
     #[arg(long, default_value_t = crate::dataset::PACK_TOKENS)]
     pub pack_tokens: usize,
 }

@@ -24,12 +24,12 @@ pub fn fill(
     let bar = control.bar("reference log-probs", needing.len() as u64);
     let mut sums = Vec::new();
     for (i, pack) in dataset::packs(needing.into_iter(), pack_tokens).iter().enumerate() {
-        let sequences: Vec<_> = pack.iter().flat_map(|item| item.sequences.iter().map(|s| (s, item.want()))).collect();
+        let groups: Vec<_> = pack.iter().map(|item| item.group()).collect();
         if i % gang.world_size() == gang.rank() {
             control.go_on()?;
-            sums.extend(log_prob_sums(decoder, None, &Pack::new(&sequences, decoder.device)));
+            sums.extend(log_prob_sums(decoder, None, &Pack::new(&groups, decoder.device)));
         } else {
-            sums.extend(std::iter::repeat_n(0.0, sequences.len()));
+            sums.extend(std::iter::repeat_n(0.0, groups.iter().map(Vec::len).sum()));
         }
         bar.inc(pack.len() as u64);
     }

@@ -123,7 +123,7 @@ pub fn generate(
                 let (keys, values) = (keys.narrow(2, 0, end), values.narrow(2, 0, end));
                 let rule = config.attention(layer);
                 let mask = windowed.as_ref().filter(|_| rule.window.is_some()).unwrap_or(&mask);
-                let out = attention::attend(rule, &rows(q, config.heads), &keys, &values, Some(mask), false);
+                let out = attention::attend(rule, &rows(q, config.heads), &keys, &values, mask);
                 out.transpose(1, 2).reshape([b * t, config.heads * config.head_dim])
             });
             let last = hidden.view([b, t, config.hidden_size]).select(1, t - 1);

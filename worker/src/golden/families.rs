@@ -55,13 +55,28 @@ impl Shape {
 
     fn pack(&self) -> Pack {
         let sequences = self.sequences();
-        Pack::new(&sequences.iter().map(|s| (s, Want::LOG_PROB)).collect::<Vec<_>>(), Device::Cpu)
+        Pack::new(&sequences.iter().map(|s| vec![(s, Want::LOG_PROB)]).collect::<Vec<_>>(), Device::Cpu)
     }
 
     fn item(&self, term: Term, sequences: &[usize]) -> Item {
         let all = self.sequences();
         let sequences = sequences.iter().map(|&i| all[i].clone()).collect();
         Item { record: 0, term, weight: 1.0, sequences, reference: vec![-40.0, -20.0] }
+    }
+
+    /// Two responses to one prompt, which is longer than the windows.
+    fn pair(&self) -> Item {
+        let all = self.sequences();
+        let item = self.item(Term::Prefer(Part::Chosen, Part::Rejected), &[0, 0]);
+        let response = |mut sequence: Sequence, tokens: &[i64]| {
+            sequence.prompt_len = 12;
+            sequence.tokens.truncate(12);
+            sequence.tokens.extend(tokens);
+            sequence.scored = (12..sequence.tokens.len()).collect();
+            sequence
+        };
+        let [first, second] = [&all[0].tokens[12..], &all[1].tokens].map(|t| response(all[0].clone(), t));
+        Item { sequences: vec![first, second], ..item }
     }
 }
 
@@ -94,21 +109,26 @@ fn hidden_states_logits_and_log_probs_are_those_of_transformers() {
     }
 }
 
-/// Neither further from f32 than transformers' own bf16 is, nor further from that than it is from f32 (each with a
-/// quarter more for luck: these are few numbers).
+/// Over all shapes, bf16 is no further from f32 than transformers' own bf16 is. Of a single shape there are few numbers,
+/// and two roundings of the same differ by luck: a half more is allowed there, to f32 and to that other bf16.
 #[test]
 fn bf16_is_as_near_to_f32_as_that_of_transformers() {
+    let mut ratios = Vec::new();
     for shape in shapes() {
         let decoder = shape.decoder(Kind::BFloat16);
         let hidden = tch::no_grad(|| decoder.forward(&shape.pack(), Extras::default()));
         let ours = to_f64(&tch::no_grad(|| decoder.head().logits(&hidden)));
         let (exact, theirs) = (shape.value("logits"), shape.value("logits_bf16"));
         let own = rms_error(&theirs, &exact);
-        let (to_exact, to_theirs) = (rms_error(&ours, &exact), rms_error(&ours, &theirs));
-        println!("{}: own {own:.2e}, ours to f32 {to_exact:.2e}, to theirs {to_theirs:.2e}", shape.name);
-        assert!(to_exact <= 1.25 * own && to_theirs <= 1.25 * own, "{}", shape.name);
-        assert!(to_exact > own / 10.0, "{}: bf16 was not computed in bf16", shape.name);
+        let (to_exact, to_theirs) = (rms_error(&ours, &exact) / own, rms_error(&ours, &theirs) / own);
+        println!("{}: {own:.2e} apart; ours {to_exact:.2} of that from f32, {to_theirs:.2} from theirs", shape.name);
+        assert!(to_exact <= 1.5 && to_theirs <= 1.5, "{}: {to_exact}, {to_theirs}", shape.name);
+        assert!(to_exact > 0.1, "{}: bf16 was not computed in bf16", shape.name);
+        ratios.push(to_exact);
     }
+    let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
+    println!("mean {mean:.3}");
+    assert!(mean <= 1.1, "{mean}");
 }
 
 #[test]
@@ -164,7 +184,8 @@ fn gradients_of_all_weights_are_those_of_transformers() {
                 Item { weight: -(item.sequences[0].scored.len() as f64), ..item }
             })
             .collect();
-        let policy = Policy { decoder: &decoder, adapter: None, reference: &decoder, train_head: true };
+        let policy =
+            Policy { decoder: &decoder, adapter: None, reference: &decoder, train_head: true, recompute: false };
         step::accumulate(policy, &items.iter().collect::<Vec<_>>(), &SETTINGS, 1.0, None).unwrap();
         for (name, tensor) in &parameters {
             let theirs = shape.value(&format!("grad.{name}"));
@@ -190,18 +211,21 @@ fn closed_form_gradients_hold_under_soft_caps() {
             let _ = tensor.shallow_clone().g_add_(&Tensor::from_slice(&noise).view(tensor.size().as_slice()));
         }
         let parameters = trained(decoder.named_parameters());
-        let policy = Policy { decoder: &decoder, adapter: None, reference: &frozen, train_head: true };
-        let prefer = Term::Prefer(Part::Chosen, Part::Rejected);
-        let mut items = [shape.item(Term::Anchor, &[0]), shape.item(prefer, &[0, 1]), shape.item(Term::Imitate, &[1])];
+        let policy =
+            Policy { decoder: &decoder, adapter: None, reference: &frozen, train_head: true, recompute: false };
+        let mut items = [shape.item(Term::Anchor, &[0]), shape.pair(), shape.item(Term::Imitate, &[1])];
         let sequences = &items[1].sequences;
         items[1].reference = sequences.iter().map(|s| naive_sum(&frozen, None, s)).collect();
         let items: Vec<&Item> = items.iter().collect();
-        super::gradients::check_against_naive(name, policy, &parameters, &items, &SETTINGS);
+        for recompute in [false, true] {
+            let policy = Policy { recompute, ..policy };
+            super::gradients::check_against_naive(name, policy, &parameters, &items, &SETTINGS);
+        }
     }
 }
 
 fn naive_sum(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> f64 {
-    tch::no_grad(|| naive::token_log_probs(decoder, adapter, sequence)).sum(Kind::Double).double_value(&[])
+    tch::no_grad(|| naive::token_log_probs(decoder, adapter, sequence, None)).sum(Kind::Double).double_value(&[])
 }
 
 /// The score of a record is the dot product of two gradients, for adapters on all linear layers.
@@ -212,18 +236,25 @@ fn scores_are_dot_products_of_gradients_in_every_family() {
         let decoder = shape.decoder(Kind::Float);
         let config = LoraConfig { r: 3, alpha: 6.0, dropout: 0.0, targets: Module::ALL.into_iter().collect() };
         let adapter = Lora::fresh(config, &decoder.config, 1, Device::Cpu);
-        let prefer = |a, b| {
-            let item = shape.item(Term::Prefer(Part::Chosen, Part::Rejected), &[a, b]);
+        let with_reference = |item: Item| {
             let reference = item.sequences.iter().map(|s| naive_sum(&decoder, None, s)).collect();
             Item { reference, ..item }
         };
-        let (gold, item) = (prefer(0, 1), prefer(1, 0));
+        let item = with_reference(shape.item(Term::Prefer(Part::Chosen, Part::Rejected), &[1, 0]));
+        let gold = with_reference(shape.pair());
         let direction =
             gold_gradient(&decoder, &adapter, std::slice::from_ref(&gold), &SETTINGS, 1, Path::new("gold")).unwrap();
         let ours = pack_scores(&decoder, &adapter, &direction, &[&item], &SETTINGS, true);
         let gradient = |item: &Item| {
             let parameters = trained(adapter.named_parameters());
-            let loss = naive::total(&decoder, Some(&adapter), &decoder, &[item], &SETTINGS);
+            let policy = Policy {
+                decoder: &decoder,
+                adapter: Some(&adapter),
+                reference: &decoder,
+                train_head: false,
+                recompute: false,
+            };
+            let loss = naive::total(policy, &[item], &SETTINGS, None);
             let tensors: Vec<&Tensor> = parameters.iter().map(|(_, t)| t).collect();
             let all = Tensor::run_backward(&[loss], &tensors, false, false);
             all.iter().flat_map(to_f64).collect::<Vec<f64>>()

@@ -1,52 +1,15 @@
 //! Losses and gradients: PEFT's adapter gradient, the naive objective's, finite differences, and packing.
 
 use super::*;
-use crate::collective::Alone;
-use crate::control::Control;
 use crate::model::head;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Part, Term};
 use crate::objective::step::{self, DropoutKey, Item, LossParts, Policy, Settings};
-use crate::reference;
 use shared::keyed_random::KeyedRandom;
 
 fn settings(loss: PreferenceLoss) -> Settings {
     let epsilon = if matches!(loss, PreferenceLoss::Cdpo | PreferenceLoss::Rdpo) { 0.1 } else { 0.0 };
     Settings { beta: 0.3, epsilon, alpha_kl: 0.7, loss, nll_weight: 0.0 }
-}
-
-fn item(record: usize, term: Term, weight: f64) -> Item {
-    let source = &records()[record];
-    let sequences = term
-        .parts()
-        .iter()
-        .map(|part| {
-            let text = match part {
-                Part::Chosen => source.chosen.response(),
-                Part::Rejected => source.rejected.as_ref().unwrap().response(),
-                Part::Correction => "Ask at the desk, they know.".to_owned(),
-            };
-            encoder(MaskMode::Exact).pair(&source.prompt, &text, 256).unwrap()
-        })
-        .collect();
-    Item { record, term, weight, sequences, reference: Vec::new() }
-}
-
-/// Every term of every method.
-fn all_terms() -> Vec<Item> {
-    vec![
-        item(0, Term::Prefer(Part::Chosen, Part::Rejected), 1.3),
-        item(2, Term::PunishBoth, 0.7),
-        item(5, Term::PunishOne(Part::Rejected), 1.1),
-        item(4, Term::Prefer(Part::Correction, Part::Chosen), 0.4),
-        item(1, Term::Anchor, 1.0),
-        item(3, Term::Imitate, 1.0),
-    ]
-}
-
-fn with_references(decoder: &Decoder, mut items: Vec<Item>) -> Vec<Item> {
-    reference::fill(decoder, &mut items.iter_mut().collect::<Vec<_>>(), 400, &Control::default(), &mut Alone).unwrap();
-    items
 }
 
 fn gradients_of(
@@ -69,7 +32,7 @@ pub(super) fn check_against_naive(
     settings: &Settings,
 ) -> Vec<f64> {
     let (parts, ours) = gradients_of(policy, parameters, items, settings, None);
-    let value = naive::total(policy.decoder, policy.adapter, policy.reference, items, settings);
+    let value = naive::total(policy, items, settings, None);
     close(&format!("{what}: loss"), &[parts.total()], &[value.double_value(&[])], TIGHT);
     let tensors: Vec<&Tensor> = parameters.iter().map(|(_, t)| t).collect();
     let automatic: Vec<f64> =
@@ -89,10 +52,7 @@ fn check_by_differences(
 ) {
     const TENSORS: [&str; 5] = ["lora_", "embed_tokens", "lm_head", "model.norm", "layers.1.input_layernorm"];
     let ours = check_against_naive(what, policy, parameters, &[item], settings);
-    let loss = || {
-        let total = naive::total(policy.decoder, policy.adapter, policy.reference, &[item], settings);
-        total.double_value(&[])
-    };
+    let loss = || naive::total(policy, &[item], settings, None).double_value(&[]);
     let largest = ours.iter().fold(0.0f64, |m, g| m.max(g.abs()));
     let mut start = 0;
     for (name, tensor) in parameters {
@@ -131,10 +91,11 @@ fn the_gradient_of_a_log_prob_is_that_of_peft() {
     let decoder = decoder("tied");
     let adapter = adapter(&decoder, "adapter");
     let parameters = trained(adapter.named_parameters());
-    let mut item = item(0, Term::Imitate, 0.0);
+    let mut item = item(MaskMode::Exact, 256, 0, Term::Imitate, 0.0);
     // The mean negative log-likelihood times −m is the sum of log-probs.
     item.weight = -(item.sequences[0].scored.len() as f64);
-    let policy = Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false };
+    let policy =
+        Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false, recompute: false };
     let (parts, ours) = gradients_of(policy, &parameters, &[&item], &settings(PreferenceLoss::Dpo), None);
     close("sum", &[parts.total()], &[golden["adapter"]["sum"].as_f64().unwrap()], TIGHT);
     let file = crate::model::tensor_file::TensorFile::open(&folder("gradients.safetensors")).unwrap();
@@ -151,8 +112,9 @@ fn every_loss_of_an_adapter_has_its_naive_value_and_gradient() {
     let decoder = decoder("tied");
     let adapter = adapter(&decoder, "adapter");
     let parameters = trained(adapter.named_parameters());
-    let policy = Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false };
-    let items = with_references(&decoder, all_terms());
+    let policy =
+        Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false, recompute: false };
+    let items = with_references(&decoder, all_terms(MaskMode::Exact, 256));
     for item in &items {
         let settings = settings(PreferenceLoss::Dpo);
         check_by_differences(&format!("{:?}", item.term), policy, &parameters, item, &settings);
@@ -178,8 +140,9 @@ fn every_weight_of_a_full_model_has_its_naive_gradient() {
         }
         let parameters = trained(decoder.named_parameters());
         assert_eq!(parameters.iter().any(|(n, _)| n == "lm_head.weight"), name == "untied");
-        let policy = Policy { decoder: &decoder, adapter: None, reference: &frozen, train_head: true };
-        let items = with_references(&frozen, all_terms());
+        let policy =
+            Policy { decoder: &decoder, adapter: None, reference: &frozen, train_head: true, recompute: false };
+        let items = with_references(&frozen, all_terms(MaskMode::Exact, 256));
         let settings = settings(PreferenceLoss::Dpo);
         for item in [&items[4], &items[5]] {
             check_by_differences(&format!("{name} {:?}", item.term), policy, &parameters, item, &settings);
@@ -193,8 +156,9 @@ fn packing_changes_losses_and_gradients_by_rounding_only() {
     let decoder = decoder("tied");
     let adapter = adapter(&decoder, "adapter");
     let parameters = trained(adapter.named_parameters());
-    let policy = Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false };
-    let items = with_references(&decoder, all_terms());
+    let policy =
+        Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false, recompute: false };
+    let items = with_references(&decoder, all_terms(MaskMode::Exact, 256));
     let settings = settings(PreferenceLoss::Dpo);
     let key = |step| DropoutKey { probability: 0.25, seed: 3, epoch: 1, step };
     let mut seen = Vec::new();
@@ -222,8 +186,9 @@ fn dropout_of_the_prompt_is_one_for_both_responses() {
     let decoder = decoder("tied");
     let adapter = adapter(&decoder, "adapter");
     let _ = trained(adapter.named_parameters());
-    let policy = Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false };
-    let mut item = item(0, Term::Prefer(Part::Chosen, Part::Rejected), 1.0);
+    let policy =
+        Policy { decoder: &decoder, adapter: Some(&adapter), reference: &decoder, train_head: false, recompute: false };
+    let mut item = item(MaskMode::Exact, 256, 0, Term::Prefer(Part::Chosen, Part::Rejected), 1.0);
     item.reference = vec![0.0, 0.0];
     // One scored token each, predicted from the last prompt token: only the shared prompt plays a part.
     for sequence in &mut item.sequences {
@@ -243,12 +208,14 @@ fn kl_has_the_value_of_spec_a3_and_its_gradient() {
     let identity = head::Head { weight: &eye, softcap: None };
     let row = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3]);
     let reference = row([1.0, 0.0, -1.0]);
-    let kl = |policy: [f32; 3]| head::kl(&row(policy), identity, &reference, identity).double_value(&[0]);
+    let pulled = |policy: [f32; 3]| head::pulled_kl((&row(policy), identity), (&reference, identity));
+    let kl = |policy: [f32; 3]| pulled(policy).values.double_value(&[0]);
     let at = [0.5, 0.2, -0.7f32];
     assert!((kl(at) - 0.062995455).abs() < 1e-7, "{}", kl(at));
     assert!(kl([1.0, 0.0, -1.0]).abs() < 1e-7);
-    let gradient = head::kl_gradient(&row(at), identity, &reference, identity, &Tensor::from_slice(&[2f32]), true);
-    let ours = step::to_f64(&gradient.hidden);
+    let two = Tensor::from_slice(&[2f32]);
+    let of_head = head::kl_weight_gradient((&row(at), identity), (&reference, identity), &two);
+    let ours = step::to_f64(&(pulled(at).pulls * two));
     let numeric: Vec<f64> = (0..3)
         .map(|i| {
             let (mut above, mut below) = (at, at);
@@ -260,5 +227,5 @@ fn kl_has_the_value_of_spec_a3_and_its_gradient() {
     close("KL gradient", &ours, &numeric, 1e-3);
     // dL/dW = (dL/dlogits)ᵀ·h for one row.
     let outer = row([ours[0] as f32, ours[1] as f32, ours[2] as f32]).tr().matmul(&row(at));
-    close("KL gradient of the head", &step::to_f64(&gradient.weight.unwrap()), &step::to_f64(&outer), TIGHT);
+    close("KL gradient of the head", &step::to_f64(&of_head), &step::to_f64(&outer), TIGHT);
 }

@@ -17,7 +17,7 @@ fn whole(tokens: Vec<i64>) -> Sequence {
 /// Rows of our logits at the positions a golden entry names, beside its own.
 fn rows(decoder: &Decoder, adapter: Option<&Lora>, entry: &Value) -> (Vec<f64>, Vec<f64>) {
     let sequence = whole(integers(&entry["tokens"]));
-    let ours = tch::no_grad(|| naive::logits(decoder, adapter, &sequence));
+    let ours = tch::no_grad(|| naive::logits(decoder, adapter, &sequence, None));
     let positions: Vec<i64> = integers(&entry["positions"]);
     let ours = positions.iter().flat_map(|&t| to_f64(&ours.get(t))).collect();
     let theirs = entry["logits"].as_array().unwrap().iter().flat_map(floats).collect();
@@ -81,7 +81,8 @@ fn masks_and_log_probs_of_both_modes() {
                     sums.push(expected["sum"].as_f64().unwrap());
                 }
             }
-            let asked: Vec<_> = sequences.iter().map(|s| (s, Want::LOG_PROB)).collect();
+            let asked: Vec<Vec<_>> =
+                sequences.chunks(2).map(|pair| pair.iter().map(|s| (s, Want::LOG_PROB)).collect()).collect();
             let pack = Pack::new(&asked, Device::Cpu);
             close(
                 &format!("{name} {mode} tokens"),
@@ -115,7 +116,7 @@ fn a_fresh_adapter_computes_the_base_to_the_bit() {
         let fresh = Lora::fresh(config, &decoder.config, 1, Device::Cpu);
         assert_eq!(fresh.named_parameters().len(), 2 * 7 * decoder.config.layers);
         let sequence = whole(integers(&golden["models"][name]["logits"]["tokens"]));
-        let pack = Pack::new(&[(&sequence, Want::LOG_PROB)], Device::Cpu);
+        let pack = Pack::new(&[vec![(&sequence, Want::LOG_PROB)]], Device::Cpu);
         let hidden = |adapter| decoder.forward(&pack, Extras { adapter, ..Extras::default() });
         assert_eq!(hidden(Some(&fresh)), hidden(None));
         let moved = tch::no_grad(|| fresh.get(0, Module::Down).unwrap().b.shallow_clone().fill_(0.1));

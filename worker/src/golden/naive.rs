@@ -6,17 +6,18 @@
 use tch::{Kind, Tensor};
 
 use crate::model::decoder::{Decoder, Extras};
+use crate::model::dropout::{Dropout, token_key};
 use crate::model::lora::Lora;
 use crate::model::pack::{Pack, Want};
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::Term;
-use crate::objective::step::{Item, Settings};
+use crate::objective::step::{DropoutKey, Item, Policy, Settings};
 use crate::text::Sequence;
 
 /// Logits of every position of a sequence: [t, V], f64.
-pub fn logits(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> Tensor {
-    let pack = Pack::new(&[(sequence, Want::LOG_PROB)], decoder.device);
-    let hidden = decoder.forward(&pack, Extras { adapter, ..Extras::default() });
+pub fn logits(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence, dropout: Option<&Dropout>) -> Tensor {
+    let pack = Pack::new(&[vec![(sequence, Want::LOG_PROB)]], decoder.device);
+    let hidden = decoder.forward(&pack, Extras { adapter, dropout, probe: None });
     let z = hidden.to_kind(Kind::Double).matmul(&decoder.head().weight.to_kind(Kind::Double).tr());
     match decoder.config.final_softcap {
         None => z,
@@ -25,42 +26,46 @@ pub fn logits(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) ->
 }
 
 /// Log-probs of the scored tokens: [m, 1], f64.
-pub fn token_log_probs(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> Tensor {
-    let table = logits(decoder, adapter, sequence).log_softmax(-1, Kind::Double);
+pub fn token_log_probs(
+    decoder: &Decoder,
+    adapter: Option<&Lora>,
+    sequence: &Sequence,
+    dropout: Option<&Dropout>,
+) -> Tensor {
+    let table = logits(decoder, adapter, sequence, dropout).log_softmax(-1, Kind::Double);
     let rows: Vec<i64> = sequence.scored.iter().map(|&t| t as i64 - 1).collect();
     let targets: Vec<i64> = sequence.scored.iter().map(|&t| sequence.tokens[t]).collect();
     table.index_select(0, &Tensor::from_slice(&rows)).gather(1, &Tensor::from_slice(&targets).unsqueeze(1), false)
 }
 
-fn log_prob_sum(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> Tensor {
-    token_log_probs(decoder, adapter, sequence).sum(Kind::Double)
-}
-
 /// Σ weight·ℓ over the items, as a scalar that can be differentiated.
-pub fn total(
-    decoder: &Decoder,
-    adapter: Option<&Lora>,
-    reference: &Decoder,
-    items: &[&Item],
-    settings: &Settings,
-) -> Tensor {
-    let terms: Vec<Tensor> = items.iter().map(|item| item_loss(decoder, adapter, reference, item, settings)).collect();
+pub fn total(policy: Policy<'_>, items: &[&Item], settings: &Settings, dropout: Option<DropoutKey>) -> Tensor {
+    let terms: Vec<Tensor> = items.iter().map(|item| item_loss(policy, item, settings, dropout)).collect();
     Tensor::stack(&terms, 0).sum(Kind::Double)
 }
 
-fn item_loss(
-    decoder: &Decoder,
-    adapter: Option<&Lora>,
-    reference: &Decoder,
-    item: &Item,
-    settings: &Settings,
-) -> Tensor {
-    let beta = settings.beta;
-    let ratio = |i: usize| {
-        let s = log_prob_sum(decoder, adapter, &item.sequences[i]);
-        s - tch::no_grad(|| log_prob_sum(reference, None, &item.sequences[i]))
+/// The masks of one sequence: the prompt's are those of branch 0, the response's those of its part.
+fn masks(item: &Item, i: usize, key: DropoutKey) -> Dropout {
+    let (sequence, part) = (&item.sequences[i], item.term.parts()[i]);
+    let key_of = |position: usize| {
+        let branch = if position < sequence.prompt_len { 0 } else { 1 + part as u64 };
+        token_key(key.seed, key.epoch, key.step, item.record as u64, branch, position as u64)
     };
-    let mean_nll = |i: usize| -token_log_probs(decoder, adapter, &item.sequences[i]).mean(Kind::Double);
+    let token_keys = (0..sequence.tokens.len()).map(key_of).collect();
+    Dropout { probability: key.probability, token_keys, device: tch::Device::Cpu }
+}
+
+fn item_loss(policy: Policy<'_>, item: &Item, settings: &Settings, dropout: Option<DropoutKey>) -> Tensor {
+    let Policy { decoder, adapter, reference, .. } = policy;
+    let beta = settings.beta;
+    let masks: Vec<Option<Dropout>> =
+        (0..item.sequences.len()).map(|i| dropout.map(|key| masks(item, i, key))).collect();
+    let log_probs = |i: usize| token_log_probs(decoder, adapter, &item.sequences[i], masks[i].as_ref());
+    let ratio = |i: usize| {
+        let reference = tch::no_grad(|| token_log_probs(reference, None, &item.sequences[i], None).sum(Kind::Double));
+        log_probs(i).sum(Kind::Double) - reference
+    };
+    let mean_nll = |i: usize| -log_probs(i).mean(Kind::Double);
     match item.term {
         Term::Prefer(..) => {
             let delta = ratio(0) - ratio(1);
@@ -79,8 +84,8 @@ fn item_loss(
         Term::Imitate => mean_nll(0) * item.weight,
         Term::Anchor => {
             let sequence = &item.sequences[0];
-            let p = logits(decoder, adapter, sequence).softmax(-1, Kind::Double);
-            let p_ref = tch::no_grad(|| logits(reference, None, sequence).softmax(-1, Kind::Double));
+            let p = logits(decoder, adapter, sequence, masks[0].as_ref()).softmax(-1, Kind::Double);
+            let p_ref = tch::no_grad(|| logits(reference, None, sequence, None).softmax(-1, Kind::Double));
             let table = &p_ref * ((&p_ref + 1e-12).log() - (p + 1e-12).log());
             let rows: Vec<i64> = sequence.kl.iter().map(|&t| t as i64).collect();
             let sum = table.index_select(0, &Tensor::from_slice(&rows)).sum(Kind::Double);

@@ -103,7 +103,13 @@ fn scores_equal_explicit_gradients_for_every_weighted_method() {
         )
         .unwrap();
         let parameters = trained(base.named_parameters());
-        let policy = Policy { decoder: &decoder, adapter: Some(&base), reference: &decoder, train_head: false };
+        let policy = Policy {
+            decoder: &decoder,
+            adapter: Some(&base),
+            reference: &decoder,
+            train_head: false,
+            recompute: false,
+        };
         let explicit: Vec<f64> = items
             .iter()
             .map(|item| {

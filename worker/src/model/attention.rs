@@ -1,10 +1,10 @@
-//! Rotary positions and causal attention over packs.
+//! Rotary positions and attention, over packs and over a cache.
 
 use tch::{Device, Kind, Tensor};
 
 use super::config::{AttentionRule, ModelConfig, RopeScaling};
-use super::decoder::native_bf16;
-use super::pack::Pack;
+use super::decoder::computed_in;
+use super::pack::{Block, Pack};
 
 /// Rotary frequencies of a model.
 #[derive(Debug)]
@@ -26,11 +26,12 @@ impl Rope {
         Rope { inverse_frequencies: Tensor::from_slice(&frequencies).to_device(device) }
     }
 
-    /// Returns (cos, sin) for positions [n]: each [n, 1, head_dim] in the type of the residual stream.
+    /// Returns cos and sin for positions [n], the sin of a head's first half with the sign it has in a rotation: each
+    /// [n, 1, head_dim] in the type of the residual stream.
     pub fn at(&self, positions: &Tensor, dtype: Kind) -> (Tensor, Tensor) {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.inverse_frequencies;
-        let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1);
-        (angles.cos().to_kind(dtype), angles.sin().to_kind(dtype))
+        let signed = Tensor::cat(&[-&angles, angles.shallow_clone()], -1).unsqueeze(1);
+        (signed.cos().to_kind(dtype), signed.sin().to_kind(dtype))
     }
 }
 
@@ -53,37 +54,62 @@ fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
     }
 }
 
-/// Rotates x [n, heads, head_dim] by the (cos, sin) of its positions; the two halves of a head form the pairs.
+/// Rotates x [n, heads, head_dim] by the (cos, signed sin) of its positions; the two halves of a head form the pairs.
 pub fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Tensor {
-    let halves = x.chunk(2, -1);
-    let turned = Tensor::cat(&[halves[1].neg(), halves[0].shallow_clone()], -1);
-    x * cos + turned * sin
+    let half = x.size()[2] / 2;
+    (x * cos).addcmul(&x.roll([half], [2]), sin)
 }
 
-/// Causal attention within each sequence of a pack: q [n, heads, head_dim], k and v [n, kv_heads, head_dim] to
-/// [n, heads·head_dim].
-pub fn packed(rule: AttentionRule, pack: &Pack, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
-    let (b, t) = (pack.sequences as i64, pack.longest as i64);
-    let (heads, head_dim) = (q.size()[1], q.size()[2]);
-    let pad = |x: &Tensor| {
-        let (heads, head_dim) = (x.size()[1], x.size()[2]);
-        x.index_select(0, &pack.pad_index).view([b, t, heads, head_dim]).transpose(1, 2)
+/// Returns what is added to the scores of each block of a pack: 0 where a row sees another, −∞ where it does not.
+/// Each is [t, t] of the type that attention computes in.
+pub fn masks(pack: &Pack, window: Option<i64>, kind: Kind, device: Device) -> Vec<Tensor> {
+    let mask = |block: &Block| {
+        let t = block.positions.len() as i64;
+        let hidden = Tensor::from_slice(&block.visible(window)).logical_not().view([t, t]).to_device(device);
+        Tensor::zeros([t, t], (kind, device)).masked_fill(&hidden, f64::NEG_INFINITY)
     };
-    let window = rule.window.filter(|window| *window < t).map(|window| {
-        let all = Tensor::ones([1, 1, t, t], (Kind::Bool, q.device()));
-        all.tril(0).logical_and(&all.triu(1 - window))
-    });
-    let out = attend(rule, &pad(&q), &pad(&k), &pad(&v), window.as_ref(), window.is_none());
-    out.transpose(1, 2).reshape([b * t, heads * head_dim]).index_select(0, &pack.unpad_index)
+    pack.blocks.iter().map(mask).collect()
+}
+
+/// Attention within each block of a pack: q [n, heads, head_dim], k and v [n, kv_heads, head_dim] to
+/// [n, heads·head_dim]. `masks` are those of the blocks.
+///
+/// Written out as matrix products: libtorch's fused kernel for the CPU takes twice as long forward and seven times as
+/// long backward at the lengths of a pair. Scores are rounded to the type of q, as in transformers' eager attention.
+pub fn packed(rule: AttentionRule, masks: &[Tensor], q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    let compute = computed_in(q.kind(), q.device());
+    let lengths: Vec<i64> = masks.iter().map(|mask| mask.size()[0]).collect();
+    let split = |x: &Tensor| x.to_kind(compute).split_with_sizes(&lengths, 0);
+    let (q_blocks, k_blocks, v_blocks) = (split(q), split(k), split(v));
+    let blocks = masks.iter().zip(q_blocks.iter().zip(k_blocks.iter().zip(&v_blocks)));
+    let attended: Vec<Tensor> = blocks.map(|(mask, (q, (k, v)))| attend_block(rule, mask, q, k, v)).collect();
+    Tensor::cat(&attended, 0).to_kind(q.kind())
+}
+
+/// Attention of one block: q [t, heads, head_dim], k and v [t, kv_heads, head_dim], mask [t, t] to [t, heads·head_dim].
+/// The query heads of one key head are rows of one matrix, so that keys and values are never repeated.
+fn attend_block(rule: AttentionRule, mask: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    let (t, heads, head_dim) = (q.size()[0], q.size()[1], q.size()[2]);
+    let kv_heads = k.size()[1];
+    let heads_of_key = heads / kv_heads;
+    let q = q.view([t, kv_heads, heads_of_key, head_dim]).permute([1, 2, 0, 3]);
+    let q = q.reshape([kv_heads, heads_of_key * t, head_dim]);
+    let mask = mask.repeat([heads_of_key, 1]);
+    let k = k.permute([1, 2, 0]);
+    let scores = match rule.softcap {
+        None => mask.baddbmm(&q, &k, 1.0, rule.scale),
+        Some(cap) => (q.bmm(&k) * (rule.scale / cap)).tanh() * cap + mask,
+    };
+    let out = scores.softmax(-1, scores.kind()).bmm(&v.transpose(0, 1));
+    let out = out.view([kv_heads, heads_of_key, t, head_dim]).permute([2, 0, 1, 3]);
+    out.reshape([t, heads * head_dim])
 }
 
 /// Scaled dot-product attention: q [b, heads, t, head_dim], k and v [b, kv_heads, s, head_dim] to
-/// [b, heads, t, head_dim]. `mask` (true = may look) is [b or 1, 1, t, s], the rule's window already in it; `causal` is
-/// for none, and needs t = s.
-pub fn attend(rule: AttentionRule, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool) -> Tensor {
+/// [b, heads, t, head_dim]. `mask` (true = may look) is [b, 1, t, s], the rule's window already in it.
+pub fn attend(rule: AttentionRule, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
     let dtype = q.kind();
-    let wide = dtype == Kind::BFloat16 && !native_bf16(q.device());
-    let compute = if wide { Kind::Float } else { dtype };
+    let compute = computed_in(dtype, q.device());
     let groups = q.size()[1] / k.size()[1];
     let widen = |x: &Tensor| {
         let x = x.to_kind(compute);
@@ -91,19 +117,12 @@ pub fn attend(rule: AttentionRule, q: &Tensor, k: &Tensor, v: &Tensor, mask: Opt
     };
     let (q, k, v) = (q.to_kind(compute), widen(k), widen(v));
     let out = match rule.softcap {
-        None => Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, causal, rule.scale, false),
-        Some(cap) => capped(&q, &k, &v, mask, rule.scale, cap),
+        None => Tensor::scaled_dot_product_attention(&q, &k, &v, Some(mask), 0.0, false, rule.scale, false),
+        Some(cap) => {
+            let scores = (q.matmul(&k.transpose(2, 3)) * (rule.scale / cap)).tanh() * cap;
+            let weights = scores.masked_fill(&mask.logical_not(), f64::NEG_INFINITY).softmax(-1, compute);
+            weights.matmul(&v)
+        }
     };
     out.to_kind(dtype)
-}
-
-/// Attention with a soft-cap c·tanh(x/c) on the scaled products, which libtorch's own has not; causal without a mask.
-fn capped(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, scale: f64, cap: f64) -> Tensor {
-    let scores = (q.matmul(&k.transpose(2, 3)) * (scale / cap)).tanh() * cap;
-    let hidden = match mask {
-        Some(mask) => mask.logical_not(),
-        None => Tensor::ones([q.size()[2], k.size()[2]], (Kind::Bool, q.device())).triu(1),
-    };
-    let weights = scores.to_kind(Kind::Float).masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Float);
-    weights.to_kind(q.kind()).matmul(v)
 }

@@ -79,16 +79,16 @@ pub struct Extras<'a> {
     pub adapter: Option<&'a Lora>,
     /// Dropout masks on the adapter's inputs, in training.
     pub dropout: Option<&'a Dropout>,
-    /// A direction in adapter space with one coefficient a sequence (for scores).
+    /// A direction in adapter space with one coefficient a group of sequences (for scores).
     pub probe: Option<&'a Probe<'a>>,
 }
 
-/// The adapter moved by ε_i along a direction, separately for every sequence i of a pack, at ε = 0: the gradient with
-/// respect to `epsilon` is the directional derivative of each sequence's own loss (spec 5.6).
+/// The adapter moved by ε_i along a direction, separately for every group i of a pack, at ε = 0: the gradient with
+/// respect to `epsilon` is the directional derivative of each group's own loss (spec 5.6).
 pub struct Probe<'a> {
     /// (G_A, G_B): same shapes as the adapter's factors.
     pub direction: &'a Lora,
-    /// [n, 1]: ε of each token's sequence, zero, with a gradient.
+    /// [n, 1]: ε of each token's group, zero, with a gradient.
     pub epsilon_of_token: Tensor,
 }
 
@@ -127,7 +127,7 @@ impl Decoder {
         device: Device,
         mut tensor: impl FnMut(&str, &[i64]) -> Result<Tensor>,
     ) -> Result<Self> {
-        let store = if dtype == Kind::BFloat16 && !native_bf16(device) { Kind::Float } else { dtype };
+        let store = computed_in(dtype, device);
         let mut named = std::collections::HashMap::new();
         for (name, shape) in weights::expected(&config) {
             named.insert(name.clone(), tensor(&name, &shape)?.to_kind(store));
@@ -207,10 +207,8 @@ impl Decoder {
 
     /// Computes the hidden states of a pack after the final norm: [n, d].
     pub fn forward(&self, pack: &Pack, extras: Extras<'_>) -> Tensor {
-        let rope = self.rope.at(&pack.positions, self.dtype);
-        self.run(&pack.tokens, &rope, extras, |layer, q, k, v| {
-            attention::packed(self.config.attention(layer), pack, q, k, v)
-        })
+        let attention = self.attention_of(pack);
+        self.run(&pack.tokens, extras, |layer, q, k, v| attention.apply(self, layer, q, k, v))
     }
 
     /// Computes the hidden states of new tokens given a cache of earlier ones: `tokens` and `positions` are [b·t],
@@ -220,53 +218,87 @@ impl Decoder {
         tokens: &Tensor,
         positions: &Tensor,
         adapter: Option<&Lora>,
-        attend: impl FnMut(usize, Tensor, Tensor, Tensor) -> Tensor,
+        mut attend: impl FnMut(usize, Tensor, Tensor, Tensor) -> Tensor,
     ) -> Tensor {
         let rope = self.rope.at(positions, self.dtype);
-        self.run(tokens, &rope, Extras { adapter, ..Extras::default() }, attend)
+        self.run(tokens, Extras { adapter, ..Extras::default() }, |layer, q, k, v| {
+            attend(layer, attention::rotate(&q, &rope), attention::rotate(&k, &rope), v)
+        })
     }
 
     fn run(
         &self,
         tokens: &Tensor,
-        rope: &(Tensor, Tensor),
         extras: Extras<'_>,
         mut attend: impl FnMut(usize, Tensor, Tensor, Tensor) -> Tensor,
     ) -> Tensor {
-        let n = tokens.size()[0];
-        let (heads, kv_heads, head_dim) = (self.config.heads, self.config.kv_heads, self.config.head_dim);
-        let mut x = Tensor::embedding(&self.embed, tokens, -1, false, false).to_kind(self.dtype);
-        if let Some(scale) = self.embedding_scale {
-            x = x * scale;
+        let mut x = self.embed(tokens);
+        for layer in 0..self.layers.len() {
+            x = self.block(layer, &x, extras, &mut attend);
         }
+        self.finish(&x)
+    }
+
+    /// Prepares what all layers of a pack share for attention.
+    pub(super) fn attention_of(&self, pack: &Pack) -> PackAttention {
+        let kind = computed_in(self.dtype, self.device);
+        let masks = |window| attention::masks(pack, window, kind, self.device);
+        PackAttention {
+            rope: self.rope.at(&pack.positions, self.dtype),
+            masks: masks(None),
+            windowed: self.config.window.as_ref().map(|window| masks(Some(window.size))),
+        }
+    }
+
+    /// Looks tokens [n] up: [n, d].
+    pub(super) fn embed(&self, tokens: &Tensor) -> Tensor {
+        let x = Tensor::embedding(&self.embed, tokens, -1, false, false).to_kind(self.dtype);
+        match self.embedding_scale {
+            Some(scale) => x * scale,
+            None => x,
+        }
+    }
+
+    /// Computes one layer: x [n, d] to [n, d]. `attend` gets queries, keys and values as they leave their projections.
+    pub(super) fn block(
+        &self,
+        index: usize,
+        x: &Tensor,
+        extras: Extras<'_>,
+        attend: &mut impl FnMut(usize, Tensor, Tensor, Tensor) -> Tensor,
+    ) -> Tensor {
+        let n = x.size()[0];
+        let (heads, kv_heads, head_dim) = (self.config.heads, self.config.kv_heads, self.config.head_dim);
+        let layer = &self.layers[index];
+        let linear = |module: Module, input: &Tensor| self.linear(index, layer, module, input, extras);
+        let h = self.rms_norm(x, &layer.before_attention);
+        let q = linear(Module::Q, &h).view([n, heads, head_dim]);
+        let k = linear(Module::K, &h).view([n, kv_heads, head_dim]);
+        let v = linear(Module::V, &h).view([n, kv_heads, head_dim]);
         let normed = |x: Tensor, norm: &Option<Tensor>| match norm {
             Some(norm) => self.rms_norm(&x, norm),
             None => x,
         };
-        for (i, layer) in self.layers.iter().enumerate() {
-            let linear = |module: Module, input: &Tensor| self.linear(i, layer, module, input, extras);
-            let h = self.rms_norm(&x, &layer.before_attention);
-            let q = linear(Module::Q, &h).view([n, heads, head_dim]);
-            let k = linear(Module::K, &h).view([n, kv_heads, head_dim]);
-            let v = linear(Module::V, &h).view([n, kv_heads, head_dim]);
-            let attended = attend(i, attention::rotate(&q, rope), attention::rotate(&k, rope), v);
-            x = x + normed(linear(Module::O, &attended), &layer.after_attention);
-            let h = self.rms_norm(&x, &layer.before_mlp);
-            let gate = linear(Module::Gate, &h);
-            let gate = match self.config.activation {
-                Activation::Silu => gate.silu(),
-                Activation::GeluTanh => gate.gelu("tanh"),
-            };
-            let gated = gate * linear(Module::Up, &h);
-            x = x + normed(linear(Module::Down, &gated), &layer.after_mlp);
-        }
-        self.rms_norm(&x, &self.norm)
+        let x = x + normed(linear(Module::O, &attend(index, q, k, v)), &layer.after_attention);
+        let h = self.rms_norm(&x, &layer.before_mlp);
+        let gate = linear(Module::Gate, &h);
+        let gate = match self.config.activation {
+            Activation::Silu => gate.silu(),
+            Activation::GeluTanh => gate.gelu("tanh"),
+        };
+        x + normed(linear(Module::Down, &(gate * linear(Module::Up, &h))), &layer.after_mlp)
     }
 
-    /// x [n, d] / rms(x) · weight, with the mean of squares in f32; see [`NormWeight`] for the product.
+    /// Applies the final norm: [n, d].
+    pub(super) fn finish(&self, x: &Tensor) -> Tensor {
+        self.rms_norm(x, &self.norm)
+    }
+
+    /// x [n, d] / rms(x) · weight, with the mean of squares in f32; see [`NormWeight`] for the product. The sum of squares is a product of x with itself,
+    /// which is read once forward and has a short backward pass.
     fn rms_norm(&self, x: &Tensor, weight: &Tensor) -> Tensor {
         let wide = x.to_kind(Kind::Float);
-        let mean_square = wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
+        let mean_square = Tensor::linalg_vecdot(&wide, &wide, -1).unsqueeze(-1) / x.size()[1] as f64;
         let normed = wide * (mean_square + self.config.rms_norm_eps).rsqrt();
         match self.config.norm {
             NormWeight::Plain => normed.to_kind(self.dtype) * weight.to_kind(self.dtype),
@@ -274,28 +306,57 @@ impl Decoder {
         }
     }
 
+    /// x [n, in] to [n, out]. The adapter's factors are f32 and enter in the type that products are computed in; its
+    /// term is added before the result is rounded.
     fn linear(&self, index: usize, layer: &Layer, module: Module, x: &Tensor, extras: Extras<'_>) -> Tensor {
         let Linear { weight, bias } = &layer.linears[module as usize];
-        let base = x.to_kind(self.store).linear(weight, bias.as_ref()).to_kind(self.dtype);
+        let x = x.to_kind(self.store);
+        let base = x.linear(weight, bias.as_ref());
         let Some((adapter, factors)) = extras.adapter.and_then(|a| a.get(index, module).map(|f| (a, f))) else {
-            return base;
+            return base.to_kind(self.dtype);
         };
-        let scale = adapter.config.scale();
-        let mut input = x.to_kind(Kind::Float);
+        let (mut input, mut scale) = (x.shallow_clone(), adapter.config.scale());
         if let Some(dropout) = extras.dropout {
-            input = input * dropout.mask(index, module, x.size()[1]);
+            input = input * dropout.mask(index, module, x.size()[1]).to_kind(self.store);
+            scale /= 1.0 - dropout.probability;
         }
-        let low = input.matmul(&factors.a.tr());
-        let mut term = low.matmul(&factors.b.tr()) * scale;
+        let a = factors.a.to_kind(self.store);
+        let b = (&factors.b * scale).to_kind(self.store);
+        let low = input.matmul(&a.tr());
+        let mut sum = base.addmm(&low, &b.tr());
         if let Some(probe) = extras.probe
             && let Some(g) = probe.direction.get(index, module)
         {
             // d/dε (B + εG_B)(A + εG_A)x at ε = 0.
-            let moved = low.matmul(&g.b.tr()) + input.matmul(&g.a.tr()).matmul(&factors.b.tr());
-            term = term + &probe.epsilon_of_token * moved * scale;
+            let (g_a, g_b) = (g.a.to_kind(self.store), (&g.b * scale).to_kind(self.store));
+            let moved = low.matmul(&g_b.tr()) + input.matmul(&g_a.tr()).matmul(&b.tr());
+            sum = sum + (&probe.epsilon_of_token * moved.to_kind(Kind::Float)).to_kind(self.store);
         }
-        (base.to_kind(Kind::Float) + term).to_kind(self.dtype)
+        sum.to_kind(self.dtype)
     }
+}
+
+/// What the layers share for the attention of one pack.
+pub(super) struct PackAttention {
+    rope: (Tensor, Tensor),
+    masks: Vec<Tensor>,
+    /// For the layers with a window, where there are such.
+    windowed: Option<Vec<Tensor>>,
+}
+
+impl PackAttention {
+    /// Rotates queries and keys and attends within the blocks: [n, heads·head_dim].
+    pub(super) fn apply(&self, decoder: &Decoder, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
+        let (q, k) = (attention::rotate(&q, &self.rope), attention::rotate(&k, &self.rope));
+        let rule = decoder.config.attention(layer);
+        let masks = self.windowed.as_ref().filter(|_| rule.window.is_some()).unwrap_or(&self.masks);
+        attention::packed(rule, masks, &q, &k, &v)
+    }
+}
+
+/// Returns the type in which products of a type are computed on a device: f32 where there are no fast bf16 products.
+pub fn computed_in(dtype: Kind, device: Device) -> Kind {
+    if dtype == Kind::BFloat16 && !native_bf16(device) { Kind::Float } else { dtype }
 }
 
 /// Returns whether libtorch has fast bf16 products on this device; its fallback on old processors is hundreds of

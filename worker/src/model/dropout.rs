@@ -25,9 +25,8 @@ pub fn token_key(seed: u64, epoch: u64, step: u64, record: u64, branch: u64, pos
 }
 
 impl Dropout {
-    /// Returns the mask of one module's input: [n, features], 0 or 1 / (1 − p).
+    /// Returns the mask of one module's input: [n, features], 0 or 1. Who applies it divides by 1 − p.
     pub fn mask(&self, layer: usize, module: Module, features: i64) -> Tensor {
-        let keep = (1.0 / (1.0 - self.probability)) as f32;
         // 16 bits a feature: the probability is met to 1 in 65 536.
         let threshold = (self.probability * 65_536.0).round() as u64;
         let mut values = Vec::with_capacity(self.token_keys.len() * features as usize);
@@ -37,7 +36,7 @@ impl Dropout {
             while left > 0 {
                 let mut word = random.next_u64();
                 for _ in 0..left.min(4) {
-                    values.push(if word & 0xffff < threshold { 0.0 } else { keep });
+                    values.push(if word & 0xffff < threshold { 0f32 } else { 1.0 });
                     word >>= 16;
                 }
                 left -= left.min(4);
@@ -65,6 +64,6 @@ mod tests {
         let keys = (0..400).map(|t| token_key(1, 0, 0, 0, 0, t)).collect();
         let mask = Dropout { probability: 0.1, token_keys: keys, device: Device::Cpu }.mask(0, Module::Q, 100);
         let mean = f64::try_from(mask.mean(tch::Kind::Double)).unwrap();
-        assert!((mean - 1.0).abs() < 0.01, "{mean}");
+        assert!((mean - 0.9).abs() < 0.01, "{mean}");
     }
 }

@@ -8,5 +8,6 @@ pub mod dropout;
 pub mod head;
 pub mod lora;
 pub mod pack;
+pub mod recompute;
 pub mod tensor_file;
 pub mod weights;

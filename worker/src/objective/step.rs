@@ -1,7 +1,7 @@
 //! Loss and gradient of a pack of records, in closed form.
 //!
-//! Order of work: one forward pass to hidden states; log-probs and KLs through the head in chunks; losses and
-//! dL/dlog-prob as plain arithmetic (`loss.rs`); the head again for dL/dhidden; one backward pass from there.
+//! Order of work: one forward pass to hidden states; log-probs, KLs and their gradients into the hidden states through
+//! the head in chunks; losses and dL/dlog-prob as plain arithmetic (`loss.rs`); one backward pass from there.
 //! Gradients are added to the `.grad` of whatever tensors require one. Nothing here knows about batches, optimisers or
 //! files.
 // `x += y` works in place on a tensor and would overwrite values that the backward pass still needs.
@@ -14,11 +14,13 @@ use tch::{Kind, Tensor};
 use super::loss::{self, PreferenceLoss};
 use super::method::{Part, Term};
 use crate::error::Error;
+use crate::measure::{Phases, timed};
 use crate::model::decoder::{Decoder, Extras};
 use crate::model::dropout::{Dropout, token_key};
 use crate::model::head;
 use crate::model::lora::Lora;
-use crate::model::pack::{Pack, Want, group_sums, spread};
+use crate::model::pack::{self, Pack, Want, group_sums, spread};
+use crate::model::recompute::{Pass, inject};
 use crate::text::Sequence;
 
 /// A record as the objective sees it.
@@ -37,9 +39,14 @@ pub struct Item {
 }
 
 impl Item {
-    /// Returns the number of tokens of all its sequences.
+    /// Returns the number of tokens that are computed for it: those of all its sequences, a shared prompt's once.
     pub fn tokens(&self) -> usize {
-        self.sequences.iter().map(|s| s.tokens.len()).sum()
+        pack::rows_of(&self.sequences)
+    }
+
+    /// Returns its sequences as a group of a pack.
+    pub fn group(&self) -> Vec<(&Sequence, Want)> {
+        self.sequences.iter().map(|sequence| (sequence, self.want())).collect()
     }
 
     /// Returns what the term asks of the pack for each of its sequences.
@@ -74,6 +81,8 @@ pub struct Policy<'a> {
     pub reference: &'a Decoder,
     /// The LM head's weight is part of θ.
     pub train_head: bool,
+    /// Layers are computed once more on the way back instead of being kept.
+    pub recompute: bool,
 }
 
 /// Where dropout masks of a step come from.
@@ -238,19 +247,34 @@ pub fn accumulate(
     scale: f64,
     dropout: Option<DropoutKey>,
 ) -> Result<LossParts, NotFinite> {
+    accumulate_timed(policy, items, settings, scale, dropout, &mut Phases::default())
+}
+
+/// As [`accumulate`], adding the time of each phase to `phases`.
+///
+/// # Errors
+/// As there.
+pub fn accumulate_timed(
+    policy: Policy<'_>,
+    items: &[&Item],
+    settings: &Settings,
+    scale: f64,
+    dropout: Option<DropoutKey>,
+    phases: &mut Phases,
+) -> Result<LossParts, NotFinite> {
     let device = policy.decoder.device;
-    let sequences: Vec<_> = items.iter().flat_map(|item| item.sequences.iter().map(|s| (s, item.want()))).collect();
-    let pack = Pack::new(&sequences, device);
-    let dropout = dropout.map(|key| masks(items, key, device));
+    let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), device);
+    let dropout = dropout.map(|key| masks(items, &pack, key, device));
     let extras = Extras { adapter: policy.adapter, dropout: dropout.as_ref(), probe: None };
     let head = policy.decoder.head();
 
-    let hidden = policy.decoder.forward(&pack, extras);
-    let scored = hidden.index_select(0, &pack.scored_rows);
-    let s = group_sums(&to_f64(&head::log_probs(&scored, head, &pack.targets)), &pack.scored_counts);
-    let anchor = Anchor::compute(policy, items, &pack, &hidden);
+    let pass = timed(&mut phases.forward, || Pass::forward(policy.decoder, &pack, extras, policy.recompute));
+    let scored = pass.hidden.index_select(0, &pack.scored_rows);
+    let log_probs = timed(&mut phases.head, || head::pulled_log_probs(&scored.detach(), head, &pack.targets));
+    let s = group_sums(&to_f64(&log_probs.values), &pack.scored_counts);
+    let anchor = Anchor::compute(policy, items, &pack, &pass.hidden, phases);
 
-    let mut parts = LossParts { tokens: pack.tokens_len(), ..LossParts::default() };
+    let mut parts = LossParts { tokens: pack.rows.len(), ..LossParts::default() };
     let (mut log_prob_slopes, mut kl_slopes) = (vec![0.0; s.len()], vec![0.0; s.len()]);
     let mut at = 0;
     for item in items {
@@ -278,30 +302,26 @@ pub fn accumulate(
         }
     }
 
-    let slopes = Tensor::from_slice(&spread(&log_prob_slopes, &pack.scored_counts)).to_device(device);
-    let gradient = head::log_prob_gradient(&scored.detach(), head, &pack.targets, &slopes, policy.train_head);
-    let mut surrogate = inject(&scored, &gradient.hidden);
-    let mut head_gradient = gradient.weight;
-    if let Some((rows, ref_rows)) = &anchor.rows {
-        let slopes = Tensor::from_slice(&spread(&kl_slopes, &pack.kl_counts)).to_device(device);
-        let reference = policy.reference.head();
-        let gradient = head::kl_gradient(&rows.detach(), head, ref_rows, reference, &slopes, policy.train_head);
-        surrogate = surrogate + inject(rows, &gradient.hidden);
-        head_gradient = match (head_gradient, gradient.weight) {
-            (Some(a), Some(b)) => Some(a + b),
-            (a, b) => a.or(b),
-        };
-    }
-    if let Some(gradient) = head_gradient {
+    let slopes_of = |slopes: &[f64], counts: &[usize]| Tensor::from_slice(&spread(slopes, counts)).to_device(device);
+    let slopes = slopes_of(&log_prob_slopes, &pack.scored_counts);
+    let mut surrogate = inject(&scored, &(log_probs.pulls * slopes.unsqueeze(1)));
+    if policy.train_head {
+        let gradient =
+            timed(&mut phases.head, || head::log_prob_weight_gradient(&scored.detach(), head, &pack.targets, &slopes));
         surrogate = surrogate + inject(head.weight, &gradient);
     }
-    surrogate.backward();
+    if let Some((rows, ref_rows, pulls)) = &anchor.rows {
+        let slopes = slopes_of(&kl_slopes, &pack.kl_counts);
+        surrogate = surrogate + inject(rows, &(pulls * slopes.unsqueeze(1)));
+        if policy.train_head {
+            let reference = (ref_rows, policy.reference.head());
+            let gradient =
+                timed(&mut phases.head, || head::kl_weight_gradient((&rows.detach(), head), reference, &slopes));
+            surrogate = surrogate + inject(head.weight, &gradient);
+        }
+    }
+    timed(&mut phases.backward, || pass.backward(&surrogate));
     Ok(parts)
-}
-
-/// A scalar whose gradient with respect to `tensor` is `gradient`.
-fn inject(tensor: &Tensor, gradient: &Tensor) -> Tensor {
-    (tensor.to_kind(Kind::Float) * gradient).sum(Kind::Float)
 }
 
 fn book(parts: &mut LossParts, item: &Item, l: &TermLoss) {
@@ -319,43 +339,39 @@ fn book(parts: &mut LossParts, item: &Item, l: &TermLoss) {
     }
 }
 
-/// The KL side of a pack: per-sequence sums and the rows they came from.
+/// The KL side of a pack: per-sequence sums, and the rows they came from with the reference's rows and the pulls.
 struct Anchor {
     sums: Vec<f64>,
-    rows: Option<(Tensor, Tensor)>,
+    rows: Option<(Tensor, Tensor, Tensor)>,
 }
 
 impl Anchor {
-    fn compute(policy: Policy<'_>, items: &[&Item], pack: &Pack, hidden: &Tensor) -> Anchor {
-        let anchored: Vec<_> = items
-            .iter()
-            .filter(|item| item.term == Term::Anchor)
-            .flat_map(|item| item.sequences.iter().map(|s| (s, Want::KL)))
-            .collect();
+    fn compute(policy: Policy<'_>, items: &[&Item], pack: &Pack, hidden: &Tensor, phases: &mut Phases) -> Anchor {
+        let anchored: Vec<_> = items.iter().filter(|item| item.term == Term::Anchor).map(|item| item.group()).collect();
         if anchored.is_empty() {
             return Anchor { sums: vec![0.0; pack.sequences], rows: None };
         }
-        let ref_rows = tch::no_grad(|| {
-            let pack = Pack::new(&anchored, policy.decoder.device);
-            policy.reference.forward(&pack, Extras::default()).index_select(0, &pack.kl_rows)
+        let ref_rows = timed(&mut phases.reference, || {
+            tch::no_grad(|| {
+                let pack = Pack::new(&anchored, policy.decoder.device);
+                policy.reference.forward(&pack, Extras::default()).index_select(0, &pack.kl_rows)
+            })
         });
         let rows = hidden.index_select(0, &pack.kl_rows);
-        let (head, ref_head) = (policy.decoder.head(), policy.reference.head());
-        let kl = to_f64(&head::kl(&rows.detach(), head, &ref_rows, ref_head));
-        Anchor { sums: group_sums(&kl, &pack.kl_counts), rows: Some((rows, ref_rows)) }
+        let own = (&rows.detach(), policy.decoder.head());
+        let reference = (&ref_rows, policy.reference.head());
+        let kl = timed(&mut phases.head, || head::pulled_kl(own, reference));
+        let sums = group_sums(&to_f64(&kl.values), &pack.kl_counts);
+        Anchor { sums, rows: Some((rows, ref_rows, kl.pulls)) }
     }
 }
 
-fn masks(items: &[&Item], key: DropoutKey, device: tch::Device) -> Dropout {
-    let mut token_keys = Vec::new();
-    for item in items {
-        for (part, sequence) in item.term.parts().iter().zip(&item.sequences) {
-            for position in 0..sequence.tokens.len() {
-                let branch = if position < sequence.prompt_len { 0 } else { 1 + *part as u64 };
-                let record = item.record as u64;
-                token_keys.push(token_key(key.seed, key.epoch, key.step, record, branch, position as u64));
-            }
-        }
-    }
-    Dropout { probability: key.probability, token_keys, device }
+fn masks(items: &[&Item], pack: &Pack, key: DropoutKey, device: tch::Device) -> Dropout {
+    let of_row = |row: &pack::Row| {
+        let item = items[row.group];
+        let in_prompt = row.position < item.sequences[row.sequence].prompt_len;
+        let branch = if in_prompt { 0 } else { 1 + item.term.parts()[row.sequence] as u64 };
+        token_key(key.seed, key.epoch, key.step, item.record as u64, branch, row.position as u64)
+    };
+    Dropout { probability: key.probability, token_keys: pack.rows.iter().map(of_row).collect(), device }
 }

@@ -1,7 +1,7 @@
 //! Impact scores as directional derivatives (spec 5.6).
 //!
 //! g_J comes from one accumulated backward pass over the gold batch. A record's score ⟨g_J, g_i⟩ is then the
-//! derivative of its loss when the adapter moves along g_J: every sequence of a pack gets a step length ε of its own,
+//! derivative of its loss when the adapter moves along g_J: every record of a pack gets a step length ε of its own,
 //! zero, and one backward pass to the ε's gives all of them exactly. No gradient per record is ever formed.
 
 use std::path::Path;
@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::model::decoder::{Decoder, Extras, Probe};
 use crate::model::head;
 use crate::model::lora::{Factors, Lora};
-use crate::model::pack::{Pack, Want, group_sums};
+use crate::model::pack::{Pack, group_sums, spread};
+use crate::model::recompute::inject;
 use crate::model::tensor_file::{self, TensorFile};
 use crate::objective::step::{self, Item, Policy, Settings, term_loss, to_f64};
 
@@ -35,7 +36,7 @@ pub fn gold_gradient(
             tensor.zero_grad();
         }
     }
-    let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false };
+    let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false, recompute: false };
     let result = gold.chunks(rows.max(1)).try_for_each(|items| {
         let items: Vec<&Item> = items.iter().collect();
         step::accumulate(policy, &items, settings, 1.0, None).map(|_| ())
@@ -80,32 +81,26 @@ pub fn pack_scores(
     settings: &Settings,
     is_fresh: bool,
 ) -> Vec<f64> {
-    let sequences: Vec<_> = items.iter().flat_map(|item| item.sequences.iter().map(|s| (s, Want::LOG_PROB))).collect();
-    let pack = Pack::new(&sequences, decoder.device);
-    let epsilon = Tensor::zeros([pack.sequences as i64], (Kind::Float, decoder.device)).set_requires_grad(true);
-    let probe = Probe { direction, epsilon_of_token: epsilon.index_select(0, &pack.sequence_of_token).unsqueeze(1) };
+    let device = decoder.device;
+    let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), device);
+    let epsilon = Tensor::zeros([items.len() as i64], (Kind::Float, device)).set_requires_grad(true);
+    let probe = Probe { direction, epsilon_of_token: epsilon.index_select(0, &pack.group_of_token).unsqueeze(1) };
     let hidden = decoder.forward(&pack, Extras { adapter: Some(adapter), dropout: None, probe: Some(&probe) });
     let rows = hidden.index_select(0, &pack.scored_rows);
-    let head = decoder.head();
-    let s = group_sums(&to_f64(&head::log_probs(&rows.detach(), head, &pack.targets)), &pack.scored_counts);
-
-    let ones = Tensor::ones(pack.targets.size(), (Kind::Float, decoder.device));
-    let gradient = head::log_prob_gradient(&rows.detach(), head, &pack.targets, &ones, false);
-    let surrogate = (rows.to_kind(Kind::Float) * gradient.hidden).sum(Kind::Float);
-    let pulls = to_f64(&Tensor::run_backward(&[surrogate], &[&epsilon], false, false)[0]);
-
+    let log_probs = head::pulled_log_probs(&rows.detach(), decoder.head(), &pack.targets);
+    let s = group_sums(&to_f64(&log_probs.values), &pack.scored_counts);
     let s_ref = if is_fresh { s.clone() } else { step::log_prob_sums(decoder, None, &pack) };
-    let mut at = 0;
-    items
-        .iter()
-        .map(|item| {
-            let range = at..at + item.sequences.len();
-            at = range.end;
-            let scored = &pack.scored_counts[range.clone()];
-            let l = term_loss(item.term, settings, &s[range.clone()], &s_ref[range.clone()], scored);
-            l.slopes.iter().zip(&pulls[range]).map(|(slope, pull)| slope * pull).sum()
-        })
-        .collect()
+
+    let (mut slopes, mut at) = (Vec::with_capacity(s.len()), 0);
+    for item in items {
+        let range = at..at + item.sequences.len();
+        at = range.end;
+        let scored = &pack.scored_counts[range.clone()];
+        slopes.extend(term_loss(item.term, settings, &s[range.clone()], &s_ref[range], scored).slopes);
+    }
+    let slopes = Tensor::from_slice(&spread(&slopes, &pack.scored_counts)).to_device(device).unsqueeze(1);
+    let surrogate = inject(&rows, &(log_probs.pulls * slopes));
+    to_f64(&Tensor::run_backward(&[surrogate], &[&epsilon], false, false)[0])
 }
 
 /// The key of what a kept gradient was computed from.

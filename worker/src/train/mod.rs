@@ -151,6 +151,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         adapter: adapter.as_ref(),
         reference: reference_decoder,
         train_head: adapter.is_none(),
+        recompute: args.recompute,
     };
     let tokens = train(args, &run, policy, &items, &replay, &mut optimizer, control, gang)?;
 
@@ -332,12 +333,10 @@ fn own_pass(
     let costs: Vec<usize> = batch.iter().map(|&i| items[i].as_ref().map_or(0, Item::tokens)).collect();
     let own = &collective::deal(&costs, gang.world_size())[gang.rank()];
     let mut parts = LossParts::default();
-    for micro in own.chunks(args.batch_size) {
-        let present = micro.iter().filter_map(|&position| items[batch[position]].as_ref());
-        for pack in dataset::packs(present, args.score.pack_tokens) {
-            let sums = step::accumulate(policy, &pack, &settings, scale, dropout);
-            parts.add(&sums.map_err(|bad| bad.in_file(&args.dataset_json_path, ADVICE))?);
-        }
+    let present = own.iter().filter_map(|&position| items[batch[position]].as_ref());
+    for pack in dataset::packs(present, args.score.pack_tokens) {
+        let sums = step::accumulate(policy, &pack, &settings, scale, dropout);
+        parts.add(&sums.map_err(|bad| bad.in_file(&args.dataset_json_path, ADVICE))?);
     }
     Ok(parts)
 }

@@ -61,7 +61,7 @@ pub struct TrainArgs {
     /// Factor of an added mean-token NLL on the preferred response.
     #[arg(long, default_value_t = 0.0)]
     pub nll_weight: f64,
-    /// Records computed together.
+    /// Records of a batch; how many are computed together depends on --pack-tokens alone.
     #[arg(long, default_value_t = 1)]
     pub batch_size: usize,
     /// Batches an update; batch size × accumulation is the global batch.
@@ -107,6 +107,9 @@ pub struct TrainArgs {
     /// Draws the start weights from --seed instead of reading them; the folder needs config.json and tokenizer only.
     #[arg(long, requires = "full")]
     pub from_scratch: bool,
+    /// Saves memory: keeps the input of every layer only, and computes the layers once more on the way back.
+    #[arg(long)]
+    pub recompute: bool,
     /// An adapter folder to start from (π_ref stays the base).
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Option<PathBuf>,
