@@ -94,21 +94,26 @@ fn hidden_states_logits_and_log_probs_are_those_of_transformers() {
     }
 }
 
-/// Neither further from f32 than transformers' own bf16 is, nor further from that than it is from f32 (each with a
-/// quarter more for luck: these are few numbers).
+/// Over all shapes, bf16 is no further from f32 than transformers' own bf16 is. Of a single shape there are few numbers,
+/// and two roundings of the same differ by luck: a half more is allowed there, to f32 and to that other bf16.
 #[test]
 fn bf16_is_as_near_to_f32_as_that_of_transformers() {
+    let mut ratios = Vec::new();
     for shape in shapes() {
         let decoder = shape.decoder(Kind::BFloat16);
         let hidden = tch::no_grad(|| decoder.forward(&shape.pack(), Extras::default()));
         let ours = to_f64(&tch::no_grad(|| decoder.head().logits(&hidden)));
         let (exact, theirs) = (shape.value("logits"), shape.value("logits_bf16"));
         let own = rms_error(&theirs, &exact);
-        let (to_exact, to_theirs) = (rms_error(&ours, &exact), rms_error(&ours, &theirs));
-        println!("{}: own {own:.2e}, ours to f32 {to_exact:.2e}, to theirs {to_theirs:.2e}", shape.name);
-        assert!(to_exact <= 1.25 * own && to_theirs <= 1.25 * own, "{}", shape.name);
-        assert!(to_exact > own / 10.0, "{}: bf16 was not computed in bf16", shape.name);
+        let (to_exact, to_theirs) = (rms_error(&ours, &exact) / own, rms_error(&ours, &theirs) / own);
+        println!("{}: {own:.2e} apart; ours {to_exact:.2} of that from f32, {to_theirs:.2} from theirs", shape.name);
+        assert!(to_exact <= 1.5 && to_theirs <= 1.5, "{}: {to_exact}, {to_theirs}", shape.name);
+        assert!(to_exact > 0.1, "{}: bf16 was not computed in bf16", shape.name);
+        ratios.push(to_exact);
     }
+    let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
+    println!("mean {mean:.3}");
+    assert!(mean <= 1.1, "{mean}");
 }
 
 #[test]
