@@ -168,6 +168,11 @@ pub struct LoraArgs {
     /// α; the adapter's term is scaled by α / r [default: 16].
     #[arg(long)]
     pub lora_alpha: Option<f64>,
+    /// Scales the adapter's term by α / √r instead, so that its size does not fall with the rank. Written as a plain adapter
+    /// whose α is √r times as large: the same term everywhere.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub use_rslora: bool,
     /// Share of the adapter's input features dropped in training [default: 0.1, or that of --init-adapter].
     #[arg(long)]
     pub lora_dropout: Option<f64>,
@@ -221,6 +226,7 @@ impl LoraArgs {
         if !alpha.is_finite() || alpha == 0.0 {
             return Err(Error::Config(format!("--lora-alpha is {alpha}; expected a number other than 0")));
         }
+        let alpha = if self.use_rslora { alpha * (r as f64).sqrt() } else { alpha };
         let targets = match (&self.lora_target_modules, self.lora_layers) {
             (Some(names), _) => names
                 .iter()
@@ -261,7 +267,11 @@ impl LoraArgs {
         let wanted = self.config()?;
         for (name, given, same) in [
             ("--lora-r", self.lora_r.is_some(), wanted.r == adapter.r),
-            ("--lora-alpha", self.lora_alpha.is_some(), wanted.alpha == adapter.alpha),
+            (
+                "--lora-alpha",
+                self.lora_alpha.is_some(),
+                (wanted.alpha - adapter.alpha).abs() <= 1e-9 * adapter.alpha.abs(),
+            ),
             ("--lora-target-modules", self.lora_target_modules.is_some(), wanted.targets == adapter.targets),
             ("--lora-layers", self.lora_layers.is_some(), wanted.targets == adapter.targets),
         ] {
@@ -334,7 +344,14 @@ mod tests {
     use super::*;
 
     fn lora() -> LoraArgs {
-        LoraArgs { lora_r: None, lora_alpha: None, lora_dropout: None, lora_target_modules: None, lora_layers: None }
+        LoraArgs {
+            lora_r: None,
+            lora_alpha: None,
+            use_rslora: false,
+            lora_dropout: None,
+            lora_target_modules: None,
+            lora_layers: None,
+        }
     }
 
     #[test]

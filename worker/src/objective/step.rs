@@ -115,25 +115,30 @@ pub struct LossParts {
     pub accurate: usize,
     /// Preference terms.
     pub preferences: usize,
+    /// KL terms.
+    pub anchors: usize,
     /// Tokens computed.
     pub tokens: usize,
 }
 
 impl LossParts {
+    /// How many numbers [`LossParts::numbers`] gives.
+    pub const NUMBERS: usize = 9;
+
     /// Returns the total loss.
     pub fn total(&self) -> f64 {
         self.invert + self.punish + self.kl + self.nll
     }
 
     /// Returns the sums as numbers, to be added over ranks.
-    pub fn numbers(&self) -> [f64; 8] {
-        let counts = [self.accurate as f64, self.preferences as f64, self.tokens as f64];
-        [self.invert, self.punish, self.kl, self.nll, self.margin, counts[0], counts[1], counts[2]]
+    pub fn numbers(&self) -> [f64; LossParts::NUMBERS] {
+        let counts = [self.accurate, self.preferences, self.anchors, self.tokens].map(|count| count as f64);
+        [self.invert, self.punish, self.kl, self.nll, self.margin, counts[0], counts[1], counts[2], counts[3]]
     }
 
     /// Makes sums of their numbers.
-    pub fn from_numbers(numbers: [f64; 8]) -> Self {
-        let [invert, punish, kl, nll, margin, accurate, preferences, tokens] = numbers;
+    pub fn from_numbers(numbers: [f64; LossParts::NUMBERS]) -> Self {
+        let [invert, punish, kl, nll, margin, accurate, preferences, anchors, tokens] = numbers;
         let count = |number: f64| number as usize;
         LossParts {
             invert,
@@ -143,6 +148,7 @@ impl LossParts {
             margin,
             accurate: count(accurate),
             preferences: count(preferences),
+            anchors: count(anchors),
             tokens: count(tokens),
         }
     }
@@ -156,6 +162,7 @@ impl LossParts {
         self.margin += other.margin;
         self.accurate += other.accurate;
         self.preferences += other.preferences;
+        self.anchors += other.anchors;
         self.tokens += other.tokens;
     }
 }
@@ -283,6 +290,7 @@ pub fn accumulate_timed(
         if item.term == Term::Anchor {
             let (sum, count) = (anchor.sums[range.start], pack.kl_counts[range.start] as f64 + 1e-8);
             parts.kl += settings.alpha_kl * sum / count;
+            parts.anchors += 1;
             kl_slopes[range.start] = scale * settings.alpha_kl / count;
         } else {
             let scored = &pack.scored_counts[range.clone()];

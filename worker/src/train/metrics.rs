@@ -1,6 +1,5 @@
-//! One line a step in `metrics.jsonl`: losses by part, margins, gradient norm, learning rate.
-//!
-//! Holds nothing that depends on the clock, so that a resumed run leaves the same bytes as an undisturbed one; on
+//! One line a step in `metrics.jsonl`: losses by part, margins, gradient norm, learning rate. What depends on the clock is
+//! in `speed.jsonl`, so that a resumed run leaves the same bytes as an undisturbed one; on
 //! resume, lines after the checkpoint are cut off and written again, in a new file: what a process that was given up may
 //! still write into the old one is lost.
 
@@ -14,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::objective::step::LossParts;
 
 /// One step's figures. Losses are sums over the batch divided by its number of records.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// Optimiser step, from 1.
     pub step: u64,
@@ -39,6 +38,9 @@ pub struct StepMetrics {
     /// Share of preference terms with Δ > 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
+    /// Mean KL of RETAIN records, without α_KL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step.
@@ -48,8 +50,8 @@ pub struct StepMetrics {
 }
 
 impl StepMetrics {
-    /// Makes a line of a step's sums over `records` records.
-    pub fn new(step: u64, epoch: u64, parts: &LossParts, records: usize, grad_norm: f64, learning_rate: f64) -> Self {
+    /// Makes a line of a step's sums over `records` records; what the optimiser knows is filled in after.
+    pub fn new(step: u64, epoch: u64, parts: &LossParts, records: usize, alpha_kl: f64) -> Self {
         let n = records as f64;
         let mean = |sum: f64| (parts.preferences > 0).then(|| sum / parts.preferences as f64);
         StepMetrics {
@@ -63,11 +65,25 @@ impl StepMetrics {
             loss_replay: None,
             margin: mean(parts.margin),
             accuracy: mean(parts.accurate as f64),
-            grad_norm,
-            learning_rate,
+            kl: (parts.anchors > 0).then(|| parts.kl / alpha_kl / parts.anchors as f64),
+            grad_norm: 0.0,
+            learning_rate: 0.0,
             tokens: parts.tokens,
         }
     }
+}
+
+/// What a step took, on this machine; of the whole gang where there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Optimiser step, from 1.
+    pub step: u64,
+    /// Seconds since the step before.
+    pub seconds: f64,
+    /// Tokens computed a second.
+    pub tokens_per_s: f64,
+    /// Largest resident memory of this process so far, in GiB.
+    pub peak_gib: f64,
 }
 
 /// The open file.
@@ -81,9 +97,20 @@ impl MetricsFile {
     /// Opens `metrics.jsonl` of a run, keeping its first `steps` lines.
     ///
     /// # Errors
-    /// The file cannot be read or written.
+    /// The file cannot be read or written, or has fewer lines.
     pub fn open(run_dir: &Path, steps: u64) -> Result<Self> {
-        let path = run_dir.join("metrics.jsonl");
+        Self::keeping(run_dir.join("metrics.jsonl"), steps, true)
+    }
+
+    /// Opens `speed.jsonl` of a run, keeping its first `steps` lines or what there is of them.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn open_speed(run_dir: &Path, steps: u64) -> Result<Self> {
+        Self::keeping(run_dir.join("speed.jsonl"), steps, false)
+    }
+
+    fn keeping(path: PathBuf, steps: u64, all_needed: bool) -> Result<Self> {
         let io = |e: std::io::Error| Error::model(&path, e.to_string());
         let text = match std::fs::read(&path) {
             Ok(text) => text,
@@ -91,7 +118,7 @@ impl MetricsFile {
             Err(e) => return Err(io(e)),
         };
         let whole = text.iter().filter(|&&b| b == b'\n').count() as u64;
-        if whole < steps {
+        if all_needed && whole < steps {
             return Err(Error::model(
                 &path,
                 format!(
@@ -100,7 +127,7 @@ impl MetricsFile {
                 ),
             ));
         }
-        let kept: usize = text.split_inclusive(|&b| b == b'\n').take(steps as usize).map(<[u8]>::len).sum();
+        let kept: usize = text.split_inclusive(|&b| b == b'\n').take(whole.min(steps) as usize).map(<[u8]>::len).sum();
         shared::output::write_atomic(&path, &text[..kept])?;
         let file = File::options().append(true).open(&path).map_err(io)?;
         Ok(MetricsFile { path, file })
@@ -118,8 +145,8 @@ impl MetricsFile {
     ///
     /// # Errors
     /// The file cannot be written, e.g. the disk is full.
-    pub fn append(&mut self, metrics: &StepMetrics) -> Result<()> {
-        let mut line = serde_json::to_vec(metrics).expect("numbers only");
+    pub fn append(&mut self, figures: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_vec(figures).expect("numbers only");
         line.push(b'\n');
         self.file.write_all(&line).map_err(|e| Error::model(&self.path, e.to_string()))
     }

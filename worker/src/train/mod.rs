@@ -10,6 +10,7 @@ pub mod options;
 pub mod pace;
 pub mod run_folder;
 pub mod schedule;
+pub mod tensorboard;
 
 use std::path::Path;
 use std::time::Instant;
@@ -31,10 +32,11 @@ use crate::objective::step::{self, DropoutKey, Item, LossParts, Policy};
 use crate::reference;
 use crate::score::{self, Scores};
 use crate::text::Encoder;
-use metrics::{MetricsFile, StepMetrics};
+use metrics::{MetricsFile, Speed, StepMetrics};
 use optim::AdamW;
 pub use options::TrainArgs;
 use run_folder::RunFolder;
+use tensorboard::EventFile;
 
 /// Runs the whole training, as one member of a gang or alone. Returns the run's summary as written to
 /// `train_summary.json`. Every member computes; the first rank alone writes.
@@ -153,7 +155,8 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         train_head: adapter.is_none(),
         recompute: args.recompute,
     };
-    let tokens = train(args, &run, policy, &items, &replay, &mut optimizer, control, gang)?;
+    let groups = args.batching.groups(&set.records);
+    let tokens = train(args, &run, policy, &items, &groups, &replay, &mut optimizer, control, gang)?;
 
     let seconds = started.elapsed().as_secs_f64();
     let summary = json!({
@@ -187,6 +190,7 @@ fn train(
     run: &RunFolder,
     policy: Policy<'_>,
     items: &[Option<Item>],
+    groups: &[usize],
     replay: &[Item],
     optimizer: &mut AdamW,
     control: &Control,
@@ -208,17 +212,17 @@ fn train(
         tracing::info!("continuing {} from step {start} of {}", run.path.display(), pace.total());
     }
     run.check()?;
-    let mut metrics_file = if run.is_owned() { Some(MetricsFile::open(&run.path, start)?) } else { None };
+    let mut curves = if run.is_owned() { Some(Curves::open(run, start)?) } else { None };
     let bar = control.bar("train", pace.total());
     bar.start_at(start);
     let (mut order, mut order_epoch) = (Vec::new(), u64::MAX);
     let mut tokens = 0;
 
-    let mut step = start;
+    let (mut step, mut begun) = (start, Instant::now());
     while step < pace.total() {
         let epoch = plan.epoch_of(step);
         if epoch != order_epoch {
-            (order, order_epoch) = (plan.epoch_order(epoch), epoch);
+            (order, order_epoch) = (plan.epoch_order(epoch, groups), epoch);
         }
         let batch = &order[plan.batch_range(step)];
         let dropout = (dropout_probability > 0.0).then_some(DropoutKey {
@@ -251,13 +255,19 @@ fn train(
         optimizer.update(rate, clip);
 
         tokens += sums.parts.tokens;
-        let mut metrics = StepMetrics::new(step + 1, epoch, &sums.parts, batch.len(), norm, rate);
-        metrics.loss_replay = (!replay.is_empty()).then_some(sums.replayed);
+        let metrics = StepMetrics {
+            loss_replay: (!replay.is_empty()).then_some(sums.replayed),
+            grad_norm: norm,
+            learning_rate: rate,
+            ..StepMetrics::new(step + 1, epoch, &sums.parts, batch.len(), args.alpha_kl)
+        };
         run.check()?;
-        if let Some(file) = &mut metrics_file {
-            file.append(&metrics)?;
+        if let Some(curves) = &mut curves {
+            curves.append(&metrics, std::mem::replace(&mut begun, Instant::now()))?;
         }
-        if pace.saw(step, metrics.loss) && run.is_owned() {
+        // A batch of records without a loss has no gradient, and says nothing of the others.
+        let felt = if sums.parts.tokens > 0 { norm } else { f64::INFINITY };
+        if pace.saw(step, metrics.loss, felt) && run.is_owned() {
             tracing::warn!(
                 "{}: the loss has not come down to --hold-until-loss; the learning rate falls all the same, so that the run \
                  ends with its {} updates",
@@ -272,9 +282,9 @@ fn train(
         let is_due = step % args.save_steps == 0 || sums.stop == Some(Stop::Paused);
         if is_due
             && step < pace.total()
-            && let Some(file) = &mut metrics_file
+            && let Some(curves) = &curves
         {
-            file.sync()?;
+            curves.metrics.sync()?;
             checkpoint::save(&run.path, optimizer, pace.seen(), &run.key, args.save_total_limit, &|| run.check())?;
         }
         if sums.stop.is_some() && step < pace.total() {
@@ -285,6 +295,32 @@ fn train(
     }
     bar.finish_and_clear();
     Ok(tokens)
+}
+
+/// Where a run's figures go, step by step.
+struct Curves {
+    metrics: MetricsFile,
+    speed: MetricsFile,
+    events: EventFile,
+}
+
+impl Curves {
+    fn open(run: &RunFolder, start: u64) -> Result<Self> {
+        Ok(Curves {
+            metrics: MetricsFile::open(&run.path, start)?,
+            speed: MetricsFile::open_speed(&run.path, start)?,
+            events: EventFile::open(&run.path, start)?,
+        })
+    }
+
+    fn append(&mut self, metrics: &StepMetrics, begun: Instant) -> Result<()> {
+        let seconds = begun.elapsed().as_secs_f64();
+        let tokens_per_s = metrics.tokens as f64 / seconds;
+        let speed = Speed { step: metrics.step, seconds, tokens_per_s, peak_gib: measure::peak_rss_gib() };
+        self.metrics.append(metrics)?;
+        self.speed.append(&speed)?;
+        self.events.append(metrics, &speed)
+    }
 }
 
 /// A step's sums, this rank's own at first, the gang's after [`exchange`].
@@ -309,9 +345,10 @@ fn exchange(sums: &mut StepSums, optimizer: &mut AdamW, gang: &mut dyn Collectiv
     let mut gradients = optimizer.flat_gradients();
     gang.all_reduce(&mut gradients)?;
     optimizer.set_flat_gradients(&gradients);
-    sums.parts = LossParts::from_numbers(numbers[..8].try_into().expect("8 numbers"));
-    sums.replayed = numbers[8];
-    sums.stop = match (numbers[9] > 0.0, numbers[10] > 0.0) {
+    sums.parts = LossParts::from_numbers(numbers[..LossParts::NUMBERS].try_into().expect("as many"));
+    let rest = &numbers[LossParts::NUMBERS..];
+    sums.replayed = rest[0];
+    sums.stop = match (rest[1] > 0.0, rest[2] > 0.0) {
         (true, _) => Some(Stop::Cancelled),
         (false, true) => Some(Stop::Paused),
         (false, false) => None,

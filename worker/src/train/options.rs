@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::optim::AdamWSettings;
 use super::pace::{Hold, Pace};
-use super::schedule::{self, Plan};
+use super::schedule::{self, Batching, Plan};
 use crate::collective::ring::{self, Membership, Ring};
 use crate::collective::{Alone, Collective};
 use crate::error::{Error, Result};
@@ -86,6 +86,13 @@ pub struct TrainArgs {
     /// Updates over which a held learning rate falls to 0.
     #[arg(long, value_name = "N", requires = "hold_until_loss")]
     pub decay_steps: Option<u64>,
+    /// Ends the run after an update whose gradient has this norm or less, before clipping: ε of the method's Algorithm 1
+    /// [default: the run ends with its last update].
+    #[arg(long, value_name = "EPS")]
+    pub stop_at_grad_norm: Option<f64>,
+    /// What a batch is made of.
+    #[arg(long, value_enum, default_value = "mixed")]
+    pub batching: Batching,
     /// β of the losses.
     #[arg(long, default_value_t = 0.3)]
     pub beta: f64,
@@ -262,6 +269,7 @@ impl TrainArgs {
             ("--learning-rate", self.learning_rate, 0.0),
             ("--alpha-kl", self.alpha_kl, 0.0),
             ("--hold-until-loss", self.hold_until_loss.unwrap_or(0.0), 0.0),
+            ("--stop-at-grad-norm", self.stop_at_grad_norm.unwrap_or(0.0), 0.0),
             ("--nll-weight", self.nll_weight, 0.0),
             ("--replay-weight", self.replay_weight, 0.0),
             ("--weight-decay", self.weight_decay, 0.0),
@@ -387,7 +395,7 @@ impl TrainArgs {
                 hold.decay_steps
             )));
         }
-        Ok(Pace::new(self.learning_rate, warmup, total, hold))
+        Ok(Pace::new(self.learning_rate, warmup, total, hold).until_gradient(self.stop_at_grad_norm))
     }
 
     fn warmup(&self, total: u64) -> Result<u64> {
@@ -409,6 +417,7 @@ impl TrainArgs {
             "gradient_accumulation_steps": self.gradient_accumulation_steps, "learning_rate": self.learning_rate,
             "num_train_epochs": self.num_train_epochs, "max_steps": self.max_steps,
             "warmup_steps": self.warmup_steps, "hold_until_loss": self.hold_until_loss, "decay_steps": self.decay_steps,
+            "stop_at_grad_norm": self.stop_at_grad_norm, "batching": self.batching,
             "beta": self.beta, "alpha_kl": self.alpha_kl,
             "max_length": self.max_length, "full": self.full, "from_scratch": self.from_scratch,
             "uniform_weights": self.uniform_weights, "rescore": self.rescore,

@@ -25,6 +25,9 @@ pub struct Seen {
     recent: VecDeque<f64>,
     /// Step (from 0) at which the rate begins to fall.
     falls_from: Option<u64>,
+    /// Updates after which the gradient was small enough to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ended_after: Option<u64>,
 }
 
 impl Seen {
@@ -41,13 +44,20 @@ pub struct Pace {
     warmup: u64,
     most: u64,
     hold: Option<Hold>,
+    /// ε of Algorithm 1: a gradient of this norm or less ends the run.
+    least_gradient: Option<f64>,
     seen: Seen,
 }
 
 impl Pace {
     /// Of a run of at most `most` updates: warm-up, then half a cosine to 0 (spec 6), or a held peak before the fall.
     pub fn new(peak: f64, warmup: u64, most: u64, hold: Option<Hold>) -> Pace {
-        Pace { peak, warmup, most, hold, seen: Seen::default() }
+        Pace { peak, warmup, most, hold, least_gradient: None, seen: Seen::default() }
+    }
+
+    /// Has the run end after an update whose gradient had a norm of `epsilon` or less, before clipping.
+    pub fn until_gradient(self, epsilon: Option<f64>) -> Pace {
+        Pace { least_gradient: epsilon, ..self }
     }
 
     /// Returns what a checkpoint keeps.
@@ -62,10 +72,11 @@ impl Pace {
 
     /// Returns the number of updates of the run, as far as is known now.
     pub fn total(&self) -> u64 {
-        match (self.hold, self.seen.falls_from) {
+        let planned = match (self.hold, self.seen.falls_from) {
             (Some(hold), Some(from)) => from + hold.decay_steps,
             _ => self.most,
-        }
+        };
+        self.seen.ended_after.map_or(planned, |ended| ended.min(planned))
     }
 
     /// Returns the learning rate of a step (from 0).
@@ -80,9 +91,12 @@ impl Pace {
         }
     }
 
-    /// Takes the loss of a step. Returns whether the rate falls from the next step on though the loss was not reached,
+    /// Takes the loss of a step and the norm of its gradient. Returns whether the rate falls from the next step on though the loss was not reached,
     /// because the run must end.
-    pub fn saw(&mut self, step: u64, loss: f64) -> bool {
+    pub fn saw(&mut self, step: u64, loss: f64, gradient_norm: f64) -> bool {
+        if self.least_gradient.is_some_and(|least| gradient_norm <= least) {
+            self.seen.ended_after.get_or_insert(step + 1);
+        }
         let Some(hold) = self.hold.filter(|_| self.seen.falls_from.is_none()) else { return false };
         let recent = &mut self.seen.recent;
         if recent.len() == WINDOW {
@@ -95,7 +109,7 @@ impl Pace {
             && recent.iter().sum::<f64>() <= hold.until_loss * WINDOW as f64;
         let must_end = next + hold.decay_steps >= self.most;
         if is_reached || must_end {
-            self.seen = Seen { recent: VecDeque::new(), falls_from: Some(next) };
+            self.seen = Seen { recent: VecDeque::new(), falls_from: Some(next), ..self.seen };
         }
         must_end && !is_reached
     }
@@ -111,7 +125,7 @@ mod tests {
         let (mut rates, mut step, mut is_short) = (Vec::new(), 0, false);
         while step < pace.total() {
             rates.push(pace.rate(step));
-            is_short |= pace.saw(step, loss(step));
+            is_short |= pace.saw(step, loss(step), 1.0);
             step += 1;
         }
         (rates, is_short)
@@ -153,7 +167,7 @@ mod tests {
         for cut in [3, 60, rates.len() as u64 - 101, rates.len() as u64 - 100, rates.len() as u64 - 7] {
             let mut first = Pace::new(1.0, 10, 1000, Some(HOLD));
             (0..cut).for_each(|step| {
-                first.saw(step, loss(step));
+                first.saw(step, loss(step), 1.0);
             });
             let kept = serde_json::to_string(first.seen()).unwrap();
             let mut second = Pace::new(1.0, 10, 1000, Some(HOLD));
@@ -161,12 +175,29 @@ mod tests {
             let rest: Vec<f64> = (cut..rates.len() as u64)
                 .map(|step| {
                     let rate = second.rate(step);
-                    second.saw(step, loss(step));
+                    second.saw(step, loss(step), 1.0);
                     rate
                 })
                 .collect();
             assert_eq!(rest, rates[cut as usize..]);
             assert_eq!(second.total(), rates.len() as u64);
+        }
+    }
+
+    #[test]
+    fn a_small_gradient_ends_the_run_also_when_it_is_resumed() {
+        for hold in [None, Some(HOLD)] {
+            let new = || Pace::new(1.0, 10, 1000, hold).until_gradient(Some(0.01));
+            let mut pace = new();
+            (0..40).for_each(|step| {
+                pace.saw(step, 1.0, 0.011);
+            });
+            assert_eq!(pace.total(), 1000);
+            pace.saw(40, 1.0, 0.01);
+            assert_eq!(pace.total(), 41);
+            let mut resumed = new();
+            resumed.restore(serde_json::from_str(&serde_json::to_string(pace.seen()).unwrap()).unwrap());
+            assert_eq!(resumed.total(), 41);
         }
     }
 }
