@@ -139,6 +139,7 @@ impl proto::oracle::oracle_server::Oracle for Service {
     async fn run(&self, request: Request<Job>) -> std::result::Result<Response<Self::RunStream>, Status> {
         let job = request.into_inner();
         let work = job.work.clone().ok_or_else(|| Status::invalid_argument("the job names no work"))?;
+        self.home.heed_cap(&account(&job), job.max_cost_usd).await?;
         let oracle = self.oracle(&job)?;
         tracing::info!(run = job.run, stage = job.stage, model = job.model, "job begins");
         let (events, receiver) = mpsc::channel(EVENTS);
@@ -268,7 +269,7 @@ impl Service {
             model: job.model.clone(),
             concurrency,
             prices: prices.clone(),
-            account: format!("run {}", job.run),
+            account: account(job),
             bill: (!job.bill.is_empty()).then(|| job.bill.clone()),
             max_cost_usd: job.max_cost_usd,
             deadline: DEADLINE,
@@ -281,6 +282,11 @@ impl Service {
         let ledger = self.home.ledger.clone();
         Ok(Oracle::Model(Box::new(Asker { engine, model, concurrency, batch, ledger, prices, judging, canary })))
     }
+}
+
+/// Returns who pays for a job: its run.
+fn account(job: &Job) -> String {
+    format!("run {}", job.run)
 }
 
 fn judging(job: &Job) -> std::result::Result<Judging, String> {

@@ -6,12 +6,10 @@ mod support;
 
 use std::path::Path;
 
-use proto::oracle::job::Work;
+use proto::oracle::Job;
 use proto::oracle::job_event::Event;
-use proto::oracle::oracle_client::OracleClient;
-use proto::oracle::{Ended, Job, Triage};
 use serde_json::{Value, json};
-use shared::net::channel;
+use support::jobs::{client, finish_at, service, triage_job};
 use support::{Server, by_model, read, run, succeed, world};
 
 fn triage<'a>(output: &'a str, judge: &[&'a str]) -> Vec<&'a str> {
@@ -31,32 +29,8 @@ fn calls(mock: &Server) -> u64 {
     mock.bill()["calls"].as_u64().unwrap()
 }
 
-fn service(folder: &Path) -> Server {
-    Server::start(folder, &["serve", "--listen", "127.0.0.1:0", "--state", "state"])
-}
-
 fn job(folder: &Path, mock: &Server) -> Job {
-    let path = |name: &str| folder.join(name).display().to_string();
-    let triage = Triage { input: path("pairs.json"), output: path("gold.json"), both: true, ..Triage::default() };
-    Job {
-        run: "r".into(),
-        stage: "triage".into(),
-        work: Some(Work::Triage(triage)),
-        model: "mock-oracle".into(),
-        base_url: mock.api(),
-        policy: "Answer as the world's new policy says.".into(),
-        concurrency: 1,
-        ..Job::default()
-    }
-}
-
-async fn finish(service: &Server, job: Job) -> Ended {
-    let mut events = OracleClient::new(channel(&service.url).unwrap()).run(job).await.unwrap().into_inner();
-    loop {
-        if let Event::Ended(ended) = events.message().await.unwrap().unwrap().event.unwrap() {
-            return ended;
-        }
-    }
+    Job { concurrency: 1, ..triage_job(folder, mock, "gold.json") }
 }
 
 #[tokio::test]
@@ -66,8 +40,8 @@ async fn verdicts_of_people_are_imported_while_a_service_has_the_ledger() {
     world(folder, 3);
     std::fs::write(folder.join("plan.toml"), "[[fault]]\nfrom = 1\nwhat = 'unclear'\n").unwrap();
     let mock = Server::mock(folder, &["--fault-plan", "plan.toml"]);
-    let service = service(folder);
-    assert_eq!(finish(&service, job(folder, &mock)).await.uncertain, 3);
+    let service = service(folder, "state");
+    assert_eq!(finish_at(&service, job(folder, &mock)).await.unwrap().uncertain, 3);
     let mut review = read(folder.join("gold_review.json"));
     for entry in review.as_array_mut().unwrap() {
         entry["verdict"] = json!("COMPLIANT");
@@ -76,7 +50,7 @@ async fn verdicts_of_people_are_imported_while_a_service_has_the_ledger() {
     let import = ["review", "import", "--review", "edited.json", "--state", "state", "--by", "ann", "--json"];
     assert_eq!(parsed(&succeed(folder, &import)), json!({"imported": 6, "open": 0}));
     let paid = calls(&mock);
-    assert_eq!(finish(&service, job(folder, &mock)).await.uncertain, 0);
+    assert_eq!(finish_at(&service, job(folder, &mock)).await.unwrap().uncertain, 0);
     assert_eq!(calls(&mock), paid);
     // What no service does in a command's place says whose the folder is, and where.
     let requeue = ["requeue", "both", "--input-json", "pairs.json", "--policy", "policy.md", "--state", "state"];
@@ -96,9 +70,9 @@ async fn batches_are_listed_and_cancelled_while_a_service_has_the_ledger() {
     world(folder, 20);
     std::fs::write(folder.join("plan.toml"), "[batches]\nrun_s = 1e8\ncancel_s = 1\n").unwrap();
     let mock = Server::mock(folder, &["--fault-plan", "plan.toml"]);
-    let service = service(folder);
+    let service = service(folder, "state");
     let batch = Job { mode: "batch".into(), ..job(folder, &mock) };
-    let mut events = OracleClient::new(channel(&service.url).unwrap()).run(batch).await.unwrap().into_inner();
+    let mut events = client(&service, None).run(batch).await.unwrap().into_inner();
     let list = || parsed(&succeed(folder, &["batches", "--state", "state", "--json"]))["batches"].clone();
     while list()[0]["state"] != "in progress" {
         events.message().await.unwrap().unwrap();
@@ -122,7 +96,7 @@ async fn batches_are_listed_and_cancelled_while_a_service_has_the_ledger() {
     assert_eq!(row["answered"].as_u64().unwrap(), calls(&mock));
     let text = said(&succeed(folder, &["batches", "--state", "state"]));
     assert!(text.contains("taken back"), "{text}");
-    finish(&service, job(folder, &mock)).await;
+    finish_at(&service, job(folder, &mock)).await.unwrap();
     let most = mock.bill()["requests"].as_object().unwrap().values().map(|one| one["times"].as_u64().unwrap()).max();
     assert_eq!(most, Some(1));
 }
@@ -134,8 +108,8 @@ async fn a_cost_limit_that_was_retuned_is_kept_when_the_service_starts_again() {
     world(folder, 20);
     let mock = Server::mock(folder, &[]);
     let capped = Job { max_cost_usd: Some(0.0005), ..job(folder, &mock) };
-    let first = service(folder);
-    let mut events = OracleClient::new(channel(&first.url).unwrap()).run(capped.clone()).await.unwrap().into_inner();
+    let first = service(folder, "state");
+    let mut events = client(&first, None).run(capped.clone()).await.unwrap().into_inner();
     loop {
         match events.message().await.unwrap().unwrap().event.unwrap() {
             Event::Progress(progress) if progress.note.contains("cost limit") => break,
@@ -145,8 +119,8 @@ async fn a_cost_limit_that_was_retuned_is_kept_when_the_service_starts_again() {
     }
     succeed(folder, &["retune", "--service", &first.url, "--max-cost-usd", "10"]);
     drop((events, first));
-    let second = service(folder);
-    let ended = finish(&second, capped).await;
+    let second = service(folder, "state");
+    let ended = finish_at(&second, capped).await.unwrap();
     assert_eq!(ended.bill.unwrap().cap_usd, Some(10.0));
 }
 

@@ -3,63 +3,12 @@
 
 mod support;
 
-use proto::oracle::job::Work;
 use proto::oracle::job_event::Event;
-use proto::oracle::oracle_client::OracleClient;
-use proto::oracle::{Ended, Job, StatusRequest, Triage};
+use proto::oracle::{Ended, Job, StatusRequest};
 use serde_json::Value;
-use shared::net::{SendToken, Token, channel};
+use support::jobs::{client, finish, service, triage_job};
 use support::{Server, command, succeed, world};
-use tonic::{Code, Status};
-
-type Client = OracleClient<tonic::service::interceptor::InterceptedService<tonic::transport::Channel, SendToken>>;
-
-fn client(server: &Server, token: Option<&str>) -> Client {
-    let token = Token::load(token, None).unwrap();
-    OracleClient::with_interceptor(channel(&server.url).unwrap(), SendToken(token))
-}
-
-fn service(folder: &std::path::Path) -> Server {
-    Server::start(folder, &["serve", "--listen", "127.0.0.1:0", "--state", "state"])
-}
-
-fn job(folder: &std::path::Path, api: &str, output: &str) -> Job {
-    let path = |name: &str| folder.join(name).display().to_string();
-    let triage = Triage {
-        input: path("pairs.json"),
-        output: path(output),
-        ckpt_dir: String::new(),
-        ckpt_every: 0,
-        both: true,
-        ..Triage::default()
-    };
-    Job {
-        run: "r".into(),
-        stage: "triage".into(),
-        work: Some(Work::Triage(triage)),
-        model: "mock-oracle".into(),
-        base_url: api.into(),
-        policy: "Answer as the world's new policy says.".into(),
-        concurrency: 4,
-        ..Job::default()
-    }
-}
-
-/// Runs a job to its end; counts the progress that was told.
-async fn finish(client: &mut Client, job: Job) -> Result<(Ended, usize), Status> {
-    let mut events = client.run(job).await?.into_inner();
-    let mut told = 0;
-    while let Some(event) = events.message().await? {
-        match event.event.unwrap() {
-            Event::Progress(progress) => {
-                assert!(progress.done <= progress.total && progress.bill.is_some());
-                told += 1;
-            }
-            Event::Ended(ended) => return Ok((ended, told)),
-        }
-    }
-    panic!("the stream ended without an end");
-}
+use tonic::Code;
 
 #[tokio::test]
 async fn a_job_may_ask_in_batches() {
@@ -67,16 +16,16 @@ async fn a_job_may_ask_in_batches() {
     let folder = dir.path();
     world(folder, 10);
     let mock = Server::mock(folder, &[]);
-    let service = service(folder);
+    let service = service(folder, "state");
     let mut client = client(&service, None);
-    let batch = Job { mode: "batch".into(), ..job(folder, &mock.api(), "gold.json") };
+    let batch = Job { mode: "batch".into(), ..triage_job(folder, &mock, "gold.json") };
     let (ended, _) = finish(&mut client, batch).await.unwrap();
     let charged = mock.bill();
     assert_eq!(
         (&charged["batch_calls"], charged["calls"].as_u64()),
         (&charged["calls"], Some(ended.bill.unwrap().calls))
     );
-    let wrong = Job { mode: "later".into(), ..job(folder, &mock.api(), "gold.json") };
+    let wrong = Job { mode: "later".into(), ..triage_job(folder, &mock, "gold.json") };
     assert!(finish(&mut client, wrong).await.unwrap_err().message().contains("batch or auto"));
 }
 
@@ -85,9 +34,9 @@ async fn jobs_run_once_and_cost_once() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     world(folder, 50);
-    let (mock, service) = (Server::mock(folder, &[]), service(folder));
+    let (mock, service) = (Server::mock(folder, &[]), service(folder, "state"));
     let mut client = client(&service, None);
-    let (ended, told) = finish(&mut client, job(folder, &mock.api(), "gold.json")).await.unwrap();
+    let (ended, told) = finish(&mut client, triage_job(folder, &mock, "gold.json")).await.unwrap();
     assert!(told > 0);
     let bill = ended.bill.unwrap();
     assert_eq!(mock.bill()["calls"], bill.calls);
@@ -98,7 +47,7 @@ async fn jobs_run_once_and_cost_once() {
     );
     assert!(std::fs::read(folder.join("gold.json")).unwrap() == std::fs::read(folder.join("rules.json")).unwrap());
 
-    let (ended, _) = finish(&mut client, job(folder, &mock.api(), "again.json")).await.unwrap();
+    let (ended, _) = finish(&mut client, triage_job(folder, &mock, "again.json")).await.unwrap();
     let again = ended.bill.unwrap();
     assert_eq!((again.calls, again.cost_usd), (0, 0.0));
     let status = client.status(StatusRequest {}).await.unwrap().into_inner();
@@ -111,8 +60,8 @@ async fn a_service_killed_in_the_middle_asks_again_for_what_was_in_flight_only()
     let folder = dir.path();
     world(folder, 80);
     let mock = Server::mock(folder, &["--latency-ms", "20"]);
-    let mut first = service(folder);
-    let named = |bill: &str| Job { bill: bill.into(), ..job(folder, &mock.api(), "gold.json") };
+    let mut first = service(folder, "state");
+    let named = |bill: &str| Job { bill: bill.into(), ..triage_job(folder, &mock, "gold.json") };
     let mut events = client(&first, None).run(named("r/triage@1")).await.unwrap().into_inner();
     while events
         .message()
@@ -128,7 +77,7 @@ async fn a_service_killed_in_the_middle_asks_again_for_what_was_in_flight_only()
     drop(first);
     assert!(!folder.join("gold.json").exists());
 
-    let second = service(folder);
+    let second = service(folder, "state");
     let mut client = client(&second, None);
     let (ended, _) = finish(&mut client, named("r/triage@1")).await.unwrap();
     let bill = mock.bill();
@@ -151,9 +100,9 @@ async fn a_job_whose_stream_is_dropped_stops_and_keeps_what_was_answered() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     world(folder, 80);
-    let (mock, service) = (Server::mock(folder, &["--latency-ms", "20"]), service(folder));
+    let (mock, service) = (Server::mock(folder, &["--latency-ms", "20"]), service(folder, "state"));
     let mut client = client(&service, None);
-    let mut events = client.run(job(folder, &mock.api(), "gold.json")).await.unwrap().into_inner();
+    let mut events = client.run(triage_job(folder, &mock, "gold.json")).await.unwrap().into_inner();
     while events
         .message()
         .await
@@ -166,7 +115,7 @@ async fn a_job_whose_stream_is_dropped_stops_and_keeps_what_was_answered() {
         assert!(begun.elapsed().as_secs() < 20, "the job goes on");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    finish(&mut client, job(folder, &mock.api(), "gold.json")).await.unwrap();
+    finish(&mut client, triage_job(folder, &mock, "gold.json")).await.unwrap();
     let bill = mock.bill();
     let most = bill["requests"].as_object().unwrap().values().map(|r| r["times"].as_u64().unwrap()).max();
     assert_eq!(most, Some(1), "an answer on its way is stored though nobody waits for it");
@@ -177,9 +126,9 @@ async fn what_is_wrong_with_a_job_or_its_caller_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     world(folder, 4);
-    let (mock, service) = (Server::mock(folder, &[]), service(folder));
+    let (mock, service) = (Server::mock(folder, &[]), service(folder, "state"));
     let mut client_ = client(&service, None);
-    let good = job(folder, &mock.api(), "gold.json");
+    let good = triage_job(folder, &mock, "gold.json");
     for (wrong, code, words) in [
         (Job { model: String::new(), ..good.clone() }, Code::InvalidArgument, "names no model"),
         (Job { policy: " ".into(), ..good.clone() }, Code::InvalidArgument, "policy is empty"),
@@ -233,8 +182,8 @@ async fn a_job_refused_for_its_quota_pauses_and_goes_on_when_it_is_resumed() {
     let folder = dir.path();
     world(folder, 30);
     std::fs::write(folder.join("quota.toml"), "[[fault]]\nrequest = 5\nwhat = 'quota'\n").unwrap();
-    let (mock, service) = (Server::mock(folder, &["--fault-plan", "quota.toml"]), service(folder));
-    let job = job(folder, &mock.api(), "gold.json");
+    let (mock, service) = (Server::mock(folder, &["--fault-plan", "quota.toml"]), service(folder, "state"));
+    let job = triage_job(folder, &mock, "gold.json");
     let mut events = client(&service, None).run(job).await.unwrap().into_inner();
     let note = until_noted(&mut events, "paused").await;
     assert!(note.contains("quota") && note.contains(&mock.api()), "{note}");
@@ -261,9 +210,9 @@ async fn a_job_at_its_cost_limit_pauses_within_it_and_goes_on_when_it_is_raised(
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     world(folder, 40);
-    let (mock, service) = (Server::mock(folder, &[]), service(folder));
+    let (mock, service) = (Server::mock(folder, &[]), service(folder, "state"));
     let cap = 0.002;
-    let job = Job { max_cost_usd: Some(cap), concurrency: 64, ..job(folder, &mock.api(), "gold.json") };
+    let job = Job { max_cost_usd: Some(cap), concurrency: 64, ..triage_job(folder, &mock, "gold.json") };
     let mut events = client(&service, None).run(job).await.unwrap().into_inner();
     until_noted(&mut events, "cost limit").await;
     let paid = |bill: &Value| {
@@ -286,8 +235,8 @@ async fn a_job_paused_by_an_operator_sends_nothing_until_it_is_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     world(folder, 60);
-    let (mock, service) = (Server::mock(folder, &["--latency-ms", "20"]), service(folder));
-    let mut events = client(&service, None).run(job(folder, &mock.api(), "gold.json")).await.unwrap().into_inner();
+    let (mock, service) = (Server::mock(folder, &["--latency-ms", "20"]), service(folder, "state"));
+    let mut events = client(&service, None).run(triage_job(folder, &mock, "gold.json")).await.unwrap().into_inner();
     succeed(folder, &["pause", "--service", &service.url]);
     until_noted(&mut events, "operator").await;
     while status(folder, &service)["jobs"][0]["in_flight"] != 0 {}

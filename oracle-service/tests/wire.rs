@@ -8,51 +8,19 @@ use std::path::Path;
 
 use proto::oracle::job::Work;
 use proto::oracle::job_event::Event;
-use proto::oracle::oracle_client::OracleClient;
 use proto::oracle::{Correct, Ended, Job, Judge, Triage};
 use serde_json::{Value, json};
-use shared::net::channel;
+use support::jobs::{client, finish_at, service, triage_job};
 use support::{Server, read, succeed, world};
 use tonic::Status;
 
 const PAIRS: u64 = 12;
-const POLICY: &str = "Answer as the world's new policy says.";
-
-fn service(folder: &Path, state: &str) -> Server {
-    Server::start(folder, &["serve", "--listen", "127.0.0.1:0", "--state", state])
-}
-
-fn job(folder: &Path, mock: &Server) -> Job {
-    let path = |name: &str| folder.join(name).display().to_string();
-    let triage = Triage { input: path("pairs.json"), output: path("gold.json"), both: true, ..Triage::default() };
-    Job {
-        run: "r".into(),
-        stage: "triage".into(),
-        work: Some(Work::Triage(triage)),
-        model: "mock-oracle".into(),
-        base_url: mock.api(),
-        policy: POLICY.into(),
-        concurrency: 4,
-        ..Job::default()
-    }
-}
 
 fn triage(job: &mut Job) -> &mut Triage {
     match job.work.as_mut() {
         Some(Work::Triage(triage)) => triage,
         _ => panic!("a triage"),
     }
-}
-
-/// Runs a job to its end.
-async fn finish(service: &Server, job: Job) -> Result<Ended, Status> {
-    let mut events = OracleClient::new(channel(&service.url).unwrap()).run(job).await?.into_inner();
-    while let Some(event) = events.message().await? {
-        if let Event::Ended(ended) = event.event.unwrap() {
-            return Ok(ended);
-        }
-    }
-    panic!("the stream ended without an end");
 }
 
 fn provenance(folder: &Path, name: &str) -> Vec<Value> {
@@ -66,9 +34,9 @@ async fn alone(folder: &Path, plan: &str, change: impl FnOnce(&mut Job)) -> (Res
     let mock = Server::mock(folder, &["--fault-plan", "plan.toml"]);
     let state = tempfile::tempdir_in(folder).unwrap();
     let service = service(folder, state.path().to_str().unwrap());
-    let mut job = job(folder, &mock);
+    let mut job = triage_job(folder, &mock, "gold.json");
     change(&mut job);
-    let ended = finish(&service, job).await;
+    let ended = finish_at(&service, job).await;
     let told = if ended.is_ok() { provenance(folder, "gold_provenance.jsonl") } else { Vec::new() };
     (ended, mock.bill(), told)
 }
@@ -153,10 +121,10 @@ async fn a_canary_is_watched_within_its_tolerance_and_pauses_the_job_only_where_
     assert_eq!(calls(&bill), 2 * PAIRS + 1, "one of two may be wrong");
 
     let (mock, service) = (Server::mock(folder, &[]), service(folder, "stopping"));
-    let mut job = job(folder, &mock);
+    let mut job = triage_job(folder, &mock, "gold.json");
     canary(&mut job);
     job.canary_stop = true;
-    let mut client = OracleClient::new(channel(&service.url).unwrap());
+    let mut client = client(&service, None);
     let mut events = client.run(job).await.unwrap().into_inner();
     loop {
         match events.message().await.unwrap().unwrap().event.unwrap() {
@@ -184,16 +152,16 @@ async fn another_judge_relabels_only_where_the_job_says_so() {
     world(folder, PAIRS as usize);
     let (old, new) = (Server::mock(folder, &[]), Server::mock(folder, &["--model", "other"]));
     let service = service(folder, "state");
-    finish(&service, job(folder, &old)).await.unwrap();
+    finish_at(&service, triage_job(folder, &old, "gold.json")).await.unwrap();
     let other = |relabel| {
-        let mut job = Job { model: "other".into(), ..job(folder, &new) };
+        let mut job = Job { model: "other".into(), ..triage_job(folder, &new, "gold.json") };
         triage(&mut job).relabel = relabel;
         job
     };
-    let refused = finish(&service, other(false)).await.unwrap_err();
+    let refused = finish_at(&service, other(false)).await.unwrap_err();
     assert!(refused.message().contains("relabel"), "{refused}");
     assert_eq!(calls(&new.bill()), 0);
-    finish(&service, other(true)).await.unwrap();
+    finish_at(&service, other(true)).await.unwrap();
     assert_eq!(calls(&new.bill()), 2 * PAIRS);
 }
 
@@ -212,8 +180,8 @@ async fn corrections_and_judgements_are_judged_in_the_same_forms() {
     let punish = records.as_array().unwrap().iter().filter(|record| record["category"] == "PUNISH").count() as u64;
     assert!(punish > 0);
     let correct = Correct { input: path("rules.json"), output: path("c.json"), max_tokens: 0, tries: 1 };
-    let correct = Job { work: Some(Work::Correct(correct)), votes: 3, ..job(folder, &mock) };
-    finish(&service, correct).await.unwrap();
+    let correct = Job { work: Some(Work::Correct(correct)), votes: 3, ..triage_job(folder, &mock, "gold.json") };
+    finish_at(&service, correct).await.unwrap();
     let told = provenance(folder, "c_provenance.jsonl");
     assert!(told.iter().all(|line| line["tries"].as_array().unwrap().len() == 1));
     assert!(told.iter().all(|line| votes(&line["tries"][0]["judged"]).len() == 3), "{told:?}");
@@ -224,8 +192,8 @@ async fn corrections_and_judgements_are_judged_in_the_same_forms() {
         .collect();
     shared::output::write_json(&folder.join("responses.json"), &json!({"results": results})).unwrap();
     let judge = Judge { responses: path("responses.json"), output: path("judged.json"), world: String::new() };
-    let judge = Job { work: Some(Work::Judge(judge)), swap_wording: true, ..job(folder, &mock) };
-    finish(&service, judge).await.unwrap();
+    let judge = Job { work: Some(Work::Judge(judge)), swap_wording: true, ..triage_job(folder, &mock, "gold.json") };
+    finish_at(&service, judge).await.unwrap();
     let told = provenance(folder, "judged_provenance.jsonl");
     assert!(told.len() == 10 && told.iter().all(|line| votes(line).len() == 2), "{told:?}");
 }

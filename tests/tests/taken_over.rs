@@ -8,17 +8,13 @@
 use std::path::Path;
 
 use cluster_tests::cluster::Cluster;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const STAGE: &str = "base-sft";
 
 fn stage(status: &Value) -> &Value {
     status["stages"].as_array().unwrap().iter().find(|stage| stage["name"] == STAGE).unwrap()
-}
-
-fn signal(cluster: &Cluster, name: &str, signal: Signal) {
-    kill_process(Pid::from_raw(cluster.pid(name) as i32).unwrap(), signal).unwrap();
 }
 
 /// Returns the first rank of the training, which holds the folder.
@@ -42,7 +38,7 @@ fn the_next_attempt_takes_a_frozen_workers_folder_over_and_ends_with_the_same_by
     submit(&cluster, "tiny");
     let training = cluster.wait_for_run("tiny", "training", |status| stage(status)["done"].as_u64() > Some(8));
     let frozen = first(&training);
-    signal(&cluster, &frozen, Signal::STOP);
+    cluster.signal(&frozen, Signal::STOP);
     // Sooner than it could be waited for: nothing tells the frozen process to let go.
     let again = cluster.wait_for_run("tiny", "training again", |status| {
         let task = &stage(status)["tasks"][0];
@@ -52,7 +48,7 @@ fn the_next_attempt_takes_a_frozen_workers_folder_over_and_ends_with_the_same_by
     let log = cluster.log(&first(&again));
     assert!(log.contains("taken over from attempt 1"), "{log}");
 
-    signal(&cluster, &frozen, Signal::CONT);
+    cluster.signal(&frozen, Signal::CONT);
     cluster.wait_for_worker(&frozen, "idle");
     cluster.wait_for_run("tiny", "trained", |status| stage(status)["state"] == "done");
     assert!(!cluster.log("coordinator").contains("train failed"), "a frozen worker is not the task's fault");

@@ -1,8 +1,8 @@
 //! Workers that freeze (SIGSTOP), as machines that hang: one in a training gang, one in scoring. Both are lost for the run,
 //! which goes on with the others; once they thaw, they give up what is no longer theirs and join again. Nothing is corrupted.
 //!
-//! A worker that freezes in a gang holds nothing, and the run does not wait for it. One that freezes in a shard still holds
-//! the shard's file: all other shards are done, and that one waits for the worker to thaw or to end, and says so.
+//! A worker that freezes in a gang as a later rank holds nothing. One that freezes in a shard holds the shard's file: the next
+//! attempt takes it over, and the run ends while the first one is still frozen.
 //!
 //! They freeze themselves on plan. The stages are done twice in one folder, first undisturbed.
 #![allow(clippy::unwrap_used)]
@@ -42,15 +42,9 @@ fn a_run_goes_on_without_frozen_workers_and_takes_them_back_when_they_thaw() {
     cluster.signal("w2", Signal::CONT);
     cluster.wait_until_frozen("w3");
     cluster.wait_for_worker("w3", "lost");
-    let held = format!("in use by process {}", cluster.pid("w3"));
-    cluster.wait_for_stage(SCORING, "waits for what the frozen worker holds", |stage| {
-        let tasks = stage["tasks"].as_array().unwrap();
-        let done = tasks.iter().filter(|task| task["state"] == "done").count();
-        done > 0 && done + 1 == tasks.len() && tasks.iter().any(|task| task["note"].as_str().unwrap().contains(&held))
-    });
-    cluster.signal("w3", Signal::CONT);
-    cluster.wait_for_stage(SCORING, "is done", is_done);
+    cluster.wait_for_stage(SCORING, "is done without the frozen worker", is_done);
     cluster.cancel();
+    cluster.signal("w3", Signal::CONT);
     for name in ["w2", "w3"] {
         cluster.wait_for_worker(name, "idle");
     }

@@ -33,6 +33,11 @@ impl Retuned {
         store.get(CAPS, account)
     }
 
+    /// Returns the change that forgets what was set.
+    pub(super) fn forgotten(account: &str) -> Change {
+        Change::remove(CAPS, account)
+    }
+
     /// Returns the record.
     pub(super) fn change(&self, account: &str) -> Change {
         Change::put(CAPS, account, self)

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::budget::{Budget, Money};
-use super::ledger::Answer;
+use super::ledger::{Answer, Ledger};
+use shared::Result;
 use shared::prices::Tokens;
 
 /// A running bill.
@@ -51,8 +52,21 @@ pub(crate) struct BillNow {
 }
 
 impl Bill {
-    pub(super) fn new(name: Option<String>) -> Bill {
-        Bill { name, ..Bill::default() }
+    /// Returns a job's bill. What it paid for answers that were moved aside since is on it.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub(super) fn new(name: Option<String>, ledger: &Ledger) -> Result<Bill> {
+        let bill = Bill { name, ..Bill::default() };
+        if bill.name.is_some() {
+            ledger.visit_moved_aside(|answer| {
+                if answer.bill == bill.name {
+                    bill.count(answer.tokens, answer.cost_usd.map(Money::of_stored));
+                }
+                Ok(())
+            })?;
+        }
+        Ok(bill)
     }
 
     /// Returns its name, to be stored with the answers that are put on it.
@@ -64,9 +78,13 @@ impl Bill {
     /// an earlier attempt is put on the bill, once; others are reused.
     pub(super) fn found(&self, key: &str, answer: &Answer) {
         let is_own = self.name.is_some() && answer.bill == self.name;
-        let is_on_it = self.keys().contains(&number(key));
-        if is_own && !is_on_it {
-            self.charge(key, answer.tokens, answer.cost_usd.map(Money::of_stored));
+        let (is_new, is_on_it) = {
+            let mut keys = self.keys();
+            let is_new = is_own && keys.insert(number(key));
+            (is_new, keys.contains(&number(key)))
+        };
+        if is_new {
+            self.count(answer.tokens, answer.cost_usd.map(Money::of_stored));
         } else if !(is_on_it && answer.batch.is_some()) {
             // What came with a batch of this job was counted when it came.
             self.reuse();
@@ -81,6 +99,10 @@ impl Bill {
     /// Counts a paid answer; returns whether it is the first without a price.
     pub(super) fn charge(&self, key: &str, tokens: Tokens, cost: Option<Money>) -> bool {
         self.keys().insert(number(key));
+        self.count(tokens, cost)
+    }
+
+    fn count(&self, tokens: Tokens, cost: Option<Money>) -> bool {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.prompt.fetch_add(tokens.prompt, Ordering::Relaxed);
         self.cached.fetch_add(tokens.cached, Ordering::Relaxed);
@@ -165,7 +187,7 @@ mod tests {
             let now = bill.now(String::new(), Budget::default());
             (now.calls, now.reused, now.prompt_tokens, now.cost_usd)
         };
-        let bill = Bill::new(Some("run/triage".into()));
+        let bill = Bill { name: Some("run/triage".into()), ..Bill::default() };
         bill.charge("a", tokens, Some(Money::of_usd(0.0021)));
         // Paid before the job was cut off, and asked for by two items.
         bill.found("b", &of(Some("run/triage")));
@@ -175,7 +197,7 @@ mod tests {
         assert_eq!(counts(&bill), (2, 3, 20, 0.0042));
 
         // Without a name nothing is known of earlier attempts; what came with an own batch is counted already.
-        let bill = Bill::new(None);
+        let bill = Bill::default();
         bill.found("a", &of(None));
         bill.charge("b", tokens, Some(Money::of_usd(0.0021)));
         bill.found("b", &Answer { batch: Some("batch_1".into()), ..of(None) });

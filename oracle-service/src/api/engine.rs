@@ -1,10 +1,11 @@
 //! Sends requests: known answers from the ledger, others once, many at a time, again where a failure may pass.
 //!
 //! A request that waits for its next try holds no place in line, so that others go on meanwhile. Equal requests of one
-//! process are sent once.
+//! process are sent once: within a job they wait for the same answer, and of two jobs' the one that is let out first is.
 
 mod batched;
 mod home;
+mod outing;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,9 +32,10 @@ use crate::error::{Error, Result};
 use crate::fault::{self, Fault};
 use batched::{Batches, Note};
 pub(crate) use home::Home;
+use outing::Out;
 use shared::prices::{Prices, Tokens};
 
-/// Requests on their way, by key: who asks the same waits for the same answer.
+/// Requests that are asked for, by key: who asks the same waits for the same answer.
 type InFlight = Arc<Mutex<HashMap<String, watch::Receiver<Option<Asked>>>>>;
 
 /// What asking came to.
@@ -78,7 +80,10 @@ struct Shared {
     ledger: Ledger,
     front: Front,
     note: Note,
+    /// Of this job, queued ones too.
     in_flight: InFlight,
+    /// Of all jobs, those that are out.
+    out: Out,
     gate: Arc<Gate>,
     counter: Counter,
     account: Arc<Account>,
@@ -99,7 +104,7 @@ impl Engine {
     /// Returns an engine for a job.
     ///
     /// # Errors
-    /// The HTTP client cannot be made, the account cannot be read, or there is a cap and no price to keep it by.
+    /// The HTTP client cannot be made, account or bill cannot be read, or there is a cap and no price to keep it by.
     pub(crate) fn new(home: &Home, setup: Setup) -> Result<Engine> {
         let account = home.account(&setup.account)?;
         let max_cost = setup.max_cost_usd.map(Money::of_usd);
@@ -126,13 +131,14 @@ impl Engine {
                 ledger: home.ledger.clone(),
                 front: Front::default(),
                 note: Note::default(),
-                in_flight: home.in_flight.clone(),
+                in_flight: InFlight::default(),
+                out: home.out.clone(),
                 gate,
                 counter: Counter::new(&setup.model),
                 account,
                 max_cost,
                 prices: setup.prices,
-                bill: Bill::new(setup.bill),
+                bill: Bill::new(setup.bill, &home.ledger)?,
                 fault: setup.fault,
                 time: home.time,
                 dropped,
@@ -280,11 +286,6 @@ impl Handle {
 impl Shared {
     /// Sends a request until it has an answer or is given up; none where the job was dropped before it was sent.
     async fn send(&self, key: &str, request: &Request) -> Result<Option<Asked>> {
-        // Another job may have stored it between the look and the wait.
-        if let Some(answer) = self.ledger.answer(key)? {
-            self.bill.found(key, &answer);
-            return Ok(Some(Asked::Answered(answer)));
-        }
         let model = request.body["model"].as_str().unwrap_or_default();
         let (item, worst) = (retry::word(key), self.worst(model, &request.body)?);
         let mut money: Option<Reservation> = None;
@@ -297,6 +298,8 @@ impl Shared {
             let mut ticket = match admission {
                 Admission::Go(ticket) => ticket,
                 Admission::Dropped | Admission::Stopped(_) => {
+                    // The intent of another job's equal request stays.
+                    let _outing = self.out.begin_after_others(key).await;
                     self.withdraw(key, money.as_ref().filter(|_| has_intent)).await?;
                     return match admission {
                         Admission::Stopped(pause) => Err(Error::Paused(pause.to_string())),
@@ -304,6 +307,21 @@ impl Shared {
                     };
                 }
             };
+            let outing = match self.out.begin(key) {
+                Ok(outing) => outing,
+                Err(other) => {
+                    // Another job has just sent the same.
+                    drop(ticket);
+                    other.back().await;
+                    continue;
+                }
+            };
+            // It may have stored it while this one waited to be let out.
+            if let Some(answer) = self.ledger.answer(key)? {
+                self.withdraw(key, money.as_ref().filter(|_| has_intent)).await?;
+                self.bill.found(key, &answer);
+                return Ok(Some(Asked::Answered(answer)));
+            }
             let paid = money.as_mut().expect("a request is admitted with its money");
             if !has_intent {
                 fault::pass(self.fault.as_ref(), "online.intend");
@@ -382,7 +400,7 @@ impl Shared {
                 self.withdraw(key, money.as_ref()).await?;
                 return Ok(Some(Asked::Dead(format!("no answer after {TRIES} tries, the last time: {last}"))));
             }
-            drop(ticket);
+            drop((ticket, outing));
             let pause = retry::wait(key, tries + 1);
             tracing::debug!(attempts, ?pause, %last, "a request failed and is tried again");
             tokio::select! {

@@ -2,8 +2,10 @@
 //!
 //! One item's failure is the item's. Failures of many items with no answer between them are the endpoint's: it is *away*,
 //! and no item's tries are spent on it. So is it where few items are left and nothing was answered since the first of an
-//! item's failures: nobody else's answer shows that the item is to blame. An endpoint that *refuses* (its key, its quota, the model) helps nobody until
-//! someone acts. Either way one request at a time is let through now and then to find out whether it is over.
+//! item's failures: nobody else's answer shows that the item is to blame. But few items cannot show either that the endpoint
+//! is, so they wait for minutes, not for as long as an outage may last. An endpoint that *refuses* (its key, its quota, the
+//! model) helps nobody until someone acts. Either way one request at a time is let through now and then to find out whether
+//! it is over.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -19,6 +21,9 @@ const REFUSED_LOOK: Duration = Duration::from_secs(300);
 /// Failures for so long are no outage any more, unless an operator says otherwise: the items that cause them are given up
 /// one by one.
 pub(crate) const LONGEST_OUTAGE: Duration = Duration::from_secs(6 * 3600);
+
+/// So long fewer items than it takes to blame the endpoint wait for it, where it takes their requests and answers none.
+const FEW_WAIT: Duration = Duration::from_secs(600);
 
 /// Why an endpoint is not used.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +47,7 @@ impl Halt {
 pub(crate) struct Health {
     longest_outage: Duration,
     halt: Option<Halt>,
-    /// Items that failed since the last answer.
+    /// Items that failed since the last answer, as many of them as it takes.
     failing: BTreeSet<u64>,
     since: Option<Instant>,
     /// When it last refused.
@@ -76,9 +81,9 @@ impl Health {
         self.halt.as_ref()
     }
 
-    /// Returns whether it has ever answered.
-    pub(crate) fn has_answered(&self) -> bool {
-        self.answers > 0
+    /// Returns whether it may be that nothing of this API is at its address.
+    pub(crate) fn may_be_nothing(&self) -> bool {
+        self.answers == 0 && !self.is_by_few()
     }
 
     /// Returns how long until a request may be sent; zero for now, none while a look is on its way.
@@ -113,14 +118,15 @@ impl Health {
 
     /// Notes a failure that may pass. Returns whether it counts against the item.
     pub(crate) fn failed(&mut self, item: u64, reason: &str, now: Instant) -> bool {
-        self.failing.insert(item);
+        if self.failing.len() < AWAY_ITEMS {
+            self.failing.insert(item);
+        }
         let since = *self.since.get_or_insert(now);
         if self.failing.len() < AWAY_ITEMS && self.halt.is_none() {
             return true;
         }
-        self.failing.retain(|_| false);
         self.away(reason, now);
-        now.saturating_duration_since(since) >= self.longest_outage
+        now.saturating_duration_since(since) >= self.patience()
     }
 
     /// Decides about an item that has used up its tries, the first of them failing then. Returns whether it is given up;
@@ -128,11 +134,21 @@ impl Health {
     pub(crate) fn gives_up(&mut self, first_failure: Instant, reason: &str, now: Instant) -> bool {
         let others_were_answered = self.answered_at.is_some_and(|answered| answered > first_failure);
         let since = self.since.unwrap_or(first_failure);
-        if others_were_answered || now.saturating_duration_since(since) >= self.longest_outage {
+        if others_were_answered || now.saturating_duration_since(since) >= self.patience() {
             return true;
         }
         self.away(reason, now);
         false
+    }
+
+    /// Returns how long items that fail wait for the endpoint.
+    fn patience(&self) -> Duration {
+        if self.is_by_few() { FEW_WAIT.min(self.longest_outage) } else { self.longest_outage }
+    }
+
+    /// Returns whether it takes requests and fails, of few items: any of these may be to blame.
+    fn is_by_few(&self) -> bool {
+        (1..AWAY_ITEMS).contains(&self.failing.len())
     }
 
     /// Takes the endpoint for away.
@@ -156,9 +172,10 @@ impl Health {
         self.away(reason, now);
     }
 
-    /// Returns whether it has never answered, for a minute at least: its address is likely wrong.
+    /// Returns whether it has never answered, for a minute at least, and no few items are to blame: its address is likely
+    /// wrong.
     pub(crate) fn is_hopeless(&self) -> bool {
-        self.halt.is_some() && self.answers == 0 && self.looks > HOPELESS_LOOKS
+        self.halt.is_some() && self.answers == 0 && self.looks > HOPELESS_LOOKS && !self.is_by_few()
     }
 
     /// Notes that it will not answer before someone acts.
@@ -201,7 +218,7 @@ mod tests {
         // An answer makes all good.
         health.answered(start, start);
         assert_eq!((health.halt(), health.wait(start)), (None, Some(Duration::ZERO)));
-        assert!(health.failed(99, "500", start) && health.has_answered());
+        assert!(health.failed(99, "500", start) && !health.may_be_nothing());
     }
 
     #[test]
@@ -254,8 +271,30 @@ mod tests {
         health.answered(at(16), at(17));
         health.failed(7, "500", at(18));
         assert!(health.gives_up(at(15), "500", at(18)));
-        // No outage is endless.
-        assert!(!health.gives_up(at(18), "500", at(18 + 3599)) && health.gives_up(at(18), "500", at(18 + 3600)));
+        // Few items do not wait as long as an outage may last.
+        assert!(!health.gives_up(at(18), "500", at(18 + 599)) && health.gives_up(at(18), "500", at(18 + 600)));
+        for item in 0..AWAY_ITEMS as u64 {
+            health.failed(item, "500", at(700));
+        }
+        assert!(!health.gives_up(at(700), "500", at(18 + 3599)) && health.gives_up(at(700), "500", at(18 + 3600)));
+    }
+
+    #[test]
+    fn one_item_of_a_server_that_answered_nobody_yet_ends_nothing_but_itself() {
+        let start = Instant::now();
+        let mut health = Health::new(LONGEST_OUTAGE);
+        let mut now = start;
+        for _ in 0..20 {
+            health.failed(7, "500", now);
+            if health.gives_up(start, "500", now) {
+                assert!(now - start >= FEW_WAIT && now - start < 2 * FEW_WAIT, "{:?}", now - start);
+                return;
+            }
+            assert!(!health.is_hopeless() && !health.may_be_nothing());
+            now += health.wait(now).unwrap();
+            health.sent();
+        }
+        panic!("it waits on");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod exports;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +22,8 @@ use shared::prices::Tokens;
 
 const ANSWERS: &str = "answers";
 const INTENTS: &str = "intents";
-/// Answers that someone wants to be asked for again, by their keys.
+/// Answers that someone wants to be asked for again, by their keys and, where one was asked for again more than once, a
+/// number.
 const MOVED_ASIDE: &str = "moved-aside";
 /// Answers in one commit at most.
 const SETTLED_AT_ONCE: usize = 128;
@@ -221,7 +223,7 @@ impl Ledger {
     }
 
     /// Moves answers aside, so that they are asked for again: they stay on the disk and are not found any more. Returns
-    /// how many there were. An answer that was there before in the same place goes: the exports still have it.
+    /// how many there were.
     ///
     /// # Errors
     /// The store cannot be read, or the disk refused.
@@ -229,7 +231,8 @@ impl Ledger {
         let (mut moved, mut changes) = (0, Vec::new());
         for (number, key) in keys.iter().enumerate() {
             if let Some(answer) = self.answer(key)? {
-                changes.extend([Change::put(MOVED_ASIDE, key, &answer), Change::remove(ANSWERS, key)]);
+                changes
+                    .extend([Change::put(MOVED_ASIDE, self.place_aside(key)?, &answer), Change::remove(ANSWERS, key)]);
                 moved += 1;
             }
             let is_last = number + 1 == keys.len();
@@ -238,6 +241,24 @@ impl Ledger {
             }
         }
         Ok(moved)
+    }
+
+    /// Calls `visit` for every answer that was moved aside.
+    ///
+    /// # Errors
+    /// The store cannot be read; what `visit` returns.
+    pub(super) fn visit_moved_aside(&self, mut visit: impl FnMut(&Answer) -> Result<()>) -> Result<()> {
+        self.store.visit(MOVED_ASIDE, |_, answer: Answer| visit(&answer))
+    }
+
+    fn place_aside(&self, key: &str) -> Result<String> {
+        for again in 1.. {
+            let place = if again == 1 { key.to_owned() } else { format!("{key}/{again}") };
+            if matches!(self.store.find::<Answer>(MOVED_ASIDE, &place)?, Found::Nothing) {
+                return Ok(place);
+            }
+        }
+        unreachable!("there is always a next number")
     }
 
     /// Returns the state folder.
@@ -294,15 +315,22 @@ impl Ledger {
     }
 }
 
-/// Takes what a store lacks from the exports, then sets them aside: they speak of another log. Returns how many answers
-/// were taken.
+/// Takes what a store lacks from the exports, then sets them aside: they speak of another log. Answers that were moved
+/// aside stay so. Returns how many answers were taken.
 fn refill(store: &Store, exports: &Path, aside: &Path) -> Result<u64> {
-    let mut filled = 0;
-    let mut waiting = Vec::new();
+    let (mut filled, mut waiting) = (0, Vec::new());
+    let mut moved_aside = HashSet::new();
+    store.visit(MOVED_ASIDE, |place, answer: Answer| {
+        let key = place.split('/').next().unwrap_or(place).to_owned();
+        moved_aside.insert((key, answer.at_ms));
+        Ok(())
+    })?;
     exports::visit(exports, |key, answer| {
-        if matches!(store.find::<Answer>(ANSWERS, &key)?, Found::Value(_)) {
+        let place = (key, answer.at_ms);
+        if moved_aside.contains(&place) || matches!(store.find::<Answer>(ANSWERS, &place.0)?, Found::Value(_)) {
             return Ok(());
         }
+        let key = place.0;
         filled += 1;
         waiting.push(Change::put(ANSWERS, key, &answer));
         if waiting.len() == 64 {

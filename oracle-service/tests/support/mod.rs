@@ -1,6 +1,8 @@
 //! What the scenarios share: the program, a mock beside it, a folder, and the example world's data.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod jobs;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};

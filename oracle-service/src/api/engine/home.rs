@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{InFlight, Setup};
-use crate::api::account::Account;
+use super::{Out, Setup};
+use crate::api::account::{Account, Retuned};
+use crate::api::budget::Money;
 use crate::api::endpoint::{Endpoint, Spec};
 use crate::api::health::LONGEST_OUTAGE;
 use crate::api::ledger::Ledger;
@@ -18,7 +19,7 @@ use crate::error::Result;
 #[derive(Clone)]
 pub(crate) struct Home {
     pub(crate) ledger: Ledger,
-    pub(super) in_flight: InFlight,
+    pub(super) out: Out,
     endpoints: Arc<Mutex<HashMap<String, Arc<Endpoint>>>>,
     accounts: Arc<Mutex<HashMap<String, Arc<Account>>>>,
     /// Told whenever limits, money or places may have become free.
@@ -33,7 +34,7 @@ impl Home {
     pub(crate) fn new(ledger: Ledger) -> Home {
         Home {
             ledger,
-            in_flight: InFlight::default(),
+            out: Out::default(),
             endpoints: Arc::default(),
             accounts: Arc::default(),
             changed: Arc::default(),
@@ -70,6 +71,20 @@ impl Home {
         let account = Account::new(name, self.ledger.accounts()?);
         accounts.insert(name.to_owned(), account.clone());
         Ok(account)
+    }
+
+    /// Forgets a cap that an operator set in place of another than the job now names: the job's word is the later one.
+    ///
+    /// # Errors
+    /// The ledger cannot be read, or the disk refused.
+    pub(crate) async fn heed_cap(&self, account: &str, max_cost_usd: Option<f64>) -> Result<()> {
+        let named = max_cost_usd.map(Money::of_usd);
+        let store = self.ledger.store();
+        if Retuned::of(store, account)?.is_some_and(|retuned| retuned.instead_of != named) {
+            store.commit(vec![Retuned::forgotten(account)]).await?;
+            self.account(account)?.set_cap(named);
+        }
+        Ok(())
     }
 
     /// Returns an endpoint, which all jobs that name it share.

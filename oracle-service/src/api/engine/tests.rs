@@ -76,6 +76,11 @@ impl Server {
         USD * self.charged.lock().unwrap().values().sum::<u64>() as f64
     }
 
+    /// Requests of different content that were charged.
+    fn count(&self) -> usize {
+        self.charged.lock().unwrap().len()
+    }
+
     fn most_often(&self) -> u64 {
         self.charged.lock().unwrap().values().copied().max().unwrap_or(0)
     }
@@ -168,7 +173,7 @@ async fn a_cap_holds_under_a_thousand_concurrent_requests_and_the_job_goes_on_wh
 
     handle.set_cap(Some(100.0));
     assert_eq!(asking.await.unwrap().unwrap(), 2000);
-    assert_eq!(server.charged.lock().unwrap().len(), 2000);
+    assert_eq!(server.count(), 2000);
     assert!(handle.paused().is_none());
     let spent = engine.bill().account_usd;
     drop((engine, handle));
@@ -188,7 +193,7 @@ async fn a_command_at_its_cap_ends_with_everything_stored_and_goes_on_when_it_is
     assert!(error.contains("cost limit of $0.0500") && error.contains("run again"), "{error}");
     let stored = home.ledger.count().unwrap() as usize;
     assert!(stored > 10 && server.bill_usd() <= 0.05, "{stored} {}", server.bill_usd());
-    assert_eq!(stored, server.charged.lock().unwrap().len(), "what was on its way is stored");
+    assert_eq!(stored, server.count(), "what was on its way is stored");
     let engine = Engine::new(&home, setup(1.0)).unwrap();
     assert_eq!(ask(&engine, 0..100).await.unwrap(), 100);
     assert_eq!((engine.bill().reused as usize, server.most_often()), (stored, 1));
@@ -314,7 +319,7 @@ async fn limits_are_changed_and_jobs_paused_while_they_run() {
         async move { ask(&engine, 0..300).await }
     });
     poll_until("the pause", || handle.paused() == Some(Pause::Asked)).await;
-    assert_eq!(server.charged.lock().unwrap().len(), 0);
+    assert_eq!(server.count(), 0);
     handle.resume();
     poll_until("the first answer", || handle.bill().calls > 0).await;
     // At a request a second these would take five minutes.
@@ -366,36 +371,92 @@ async fn an_item_that_fails_alone_is_given_up_and_so_is_what_is_left_after_the_l
     });
     assert!(matches!(poison.unwrap(), Asked::Dead(reason) if reason.contains("no answer after 8 tries")));
     assert!(home.time.now() - begun < Duration::from_secs(1500), "it was taken for an outage");
-    // Alone it waits as long as an outage may last.
-    let begun = home.time.now();
-    let asked = engine.ask(&request).await.unwrap();
-    assert!(matches!(asked, Asked::Dead(_)), "{asked:?}");
-    assert!(home.time.now() - begun >= Duration::from_secs(1800));
+    // Alone it waits for minutes, also where nobody was answered yet: its job ends.
+    for engine in
+        [engine, Engine::new(&hurried(&dir.path().join("other")), setup(dir.path(), at(&server.url))).unwrap()]
+    {
+        let begun = home.time.now();
+        let asked = engine.ask(&request).await.unwrap();
+        assert!(matches!(asked, Asked::Dead(_)), "{asked:?}");
+        let waited = home.time.now() - begun;
+        assert!(waited >= Duration::from_secs(600) && waited < Duration::from_secs(1700), "{waited:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_does_not_wait_for_what_a_paused_one_has_queued() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Duration::from_millis(50), |_, _, _| Act::Answer).await;
+    let home = home(&dir.path().join("state"));
+    let engine = || Arc::new(Engine::new(&home, setup(dir.path(), at(&server.url))).unwrap());
+    let (paused, other) = (engine(), engine());
+    paused.handle().pause();
+    let waiting = tokio::spawn({
+        let paused = paused.clone();
+        async move { ask(&paused, 0..20).await }
+    });
+    poll_until("the pause", || paused.handle().paused() == Some(Pause::Asked)).await;
+    let asked = tokio::time::timeout(Duration::from_secs(30), ask(&other, 0..10)).await;
+    assert_eq!(asked.expect("it waits for the paused job").unwrap(), 10);
+    // Both at once: what is out for one is not sent for the other.
+    paused.handle().resume();
+    assert_eq!(ask(&other, 10..20).await.unwrap(), 10);
+    assert_eq!(waiting.await.unwrap().unwrap(), 20);
+    assert_eq!((server.count(), server.most_often()), (20, 1));
+    let (paused, other) = (paused.bill(), other.bill());
+    assert_eq!((paused.calls + other.calls, paused.reused + other.reused), (20, 20));
+    assert_eq!(home.account("test").unwrap().budget().reserved, Money::default());
+}
+
+#[tokio::test]
+async fn a_job_that_is_asked_for_again_has_on_its_bill_what_it_paid_for_answers_moved_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(Duration::ZERO, |_, _, _| Act::Answer).await;
+    let folder = dir.path().join("state");
+    let calls_and_usd = |home: &Home, name: &str| {
+        let setup = Setup { bill: Some(name.into()), ..setup(dir.path(), at(&server.url)) };
+        let engine = Engine::new(home, setup).unwrap();
+        async move {
+            ask(&engine, 0..5).await.unwrap();
+            (engine.bill().calls, engine.bill().reused, (engine.bill().cost_usd / USD).round())
+        }
+    };
+    let home = self::home(&folder);
+    assert_eq!(calls_and_usd(&home, "run/triage").await, (5, 0, 5.0));
+    for again in 1..=2 {
+        let ledger = home.ledger.clone();
+        let keys = [request(1).key(), request(2).key()].into();
+        tokio::task::spawn_blocking(move || ledger.move_aside(&keys).unwrap()).await.unwrap();
+        assert_eq!(calls_and_usd(&home, "run/triage").await, (5 + 2 * again, 0, (5 + 2 * again) as f64));
+    }
+    assert_eq!(calls_and_usd(&home, "run/judge").await, (0, 5, 0.0));
 }
 
 #[tokio::test]
 async fn a_cap_that_was_retuned_holds_after_a_restart_until_the_job_says_something_new() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = |home: &Home, cap| {
+    let engine = async |home: &Home, cap| {
         let setup = Setup { max_cost_usd: cap, ..setup(dir.path(), at("http://127.0.0.1:1/v1")) };
+        home.heed_cap("test", cap).await.unwrap();
         Engine::new(home, setup).unwrap()
     };
     let folder = dir.path().join("state");
     let home = self::home(&folder);
-    let first = engine(&home, Some(1.0));
+    let first = engine(&home, Some(1.0)).await;
     assert_eq!(first.bill().cap_usd, Some(1.0));
     let kept = first.handle().set_cap(Some(5.0));
     home.ledger.store().commit(vec![kept]).await.unwrap();
     // Another stage of the run, and the same one again.
-    assert_eq!(engine(&home, Some(1.0)).bill().cap_usd, Some(5.0));
+    assert_eq!(engine(&home, Some(1.0)).await.bill().cap_usd, Some(5.0));
     drop((first, home));
     let home = self::home(&folder);
-    assert_eq!(engine(&home, Some(1.0)).bill().cap_usd, Some(5.0));
-    assert_eq!(engine(&home, Some(2.0)).bill().cap_usd, Some(2.0), "the run file's later word");
-    let kept = engine(&home, Some(2.0)).handle().set_cap(None);
+    assert_eq!(engine(&home, Some(1.0)).await.bill().cap_usd, Some(5.0));
+    assert_eq!(engine(&home, Some(2.0)).await.bill().cap_usd, Some(2.0), "the run file's later word");
+    assert_eq!(engine(&home, Some(1.0)).await.bill().cap_usd, Some(1.0), "what was set before is forgotten");
+    let kept = engine(&home, Some(2.0)).await.handle().set_cap(None);
     home.ledger.store().commit(vec![kept]).await.unwrap();
     drop(home);
-    assert_eq!(engine(&self::home(&folder), Some(2.0)).bill().cap_usd, None);
+    assert_eq!(engine(&self::home(&folder), Some(2.0)).await.bill().cap_usd, None);
 }
 
 /// Answers at an address, on a runtime of its own: with that its connections end, too.

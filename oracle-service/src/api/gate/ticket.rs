@@ -57,7 +57,7 @@ impl Ticket {
     /// Nothing was ever heard of the endpoint, and it will not be better for another item. Returns whether that is so.
     pub(in crate::api) fn gone(&self, reason: &str) -> bool {
         let mut of = self.endpoint.lock();
-        let is_so = !of.health.has_answered();
+        let is_so = of.health.may_be_nothing();
         if is_so {
             of.health.hopeless(&self.named(&format!("cannot be reached: {reason}")), self.gate.time.now());
         }

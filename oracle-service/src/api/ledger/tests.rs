@@ -75,6 +75,24 @@ async fn a_damaged_log_is_made_anew_from_its_whole_lines_and_the_exports() {
 }
 
 #[tokio::test]
+async fn what_was_moved_aside_stays_so_when_the_log_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 0..4).await;
+    let ledger = open(dir.path()).await;
+    let asked_again = Answer { at_ms: 5, ..answer("again") };
+    let moving = ledger.clone();
+    tokio::task::spawn_blocking(move || moving.move_aside(&[key(0), key(1)].into()).unwrap()).await.unwrap();
+    let mut money = account().incur(Money::default());
+    ledger.settle(&key(1), &asked_again, money.settled(Money::default())).await.unwrap();
+    drop((ledger, money));
+    damage(dir.path(), 3);
+    drop_index(dir.path());
+    let ledger = open(dir.path()).await;
+    assert_eq!(known(&ledger, 0..4), [false, false, true, true]);
+    assert_eq!(ledger.answer(&key(1)).unwrap(), Some(asked_again));
+}
+
+#[tokio::test]
 async fn damage_under_an_index_that_is_up_to_date_is_mended_from_the_exports() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), 0..3).await;
