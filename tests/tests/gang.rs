@@ -11,7 +11,7 @@ use cluster_tests::{Folder, golden, worker};
 use serde_json::Value;
 
 const TRACE: &str = "--method trace --batch-size 4 --gradient-accumulation-steps 1 --num-train-epochs 3 --save-steps 3 \
-    --lora-r 4 --lora-dropout 0.3 --learning-rate 1e-2 --pack-tokens 250 --gold-batch-size 6";
+    --lora-r 4 --lora-dropout 0.3 --learning-rate 1e-2 --pack-tokens 150 --gold-batch-size 6";
 const FULL: &str = "--method dpo --full --batch-size 5 --gradient-accumulation-steps 1 --num-train-epochs 2 \
     --learning-rate 1e-3 --replay-json-path records.json --replay-batch-size 3 --nll-weight 0.5 --alpha-kl 0";
 
@@ -119,7 +119,7 @@ fn another_world_size_is_another_run_and_a_lone_rank_is_told() {
 #[test]
 fn scores_of_parts_are_those_of_the_whole() {
     let folder = Folder::new();
-    let options = "--model-name-or-path {tied} --lora-r 4 --gold-batch-size 6 --pack-tokens 250";
+    let options = "--model-name-or-path {tied} --lora-r 4 --gold-batch-size 6 --pack-tokens 150";
     folder.succeed(&format!("score {options} --dataset-json-path records.json --out whole.json"));
     let whole: Vec<Value> = serde_json::from_value(folder.json("whole.json")).unwrap();
     let largest = whole.iter().map(|r| r["raw_score"].as_f64().unwrap().abs()).fold(0.0, f64::max);

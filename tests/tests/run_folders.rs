@@ -60,7 +60,7 @@ fn a_refused_command_binds_no_folder_and_leaves_none() {
 #[test]
 fn scoring_that_was_interrupted_goes_on_with_another_learning_rate() {
     let folder = Folder::new();
-    let train = format!("{TRAIN} --pack-tokens 250");
+    let train = format!("{TRAIN} --pack-tokens 150");
     folder.killed(&train, "score.pack=3");
     folder.refused(&format!("{train} --beta 0.5"), &["runs/r/score.journal", "other settings"]);
     folder.killed(&format!("{train} --learning-rate 1e-3"), "train.step=1");

@@ -6,7 +6,7 @@ use cluster_tests::Folder;
 fn command(out: &str) -> String {
     format!(
         "score --model-name-or-path {{tied}} --init-adapter {{adapter}} --dataset-json-path records.json --out {out} \
-         --gold-out {out}.gold --gold-batch-size 6 --pack-tokens 250"
+         --gold-out {out}.gold --gold-batch-size 6 --pack-tokens 150"
     )
 }
 

@@ -8,7 +8,7 @@ use cluster_tests::Folder;
 
 const ADAPTER: &str = "train --model-name-or-path {tied} --dataset-json-path records.json --output-dir runs \
     --method trace --batch-size 2 --gradient-accumulation-steps 1 --num-train-epochs 3 --save-steps 4 --lora-r 4 \
-    --lora-dropout 0.3 --learning-rate 1e-2 --pack-tokens 250 --gold-batch-size 6";
+    --lora-dropout 0.3 --learning-rate 1e-2 --pack-tokens 150 --gold-batch-size 6";
 const ADAPTER_FILES: [&str; 5] =
     ["adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "weighted_dataset.json", "gold.json"];
 
