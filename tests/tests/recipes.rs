@@ -170,3 +170,40 @@ fn a_model_is_trained_from_scratch_and_loads_again() {
         / after.len() as f64;
     assert!(mean < loss[14] + 0.05, "the saved model is the trained one: {mean} after {}", loss[14]);
 }
+
+#[test]
+fn a_run_says_what_it_does_update_by_update_and_ends_when_the_gradient_is_small() {
+    let folder = Folder::new();
+    let by_category = "--batching by-category --warmup-steps 0 --alpha-kl 1 --seed 5";
+    let metrics = train(&folder, "trace", "whole", by_category);
+    let kl = field(&metrics, "kl");
+    assert!(kl[0].abs() < 1e-9 && kl.iter().skip(1).all(|kl| *kl > 0.0), "RETAIN is in every batch: {kl:?}");
+    let speed = folder.lines("runs/whole/speed.jsonl");
+    assert_eq!(speed.len(), metrics.len());
+    assert!(field(&speed, "tokens_per_s").iter().chain(&field(&speed, "peak_gib")).all(|figure| *figure > 0.0));
+    let events = std::fs::read(folder.path("runs/whole/events.out.tfevents.0.trace")).unwrap();
+    for tag in ["loss/L_I", "loss/L_II", "loss/L_KL", "preference/margin", "KL", "speed/tokens per s"] {
+        let times = events.windows(tag.len()).filter(|bytes| *bytes == tag.as_bytes()).count();
+        assert!(times >= metrics.len(), "{tag}: {times} of {}", metrics.len());
+    }
+
+    // It ends with the first update whose gradient is as small as its fifth largest.
+    let norms = field(&metrics, "grad_norm");
+    let mut sorted = norms.clone();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let end = 1 + norms.iter().position(|norm| *norm <= sorted[4]).unwrap();
+    let stopped = train(&folder, "trace", "stopped", &format!("{by_category} --stop-at-grad-norm {}", sorted[4]));
+    assert_eq!(stopped, metrics[..end]);
+    assert!(folder.path("runs/stopped/adapter_model.safetensors").exists(), "an end like any other");
+}
+
+#[test]
+fn the_rank_stabilised_scale_is_that_of_a_plain_adapter_with_a_larger_alpha() {
+    let folder = Folder::new();
+    train(&folder, "dpo", "stable", "--lora-alpha 3 --use-rslora");
+    train(&folder, "dpo", "plain", "--lora-alpha 6");
+    for file in ["adapter_model.safetensors", "adapter_config.json"] {
+        let bytes = |run: &str| std::fs::read(folder.path(&format!("runs/{run}/{file}"))).unwrap();
+        assert!(bytes("stable") == bytes("plain"), "{file}: with rank 4, 3/√4 is 6/4");
+    }
+}
