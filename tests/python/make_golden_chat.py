@@ -4,7 +4,7 @@
 
 The released tokenizers are not to be had without the hub, so each folder has a small one of the same build: normaliser,
 splitting, byte level or byte fallback, special tokens, what is put before a text. Only vocabulary and merges are learnt
-from a few sentences. The templates are those of the released models (chat_templates/).
+from a few sentences. The templates (chat_templates/) are the released ones written down from memory, for the same reason.
 golden.json: per conversation and response, what transformers renders and tokenises, with and without the generation
 prompt; which of the tokens are the response's and the one that closes it, found from the bytes that each stands for;
 what the tokenizer makes of the rendered text when it adds its own special tokens, begin-of-text twice.
