@@ -35,7 +35,7 @@ use crate::text::{Encoder, EncoderOptions, MaskMode};
 /// Largest relative error allowed where rounding in f32 is the only difference.
 const TIGHT: f64 = 1e-5;
 
-fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny-llama").join(name)
 }
 

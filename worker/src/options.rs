@@ -177,7 +177,7 @@ pub struct LoraArgs {
     #[arg(long)]
     pub lora_dropout: Option<f64>,
     /// Linear layers with an adapter, separated by commas: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj,
-    /// down_proj [default: q_proj,v_proj].
+    /// down_proj; or all-linear, which is all of them [default: q_proj,v_proj].
     #[arg(long, value_delimiter = ',')]
     pub lora_target_modules: Option<Vec<String>>,
     /// Linear layers with an adapter, as the reference's DPO scripts name them.
@@ -228,6 +228,9 @@ impl LoraArgs {
         }
         let alpha = if self.use_rslora { alpha * (r as f64).sqrt() } else { alpha };
         let targets = match (&self.lora_target_modules, self.lora_layers) {
+            (Some(names), _) if names.iter().map(|name| name.trim()).eq(["all-linear"]) => {
+                Module::ALL.into_iter().collect()
+            }
             (Some(names), _) => names
                 .iter()
                 .map(|name| name.trim().parse::<Module>())

@@ -88,7 +88,7 @@ pub(crate) const GENERATE: Command = 4;
 
 const ALL: Command = SCORE | TRAIN | GENERATE;
 
-const LAYERS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+const LAYERS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "all-linear"];
 pub(crate) const LOSSES: &[&str] = &["dpo", "ipo", "cdpo", "rdpo"];
 
 const fn key(section: Section, name: &'static str, takes: Command, kind: Kind) -> Key {

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod config;
 pub mod decoder;
 pub mod dropout;
+pub mod export_check;
 pub mod head;
 pub mod lora;
 pub mod pack;

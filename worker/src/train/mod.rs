@@ -23,9 +23,9 @@ use crate::control::{Control, Stop};
 use crate::dataset::{self, DataSet, Truncated};
 use crate::error::{Error, Result};
 use crate::measure;
-use crate::model::adapter_file;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
+use crate::model::{adapter_file, export_check};
 use crate::model_folder;
 use crate::objective::method::Method;
 use crate::objective::step::{self, DropoutKey, Item, LossParts, Policy};
@@ -159,7 +159,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     let tokens = train(args, &run, policy, &items, &groups, &replay, &mut optimizer, control, gang)?;
 
     let seconds = started.elapsed().as_secs_f64();
-    let summary = json!({
+    let mut summary = json!({
         "run": run.path.display().to_string(), "method": args.method, "steps": optimizer.step, "records": set.records.len(),
         "set_aside": set.quarantine.len(), "truncated": truncated.records,
         "world_size": gang.world_size(), "seconds": seconds, "tokens": tokens,
@@ -173,6 +173,13 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
                 let name = model_folder::full_name(model_dir);
                 adapter_file::save(adapter, &run.path, &name, &decoder.fingerprint)?;
                 model_folder::copy_text_files(model_dir, &run.path)?;
+                if let Some(sequence) = items.iter().flatten().find_map(|item| item.sequences.first()) {
+                    let change = export_check::check(&run.path, adapter, &decoder, sequence)?;
+                    if change == 0.0 {
+                        tracing::warn!("{}: the adapter changes no logit of the first record", run.path.display());
+                    }
+                    summary["largest_logit_change"] = json!(change);
+                }
             }
             None => model_folder::save(model_dir, &run.path, &decoder.named_parameters(), dtype)?,
         }
