@@ -61,7 +61,7 @@ mod tests {
 
         for (name, tensor) in adapter.named_parameters() {
             if name.contains("lora_B") {
-                tch::no_grad(|| tensor.shallow_clone().fill_(0.3));
+                let _ = tch::no_grad(|| tensor.shallow_clone().fill_(0.3));
             }
         }
         // The fresh one is still in the folder.
