@@ -323,11 +323,10 @@ impl Shared {
                 return Ok(Some(Asked::Answered(answer)));
             }
             let paid = money.as_mut().expect("a request is admitted with its money");
-            if !has_intent {
-                fault::pass(self.fault.as_ref(), "online.intend");
-                self.ledger.intend(key, model, now_ms(), paid.opened()).await?;
-                has_intent = true;
-            }
+            // Before every try: another job that gave the same question up may have taken the intent back meanwhile.
+            fault::pass(self.fault.as_ref(), "online.intend");
+            self.ledger.intend(key, model, now_ms(), paid.opened()).await?;
+            has_intent = true;
             attempts += 1;
             let mut body = request.body.clone();
             let spec = &ticket.endpoint().spec;

@@ -174,9 +174,9 @@ impl Client {
             let etag = text(headers, "x-linked-etag").or_else(|| text(headers, ETAG.as_str()));
             let size = text(headers, "x-linked-size").or_else(|| text(headers, CONTENT_LENGTH.as_str()));
             // A renamed model: the new place is on the same host and has the headers.
-            let moved = text(headers, LOCATION.as_str()).filter(|to| to.starts_with('/'));
+            let moved = text(headers, LOCATION.as_str()).and_then(|to| moved_within(&url, to));
             match (answer.status().is_redirection().then_some(moved).flatten(), text(headers, "x-linked-etag")) {
-                (Some(to), None) => url = url.join(to).map_err(|error| Failure::Wrong(error.to_string()))?,
+                (Some(to), None) => url = to,
                 _ => {
                     let size = size.and_then(|size| size.parse().ok());
                     let (Some(etag), Some(size)) = (etag, size) else {
@@ -399,4 +399,31 @@ fn reason_of(error: &dyn std::error::Error) -> String {
         inner = source;
     }
     inner.to_string()
+}
+
+/// Returns where a redirection leads, if that is the same host: nothing else may be told the token.
+fn moved_within(url: &Url, location: &str) -> Option<Url> {
+    url.join(location).ok().filter(|to| to.origin() == url.origin())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_redirection_within_the_host_is_followed_with_the_token() {
+        let url = Url::parse("https://hub.example/a/b/resolve/main/config.json").unwrap();
+        let to = |location: &str| moved_within(&url, location).map(String::from);
+        assert_eq!(to("/c/d/x").as_deref(), Some("https://hub.example/c/d/x"));
+        assert_eq!(to("https://hub.example/c/x").as_deref(), Some("https://hub.example/c/x"));
+        for elsewhere in [
+            "//other.example/x",
+            "https://other.example/x",
+            "http://hub.example/x",
+            "https://hub.example:8443/x",
+            "https://",
+        ] {
+            assert_eq!(to(elsewhere), None, "{elsewhere}");
+        }
+    }
 }

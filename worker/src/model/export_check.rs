@@ -28,7 +28,9 @@ pub fn check(dir: &Path, trained: &Lora, decoder: &Decoder, sequence: &Sequence)
     let largest = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
     let (of_folder, of_memory) = (logits(Some(&written)), logits(Some(trained)));
     let apart = largest(&of_folder, &of_memory);
-    if apart > 1e-4 * of_memory.abs().max().double_value(&[]) {
+    let tolerance = 1e-4 * of_memory.abs().max().double_value(&[]);
+    // A NaN is no agreement.
+    if !(apart <= tolerance && tolerance.is_finite()) {
         return Err(Error::model(
             dir,
             format!("the adapter that was written computes other logits than the one that was trained, by {apart:.1e}"),
@@ -59,15 +61,22 @@ mod tests {
         save();
         assert_eq!(check(dir.path(), &adapter, &decoder, &sequence).unwrap(), 0.0, "a fresh adapter changes nothing");
 
-        for (name, tensor) in adapter.named_parameters() {
-            if name.contains("lora_B") {
-                let _ = tch::no_grad(|| tensor.shallow_clone().fill_(0.3));
+        let fill = |value: f64| {
+            for (name, tensor) in adapter.named_parameters() {
+                if name.contains("lora_B") {
+                    let _ = tch::no_grad(|| tensor.shallow_clone().fill_(value));
+                }
             }
-        }
+        };
+        fill(0.3);
         // The fresh one is still in the folder.
         let error = check(dir.path(), &adapter, &decoder, &sequence).unwrap_err().to_string();
         assert!(error.contains("other logits"), "{error}");
         save();
         assert!(check(dir.path(), &adapter, &decoder, &sequence).unwrap() > 1e-3);
+
+        fill(f64::NAN);
+        save();
+        assert!(check(dir.path(), &adapter, &decoder, &sequence).is_err(), "NaN equals nothing");
     }
 }

@@ -63,13 +63,19 @@ impl Traits {
     /// # Errors
     /// A setting this decoder does not compute, by name.
     pub(super) fn of(family: Family, raw: &Raw) -> Result<Self, String> {
+        let gated_by = match family {
+            Family::Gemma2 => {
+                activation("hidden_activation", raw.hidden_activation.as_deref().unwrap_or("gelu_pytorch_tanh"))?
+            }
+            _ => activation("hidden_act", raw.hidden_act.as_deref().unwrap_or("silu"))?,
+        };
         let plain = Traits {
             tied_by_default: false,
             head_dim: None,
             qkv_bias: raw.attention_bias,
             output_bias: raw.attention_bias,
             mlp_bias: raw.mlp_bias,
-            activation: activation("hidden_act", raw.hidden_act.as_deref().unwrap_or("silu"))?,
+            activation: gated_by,
             norm: NormWeight::Plain,
             norms_after: false,
             scaled_embedding: false,
@@ -91,12 +97,10 @@ impl Traits {
                 if raw.use_bidirectional_attention == Some(true) {
                     return Err("use_bidirectional_attention is true; this decoder is causal".into());
                 }
-                let name = raw.hidden_activation.as_deref().unwrap_or("gelu_pytorch_tanh");
                 Traits {
                     tied_by_default: true,
                     head_dim: Some(256),
                     mlp_bias: false,
-                    activation: activation("hidden_activation", name)?,
                     norm: NormWeight::FromOne,
                     norms_after: true,
                     scaled_embedding: true,
