@@ -4,6 +4,7 @@
 //! run; the same command with the same `--run-name` goes on where the last one ended.
 
 pub mod checkpoint;
+mod curves;
 pub mod metrics;
 pub mod optim;
 pub mod options;
@@ -32,11 +33,11 @@ use crate::objective::step::{self, DropoutKey, Item, LossParts, Policy};
 use crate::reference;
 use crate::score::{self, Scores};
 use crate::text::Encoder;
-use metrics::{MetricsFile, Speed, StepMetrics};
+use curves::Curves;
+use metrics::StepMetrics;
 use optim::AdamW;
 pub use options::TrainArgs;
 use run_folder::RunFolder;
-use tensorboard::EventFile;
 
 /// Runs the whole training, as one member of a gang or alone. Returns the run's summary as written to
 /// `train_summary.json`. Every member computes; the first rank alone writes.
@@ -302,32 +303,6 @@ fn train(
     }
     bar.finish_and_clear();
     Ok(tokens)
-}
-
-/// Where a run's figures go, step by step.
-struct Curves {
-    metrics: MetricsFile,
-    speed: MetricsFile,
-    events: EventFile,
-}
-
-impl Curves {
-    fn open(run: &RunFolder, start: u64) -> Result<Self> {
-        Ok(Curves {
-            metrics: MetricsFile::open(&run.path, start)?,
-            speed: MetricsFile::open_speed(&run.path, start)?,
-            events: EventFile::open(&run.path, start)?,
-        })
-    }
-
-    fn append(&mut self, metrics: &StepMetrics, begun: Instant) -> Result<()> {
-        let seconds = begun.elapsed().as_secs_f64();
-        let tokens_per_s = metrics.tokens as f64 / seconds;
-        let speed = Speed { step: metrics.step, seconds, tokens_per_s, peak_gib: measure::peak_rss_gib() };
-        self.metrics.append(metrics)?;
-        self.speed.append(&speed)?;
-        self.events.append(metrics, &speed)
-    }
 }
 
 /// A step's sums, this rank's own at first, the gang's after [`exchange`].
