@@ -19,6 +19,10 @@ pub enum WeightNorm {
 /// The field of a record that says whose loss terms its weight was made for.
 pub const METHOD_FIELD: &str = "score_method";
 
+/// The field of a scored record that holds log π_ref of its sequences: an object of numbers (nats, summed over the scored
+/// tokens) by what they depend on, so that training need not run the reference model for them.
+pub const REFERENCE_LOGPS: &str = "reference_logps";
+
 /// Puts a score, a weight and the method they were made for into a record (spec 1.6).
 pub fn keep(record: &mut Record, raw: f64, weight: f64, method: &str) {
     record.raw_score = Some(raw);

@@ -47,6 +47,24 @@ fn merged_model_equals_base_with_adapter() {
     }
 }
 
+/// The tiny model in files of 100 kB: what reads it sees one model.
+#[test]
+fn a_model_in_several_files_is_the_same_model() {
+    let folder = Folder::new();
+    folder.succeed("merge --base-model-path {tied} --lora-path {adapter} --output-path whole");
+    folder.succeed("merge --base-model-path {tied} --lora-path {adapter} --output-path cut --max-shard-gb 0.0001");
+    let index = folder.json("cut/model.safetensors.index.json");
+    let files: std::collections::BTreeSet<&str> =
+        index["weight_map"].as_object().unwrap().values().map(|file| file.as_str().unwrap()).collect();
+    assert!(files.len() > 1 && files.iter().all(|file| folder.path(&format!("cut/{file}")).exists()), "{files:?}");
+    assert!(!folder.path("cut/model.safetensors").exists());
+    assert_eq!(log_probs(&folder, "cut", ""), log_probs(&folder, "whole", ""));
+    folder.refused(
+        "merge --base-model-path {tied} --lora-path {adapter} --output-path no --max-shard-gb 0",
+        &["--max-shard-gb is 0"],
+    );
+}
+
 #[test]
 fn an_input_is_never_the_output() {
     let folder = Folder::new();

@@ -15,7 +15,7 @@ const ADAPTER_FILES: [&str; 5] =
 /// All weights in bf16 with f32 masters, with replay: the other half of the state.
 const FULL: &str = "train --model-name-or-path {untied} --dataset-json-path records.json --output-dir runs \
     --method no-impact --full --dtype bf16 --batch-size 5 --gradient-accumulation-steps 1 --num-train-epochs 3 \
-    --save-steps 2 --learning-rate 1e-3 --replay-json-path records.json --replay-batch-size 2";
+    --save-steps 2 --learning-rate 1e-3 --pack-tokens 150 --replay-json-path records.json --replay-batch-size 2";
 const FULL_FILES: [&str; 2] = ["model.safetensors", "metrics.jsonl"];
 
 #[track_caller]
@@ -24,7 +24,9 @@ fn same(folder: &Folder, name: &str, files: &[&str]) {
         let (whole, other) = (format!("runs/whole/{file}"), format!("runs/{name}/{file}"));
         assert!(folder.bytes(&whole) == folder.bytes(&other), "{other} differs from the undisturbed run's");
     }
-    assert!(!folder.path(&format!("runs/{name}/score.journal")).exists(), "the journal of the scores is left");
+    for journal in ["score.journal", "reference_logps.journal"] {
+        assert!(!folder.path(&format!("runs/{name}/{journal}")).exists(), "{journal} is left");
+    }
 }
 
 #[test]
@@ -71,12 +73,36 @@ fn full_training_in_bf16_with_replay_ends_with_the_same_bytes() {
     folder.succeed(&format!("{FULL} --run-name whole"));
     // The base's config.json names float32; what was trained and written is bf16.
     assert_eq!(folder.json("runs/whole/config.json")["dtype"], "bfloat16");
-    for point in ["train.step=1", "train.step=5"] {
+    for point in ["reference.pack=2", "train.step=1", "train.step=5"] {
         let name = point.replace('=', "-");
         folder.killed(&format!("{FULL} --run-name {name}"), point);
         folder.succeed(&format!("{FULL} --run-name {name}"));
         same(&folder, &name, &FULL_FILES);
+        same(&folder, &name, &["reference_logps.json"]);
     }
+}
+
+#[test]
+fn reference_log_probs_given_are_used_and_what_they_lack_is_added() {
+    let folder = Folder::new();
+    let command = "train --model-name-or-path {untied} --dataset-json-path records.json --output-dir runs --method dpo \
+        --full --max-steps 1 --pack-tokens 150 --reference-logps known.json";
+    folder.succeed(&format!("{command} --sample-size 4 --run-name first"));
+    let first = folder.json("known.json");
+    assert_eq!(first.as_object().unwrap().len(), 8);
+    // All of them known but one of the second record: its pack alone is computed.
+    let mut fewer = first.clone();
+    let gone = fewer.as_object_mut().unwrap().keys().next().cloned().unwrap();
+    fewer.as_object_mut().unwrap().remove(&gone);
+    folder.write("known.json", fewer.to_string());
+    folder.succeed(&format!("{command} --sample-size 4 --run-name second"));
+    let second = folder.json("known.json");
+    let (a, b) = (first[&gone].as_f64().unwrap(), second[&gone].as_f64().unwrap());
+    assert!((a - b).abs() < 1e-4 * a.abs(), "{a} is not {b}");
+    folder.succeed(&format!("{command} --sample-size 6 --run-name third"));
+    assert_eq!(folder.json("known.json").as_object().unwrap().len(), 12);
+    folder.write("known.json", "{\"a\": 1.5}");
+    folder.refused(&format!("{command} --run-name fourth"), &["known.json", "\"a\"", "no log-prob"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -11,6 +11,7 @@ use crate::hub::HubArgs;
 use crate::model::adapter_file;
 use crate::model::config::ModelConfig;
 use crate::model::lora::Module;
+use crate::model::shards::Planned;
 use crate::model::weights::{self, Checkpoint};
 use crate::model_folder;
 
@@ -28,6 +29,10 @@ pub struct MergeCommand {
     /// Where the merged model goes [default: the adapter's path + "_merged"].
     #[arg(long, value_name = "DIR")]
     pub output_path: Option<PathBuf>,
+    /// Largest file of weights, in GB (10^9 bytes); a larger model becomes several, with an index. No more than one file
+    /// is in memory at a time.
+    #[arg(long, value_name = "GB", default_value_t = 5.0)]
+    pub max_shard_gb: f64,
     /// Where it comes from, if it is not here.
     #[command(flatten)]
     pub hub: HubArgs,
@@ -43,6 +48,9 @@ pub fn run(args: &MergeCommand, control: &Control) -> Result<PathBuf> {
         name.push("_merged");
         PathBuf::from(name)
     });
+    if !args.max_shard_gb.is_finite() || args.max_shard_gb <= 0.0 {
+        return Err(Error::Config(format!("--max-shard-gb is {}; expected more than 0", args.max_shard_gb)));
+    }
     for input in [&args.base_model_path, &args.lora_path] {
         if shared::output::same_file(input, &output) {
             return Err(Error::Config(format!("--output-path {} is one of the inputs", output.display())));
@@ -53,24 +61,25 @@ pub fn run(args: &MergeCommand, control: &Control) -> Result<PathBuf> {
     checkpoint.check(&config, &args.base_model_path)?;
     let lora = adapter_file::load(&args.lora_path, &config, &checkpoint.fingerprint(), Device::Cpu)?;
 
-    let expected = weights::expected(&config);
-    let bar = control.bar("merge", expected.len() as u64);
-    let mut merged: Vec<(String, Tensor)> = Vec::with_capacity(expected.len());
-    for (name, _) in &expected {
+    let planned = weights::expected(&config)
+        .iter()
+        .map(|(name, _)| checkpoint.planned(name))
+        .collect::<Result<Vec<Planned>>>()?;
+    let max_bytes = (args.max_shard_gb * 1e9) as u64;
+    let bar = control.bar("merge", planned.len() as u64);
+    model_folder::save_made(&args.base_model_path, &output, &planned, max_bytes, |name| {
         control.go_on()?;
         let stored = checkpoint.stored(name)?;
-        let tensor = match target(name).and_then(|(layer, module)| lora.get(layer, module)) {
+        bar.inc(1);
+        Ok(match target(name).and_then(|(layer, module)| lora.get(layer, module)) {
             Some(factors) => {
                 let delta = factors.b.matmul(&factors.a) * lora.config.scale();
                 (stored.to_kind(Kind::Float) + delta).to_kind(stored.kind())
             }
             None => stored,
-        };
-        merged.push((name.clone(), tensor));
-        bar.inc(1);
-    }
+        })
+    })?;
     bar.finish_and_clear();
-    model_folder::save_as_stored(&args.base_model_path, &output, &merged)?;
     Ok(output)
 }
 

@@ -1,5 +1,6 @@
 //! Model folders as output: weights beside copies of the files that make them usable.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -7,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::hub;
-use crate::model::tensor_file;
+use crate::model::shards::{self, Planned};
 
 /// Files of a model folder that describe its text side; copied where they exist.
 pub const TEXT_FILES: [&str; 9] = [
@@ -65,23 +66,31 @@ pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a full model folder in the given type; see [`save_as_stored`].
+/// Writes a full model folder with all weights in the given type; see [`save_made`].
 ///
 /// # Errors
 /// A file cannot be read or written.
 pub fn save(base: &Path, out: &Path, tensors: &[(String, Tensor)], kind: Kind) -> Result<()> {
-    let stored: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.detach().to_kind(kind))).collect();
-    save_as_stored(base, out, &stored)
+    let planned: Vec<Planned> = tensors.iter().map(|(name, t)| Planned { kind, ..Planned::of(name, t) }).collect();
+    let by_name: HashMap<&str, &Tensor> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    save_made(base, out, &planned, shards::MAX_BYTES, |name| Ok(by_name[name].detach().to_kind(kind)))
 }
 
-/// Writes a full model folder: weights, every tensor in the type it has, the base's tokenizer files, and its config.json,
-/// which names the type of most weights: readers follow it whatever the tensors' own type is.
+/// Writes a full model folder: weights, in files of at most `max_bytes`, the base's tokenizer files, and its config.json,
+/// which names the type of most weights: readers follow it whatever the tensors' own type is. `tensor` makes a tensor
+/// when it is needed: those of one file are in memory together.
 ///
 /// # Errors
-/// A file cannot be read or written.
-pub fn save_as_stored(base: &Path, out: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+/// A file cannot be read or written, or a tensor cannot be made.
+pub fn save_made(
+    base: &Path,
+    out: &Path,
+    tensors: &[Planned],
+    max_bytes: u64,
+    tensor: impl FnMut(&str) -> Result<Tensor>,
+) -> Result<()> {
     std::fs::create_dir_all(out).map_err(|e| Error::model(out, e.to_string()))?;
-    tensor_file::write(&out.join("model.safetensors"), tensors)?;
+    shards::write(out, tensors, max_bytes, tensor)?;
     copy_text_files(base, out)?;
     let mut config: Map<String, Value> = shared::input::read_json(&base.join("config.json"))?;
     name_type(&mut config, tensors);
@@ -89,8 +98,8 @@ pub fn save_as_stored(base: &Path, out: &Path, tensors: &[(String, Tensor)]) -> 
 }
 
 /// Makes a configuration name the type that most weights have, under the key it uses (both spellings, if it has both).
-fn name_type(config: &mut Map<String, Value>, tensors: &[(String, Tensor)]) {
-    let share = |kind: Kind| tensors.iter().filter(|(_, t)| t.kind() == kind).map(|(_, t)| t.numel()).sum::<usize>();
+fn name_type(config: &mut Map<String, Value>, tensors: &[Planned]) {
+    let share = |kind: Kind| tensors.iter().filter(|t| t.kind == kind).map(|t| t.numel).sum::<u64>();
     let types = [(Kind::Float, "float32"), (Kind::BFloat16, "bfloat16"), (Kind::Half, "float16")];
     let Some((_, name)) = types.into_iter().max_by_key(|(kind, _)| share(*kind)) else { return };
     let mut keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.contains_key(*key)).collect();
@@ -114,12 +123,14 @@ fn copy(from: &Path, to: &Path, name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
     #[test]
     fn the_configuration_names_the_type_of_most_weights() {
-        let tensors = [("a", 6, Kind::BFloat16), ("norm", 2, Kind::Float)]
-            .map(|(name, n, kind)| (name.to_owned(), Tensor::zeros([n], (kind, Device::Cpu))));
+        let tensors = [("a", 6, Kind::BFloat16), ("norm", 2, Kind::Float)].map(|(name, numel, kind)| Planned {
+            name: name.to_owned(),
+            kind,
+            numel,
+        });
         let named = |text: &str| {
             let mut config: Map<String, Value> = serde_json::from_str(text).unwrap();
             name_type(&mut config, &tensors);

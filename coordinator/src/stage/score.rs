@@ -10,7 +10,7 @@ use shared::gold::{self, ChosenFrom, GoldOptions};
 use shared::output::ArrayWriter;
 use shared::quarantine::Quarantine;
 use shared::record::Record;
-use shared::weights::{keep, weights};
+use shared::weights::{REFERENCE_LOGPS, keep, weights};
 use shared::{Error, Result, input};
 
 use super::{Context, args};
@@ -153,6 +153,9 @@ pub(super) fn finish(context: &Context, variant: usize, shards: &Path) -> Result
             }
             let missing = || Error::field(&out, at, "raw_score", "is missing");
             raw.push(score.raw_score.ok_or_else(missing)?);
+            if let Some(logps) = score.extra.get(REFERENCE_LOGPS) {
+                records[*position].extra.insert(REFERENCE_LOGPS.to_owned(), logps.clone());
+            }
         }
     }
     let weights = weights(&raw, settings.lamda, settings.weight_norm, &file, |at| index[positions[at]])?;

@@ -17,7 +17,7 @@ use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::model::pack::Pack;
 use crate::objective::step::{self, Item, Policy};
-use crate::reference;
+use crate::reference::{self, Sources};
 use crate::train::optim::{AdamW, AdamWSettings};
 
 /// What an update is measured on.
@@ -50,7 +50,7 @@ pub fn measure(
     let known = args.case != Case::WithReference;
     let fill = |items: &mut [Item]| {
         let mut all: Vec<&mut Item> = items.iter_mut().collect();
-        reference::fill(decoder, &mut all, args.pack_tokens, control, &mut Alone)
+        reference::fill(decoder, &mut all, &Sources::default(), args.pack_tokens, control, &mut Alone)
     };
     let adapter = (args.case != Case::Full).then_some(adapter);
     let trained = adapter.map_or_else(|| decoder.named_parameters(), Lora::named_parameters);

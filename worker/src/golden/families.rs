@@ -260,6 +260,6 @@ fn scores_are_dot_products_of_gradients_in_every_family() {
             all.iter().flat_map(to_f64).collect::<Vec<f64>>()
         };
         let product: f64 = gradient(&gold).iter().zip(gradient(&item)).map(|(a, b)| a * b).sum();
-        close(name, &ours, &[product], 1e-4);
+        close(name, &ours.raw, &[product], 1e-4);
     }
 }

@@ -7,7 +7,7 @@ use crate::dataset::{self, GoldFile, gold_items, packs};
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::Method;
 use crate::objective::step::{self, Item, Policy, Settings};
-use crate::reference;
+use crate::reference::{self, Sources};
 use crate::score::direction::{gold_gradient, pack_scores};
 use shared::weights::{WeightNorm, weights};
 
@@ -24,6 +24,7 @@ fn gold_direction(decoder: &Decoder, adapter: &Lora, beta: f64, rows: usize) -> 
     reference::fill(
         decoder,
         &mut gold.iter_mut().collect::<Vec<_>>(),
+        &Sources::default(),
         dataset::PACK_TOKENS,
         &Control::default(),
         &mut Alone,
@@ -39,7 +40,7 @@ fn is_fresh(adapter: &Lora) -> bool {
 fn raw(decoder: &Decoder, adapter: &Lora, direction: &Lora, items: &[Item], beta: f64, budget: usize) -> Vec<f64> {
     packs(items.iter(), budget)
         .iter()
-        .flat_map(|pack| pack_scores(decoder, adapter, direction, pack, &settings(beta), is_fresh(adapter)))
+        .flat_map(|pack| pack_scores(decoder, adapter, direction, pack, &settings(beta), is_fresh(adapter)).raw)
         .collect()
 }
 
@@ -55,6 +56,43 @@ fn raw_scores_are_those_of_per_sample_gradients_in_peft() {
         let ours = raw(&decoder, &adapter, &direction, &items(Method::Trace, records()), 0.3, dataset::PACK_TOKENS);
         close(name, &ours, &floats(&golden["scores"][name]), 1e-4);
     }
+}
+
+/// What scoring finds on its way is what training would compute, at a fresh adapter and at a trained one.
+#[test]
+fn scoring_knows_the_reference_log_probs() {
+    let decoder = decoder("tied");
+    for name in ["adapter-start", "adapter"] {
+        let adapter = adapter(&decoder, name);
+        let direction = gold_direction(&decoder, &adapter, 0.3, 2);
+        let mut items = items(Method::Trace, records());
+        let all: Vec<&Item> = items.iter().collect();
+        let scores = pack_scores(&decoder, &adapter, &direction, &all, &settings(0.3), is_fresh(&adapter));
+        let mut all: Vec<&mut Item> = items.iter_mut().collect();
+        reference::fill(&decoder, &mut all, &Sources::default(), 300, &Control::default(), &mut Alone).unwrap();
+        let computed: Vec<f64> = items.iter().flat_map(|item| item.reference.clone()).collect();
+        close(name, &scores.reference, &computed, TIGHT);
+    }
+}
+
+/// A pack whose log-probs are all known is not computed: a made-up value stays.
+#[test]
+fn known_reference_log_probs_are_taken_by_content() {
+    let decoder = decoder("tied");
+    let mut items = items(Method::Trace, records());
+    let key = reference::key(&decoder, &items[1].sequences[0]).unwrap();
+    let other = reference::key(&decoder, &items[1].sequences[1]).unwrap();
+    let mut record = Record::default();
+    record.extra.insert(shared::weights::REFERENCE_LOGPS.to_owned(), serde_json::json!({key: -1.25, other: -2.5}));
+    let mut sources = Sources::default();
+    sources.known.add_records(&[record], |at| at, Path::new("records")).unwrap();
+    let mut all: Vec<&mut Item> = items.iter_mut().collect();
+    reference::fill(&decoder, &mut all, &sources, 300, &Control::default(), &mut Alone).unwrap();
+    assert_eq!(items[1].reference, [-1.25, -2.5]);
+    assert!(items[0].reference.iter().all(|logp| *logp < 0.0 && *logp != -1.25));
+    let mut cut = items[1].sequences[0].clone();
+    cut.scored.pop();
+    assert_ne!(reference::key(&decoder, &cut), reference::key(&decoder, &items[1].sequences[0]), "other tokens scored");
 }
 
 #[test]
@@ -97,6 +135,7 @@ fn scores_equal_explicit_gradients_for_every_weighted_method() {
         reference::fill(
             &decoder,
             &mut items.iter_mut().collect::<Vec<_>>(),
+            &Sources::default(),
             dataset::PACK_TOKENS,
             &Control::default(),
             &mut Alone,

@@ -10,5 +10,6 @@ pub mod head;
 pub mod lora;
 pub mod pack;
 pub mod recompute;
+pub mod shards;
 pub mod tensor_file;
 pub mod weights;

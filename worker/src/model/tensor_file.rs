@@ -8,6 +8,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors, View};
 use tch::{Kind, Tensor};
 
+use super::shards::Planned;
 use crate::error::{Error, Result};
 
 /// One memory-mapped safetensors file.
@@ -51,11 +52,25 @@ impl TensorFile {
     /// # Errors
     /// A name that is not in the file, or a type libtorch has no counterpart for.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let (info, kind) = self.described(name)?;
+        let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+        Ok(Tensor::f_from_data_size(self.bytes(info), &shape, kind)?)
+    }
+
+    /// Returns name, type and size of one tensor.
+    ///
+    /// # Errors
+    /// As [`TensorFile::tensor`].
+    pub fn planned(&self, name: &str) -> Result<Planned> {
+        let (info, kind) = self.described(name)?;
+        Ok(Planned { name: name.to_owned(), kind, numel: info.shape.iter().map(|&n| n as u64).product() })
+    }
+
+    fn described(&self, name: &str) -> Result<(&TensorInfo, Kind)> {
         let info = self.metadata.info(name).ok_or_else(|| Error::model(&self.path, format!("has no tensor {name}")))?;
         let kind = kind_of(info.dtype)
             .ok_or_else(|| Error::model(&self.path, format!("tensor {name} has unsupported type {:?}", info.dtype)))?;
-        let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
-        Ok(Tensor::f_from_data_size(self.bytes(info), &shape, kind)?)
+        Ok((info, kind))
     }
 
     /// Returns the file's path.

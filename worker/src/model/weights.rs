@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::{ModelConfig, NormWeight};
 use super::lora::Module;
+use super::shards::Planned;
 use super::tensor_file::TensorFile;
 use crate::error::{Error, Result};
 
@@ -163,6 +164,14 @@ impl Checkpoint {
     /// As for [`TensorFile::tensor`].
     pub fn stored(&self, name: &str) -> Result<Tensor> {
         self.files[self.place[name]].tensor(name)
+    }
+
+    /// Returns what is stored under a name, without reading it.
+    ///
+    /// # Errors
+    /// A type that libtorch has no counterpart for.
+    pub fn planned(&self, name: &str) -> Result<Planned> {
+        self.files[self.place[name]].planned(name)
     }
 
     /// Returns a short name of these very weights: a hash over names, shapes and samples of every tensor's bytes.

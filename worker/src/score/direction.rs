@@ -71,6 +71,15 @@ pub fn gold_gradient(
     Ok(direction)
 }
 
+/// What scoring finds out about the items of one pack.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct PackScores {
+    /// ⟨g_J, g_i⟩ of every item.
+    pub raw: Vec<f64>,
+    /// log π_ref of every sequence, item by item.
+    pub reference: Vec<f64>,
+}
+
 /// Returns the raw score ⟨g_J, g_i⟩ of every item of one pack. `is_fresh` says that the adapter computes nothing yet
 /// (B = 0), so that π_θ = π_ref and no reference pass is needed.
 pub fn pack_scores(
@@ -80,7 +89,7 @@ pub fn pack_scores(
     items: &[&Item],
     settings: &Settings,
     is_fresh: bool,
-) -> Vec<f64> {
+) -> PackScores {
     let device = decoder.device;
     let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), device);
     let epsilon = Tensor::zeros([items.len() as i64], (Kind::Float, device)).set_requires_grad(true);
@@ -100,7 +109,8 @@ pub fn pack_scores(
     }
     let slopes = Tensor::from_slice(&spread(&slopes, &pack.scored_counts)).to_device(device).unsqueeze(1);
     let surrogate = inject(&rows, &(log_probs.pulls * slopes));
-    to_f64(&Tensor::run_backward(&[surrogate], &[&epsilon], false, false)[0])
+    let raw = to_f64(&Tensor::run_backward(&[surrogate], &[&epsilon], false, false)[0]);
+    PackScores { raw, reference: s_ref }
 }
 
 /// The key of what a kept gradient was computed from.

@@ -3,6 +3,7 @@
 pub mod command;
 pub mod direction;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -21,7 +22,9 @@ use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::Method;
 use crate::objective::step::{Item, Settings};
 use crate::options::{LoraArgs, TextArgs};
+use crate::reference::{self, Sources};
 use crate::text::Encoder;
+use direction::PackScores;
 use shared::weights::{self, WeightNorm};
 
 /// What shapes a score besides model and records.
@@ -69,6 +72,8 @@ pub struct Scores {
     pub weights: Vec<f64>,
     /// The gold batch used.
     pub gold: Vec<GoldPair>,
+    /// log π_ref of the sequences of each record that is scored, by [`reference::key`].
+    pub reference: Vec<BTreeMap<String, f64>>,
     /// Records scored on a part of their text.
     pub truncated: Truncated,
     /// Holds the raw scores until the caller has written them.
@@ -117,7 +122,7 @@ pub fn score(
     weights::check_gamma(settings.gamma)?;
     let objective = settings.objective();
     // The anchor has no score, so no item is made for it: α_KL = 0.
-    let items = set.items(encoder, settings.method, 0.0, settings.max_length)?;
+    let mut items = set.items(encoder, settings.method, 0.0, settings.max_length)?;
     let scored: Vec<&Item> = items.iter().flatten().filter(|item| item.term.uses_ratios()).collect();
     if scored.is_empty() && !settings.raw_only {
         return Err(Error::Numeric(format!(
@@ -137,12 +142,12 @@ pub fn score(
         "context": key, "method": settings.method, "beta": settings.beta, "max_length": settings.max_length,
         "pack_tokens": settings.pack_tokens, "gold_rows": settings.gold_rows, "gold": &gold, "records": content_hash(&set.records),
     });
-    let (mut journal, finished) = Journal::open::<Vec<f64>>(journal, &shared_hash(&full_key), control.attempt())?;
+    let (mut journal, finished) = Journal::open::<PackScores>(journal, &shared_hash(&full_key), control.attempt())?;
     let direction = direction_along(decoder, adapter, encoder, &gold, gold_file, settings, key, control)?;
 
     let packs = dataset::packs(scored.iter().copied(), settings.pack_tokens);
     let bar = control.bar("score", scored.len() as u64);
-    let mut raw_scored = Vec::with_capacity(scored.len());
+    let (mut raw_scored, mut references) = (Vec::with_capacity(scored.len()), Vec::new());
     for (i, pack) in packs.iter().enumerate() {
         let scores = match finished.get(i) {
             Some(scores) => scores.clone(),
@@ -150,10 +155,10 @@ pub fn score(
                 control.pass("score.pack");
                 control.go_on()?;
                 let scores = direction::pack_scores(decoder, adapter, &direction, pack, &objective, adapter_is_fresh);
-                if let Some(bad) = scores.iter().position(|score| !score.is_finite()) {
+                if let Some(bad) = scores.raw.iter().position(|score| !score.is_finite()) {
                     let problem = format!(
                         "its score is {}; look at the record's text, and at the model's weights and --dtype",
-                        scores[bad]
+                        scores.raw[bad]
                     );
                     return Err(Error::record(&set.file, pack[bad].record, problem));
                 }
@@ -162,7 +167,8 @@ pub fn score(
             }
         };
         bar.inc(pack.len() as u64);
-        raw_scored.extend(scores);
+        raw_scored.extend(scores.raw);
+        references.extend(scores.reference);
     }
     bar.finish_and_clear();
 
@@ -179,15 +185,21 @@ pub fn score(
     };
     let (mut raw, mut weights) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
     let mut next = raw_scored.iter().zip(&weights_scored);
-    for item in &items {
+    let mut references = references.into_iter();
+    let mut by_key = Vec::with_capacity(items.len());
+    for item in &mut items {
         let pair = match item {
-            Some(item) if item.term.uses_ratios() => next.next(),
+            Some(item) if item.term.uses_ratios() => {
+                item.reference = references.by_ref().take(item.sequences.len()).collect();
+                next.next()
+            }
             _ => None,
         };
+        by_key.push(reference::by_key(decoder, item.iter()));
         raw.push(pair.map(|(raw, _)| *raw));
         weights.push(pair.map_or(0.0, |(_, weight)| *weight));
     }
-    Ok(Scores { raw, weights, gold, truncated: Truncated::of(items.iter().flatten()), journal })
+    Ok(Scores { raw, weights, gold, reference: by_key, truncated: Truncated::of(items.iter().flatten()), journal })
 }
 
 /// Returns g_J of a gold batch, from the file that keeps it or computed and kept there.
@@ -216,7 +228,7 @@ pub fn direction_along(
     }
     let mut items = dataset::gold_items(encoder, gold, file, settings.max_length)?;
     let mut all: Vec<&mut Item> = items.iter_mut().collect();
-    crate::reference::fill(decoder, &mut all, settings.pack_tokens, control, &mut Alone)?;
+    reference::fill(decoder, &mut all, &Sources::default(), settings.pack_tokens, control, &mut Alone)?;
     let objective = settings.objective();
     let made = direction::gold_gradient(decoder, adapter, &items, &objective, settings.gold_rows, file.path())?;
     if let Some(kept) = &settings.gold_gradient {
@@ -272,14 +284,16 @@ pub fn shared_hash(value: &serde_json::Value) -> String {
     blake3::hash(value.to_string().as_bytes()).to_hex()[..32].to_owned()
 }
 
-/// Writes the records with `raw_score` and `impact_score` (spec 1.6), and whose terms were scored.
+/// Writes the records with `raw_score` and `impact_score` (spec 1.6), whose terms were scored, and their log π_ref.
 ///
 /// # Errors
 /// The file cannot be written.
 pub fn write_weighted(path: &Path, set: &DataSet, method: Method, scores: &Scores) -> Result<()> {
     let mut out = shared::output::ArrayWriter::create(path)?;
-    for ((record, raw), weight) in set.records.iter().zip(&scores.raw).zip(&scores.weights) {
+    let numbers = scores.raw.iter().zip(&scores.weights).zip(&scores.reference);
+    for (record, ((raw, weight), reference)) in set.records.iter().zip(numbers) {
         let mut record = record.clone();
+        reference::keep(&mut record, reference);
         shared::weights::keep(&mut record, raw.unwrap_or(0.0), *weight, &method.scored_as().name());
         out.push(&record)?;
     }
@@ -287,14 +301,15 @@ pub fn write_weighted(path: &Path, set: &DataSet, method: Method, scores: &Score
     Ok(())
 }
 
-/// Writes the records of a part with their raw scores alone; a record that the method does not score gets none.
+/// Writes the records of a part with their raw scores and log π_ref alone; a record that the method does not score gets none.
 ///
 /// # Errors
 /// The file cannot be written.
 pub fn write_raw(path: &Path, set: &DataSet, scores: &Scores) -> Result<()> {
     let mut out = shared::output::ArrayWriter::create(path)?;
-    for (record, raw) in set.records.iter().zip(&scores.raw) {
+    for ((record, raw), reference) in set.records.iter().zip(&scores.raw).zip(&scores.reference) {
         let mut record = record.clone();
+        reference::keep(&mut record, reference);
         (record.raw_score, record.impact_score) = (*raw, None);
         out.push(&record)?;
     }

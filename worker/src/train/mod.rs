@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod optim;
 pub mod options;
 pub mod pace;
+mod references;
 pub mod run_folder;
 pub mod schedule;
 pub mod tensorboard;
@@ -28,9 +29,8 @@ use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::model::{adapter_file, export_check};
 use crate::model_folder;
-use crate::objective::method::Method;
+use crate::objective::method::{Method, Term};
 use crate::objective::step::{self, DropoutKey, Item, LossParts, Policy};
-use crate::reference;
 use crate::score::{self, Scores};
 use crate::text::Encoder;
 use curves::Curves;
@@ -69,6 +69,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     };
     let truncated = Truncated::of(items.iter().flatten());
     let stored_weights = stored_weights(args, &set)?;
+    let known_references = references::given(args, &set)?;
     let adapter = match (&args.init_adapter, args.full) {
         (Some(dir), _) => {
             let mut adapter = adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?;
@@ -132,16 +133,15 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         }
     }
 
+    // Nothing is trained yet, so the decoder is still π_ref: a copy is needed only for what is computed later, the KL.
+    references::fill(args, &run, &decoder, known_references, &mut items, control, gang)?;
     let frozen;
-    let needs_reference = items.iter().flatten().any(|item| item.term != crate::objective::method::Term::Imitate);
-    let reference_decoder = if args.full && needs_reference {
+    let reference_decoder = if args.full && items.iter().flatten().any(|item| item.term == Term::Anchor) {
         frozen = load()?;
         &frozen
     } else {
         &decoder
     };
-    let mut needing: Vec<&mut Item> = items.iter_mut().flatten().collect();
-    reference::fill(reference_decoder, &mut needing, args.score.pack_tokens, control, gang)?;
 
     let trained = match &adapter {
         Some(adapter) => adapter.named_parameters(),

@@ -126,6 +126,10 @@ pub struct TrainArgs {
     /// Scores again though the records bring weights.
     #[arg(long, conflicts_with = "uniform_weights")]
     pub rescore: bool,
+    /// Reference log-probs by content, shared by runs over the same records: what the file holds is not computed again,
+    /// what it lacks is added.
+    #[arg(long, value_name = "FILE")]
+    pub reference_logps: Option<PathBuf>,
     /// SFT records of which some are replayed at every update: {prompt, chosen}.
     #[arg(long, value_name = "FILE")]
     pub replay_json_path: Option<PathBuf>,

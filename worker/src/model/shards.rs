@@ -1,0 +1,138 @@
+//! The weights of a model folder in one file or several, one file in memory at a time.
+
+use std::path::Path;
+
+use serde_json::{Map, json};
+use tch::{Kind, Tensor};
+
+use super::tensor_file;
+use crate::error::{Error, Result};
+
+/// Largest file by default, as the hub's own programs write them.
+pub const MAX_BYTES: u64 = 5_000_000_000;
+
+/// The name of an only file.
+const SINGLE: &str = "model.safetensors";
+/// The name of the list of several.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A tensor that is to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// Its name in checkpoints.
+    pub name: String,
+    /// Its type.
+    pub kind: Kind,
+    /// Its elements.
+    pub numel: u64,
+}
+
+impl Planned {
+    /// Returns the description of a tensor.
+    pub fn of(name: &str, tensor: &Tensor) -> Self {
+        Planned { name: name.to_owned(), kind: tensor.kind(), numel: tensor.numel() as u64 }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.numel * self.kind.elt_size_in_bytes() as u64
+    }
+}
+
+/// Cuts tensors, in their order, into files of at most `max_bytes`; a larger tensor gets a file to itself.
+fn cut(tensors: &[Planned], max_bytes: u64) -> Vec<&[Planned]> {
+    let (mut files, mut begin, mut filled) = (Vec::new(), 0, 0);
+    for (at, tensor) in tensors.iter().enumerate() {
+        if at > begin && filled + tensor.bytes() > max_bytes {
+            files.push(&tensors[begin..at]);
+            (begin, filled) = (at, 0);
+        }
+        filled += tensor.bytes();
+    }
+    files.push(&tensors[begin..]);
+    files
+}
+
+/// Writes the weights of a model folder; `tensor` makes one when it is needed. What readers would take for the weights
+/// of an earlier output of another number of files is removed when these are whole.
+///
+/// # Errors
+/// A tensor cannot be made, or a file cannot be written.
+pub fn write(
+    folder: &Path,
+    tensors: &[Planned],
+    max_bytes: u64,
+    mut tensor: impl FnMut(&str) -> Result<Tensor>,
+) -> Result<()> {
+    let files = cut(tensors, max_bytes);
+    let names: Vec<String> = match files.len() {
+        1 => vec![SINGLE.to_owned()],
+        n => (1..=n).map(|i| format!("model-{i:05}-of-{n:05}.safetensors")).collect(),
+    };
+    let mut weight_map = Map::new();
+    for (file, name) in files.iter().zip(&names) {
+        let made = file
+            .iter()
+            .map(|planned| Ok((planned.name.clone(), tensor(&planned.name)?)))
+            .collect::<Result<Vec<_>>>()?;
+        tensor_file::write(&folder.join(name), &made)?;
+        weight_map.extend(file.iter().map(|planned| (planned.name.clone(), name.as_str().into())));
+    }
+    let superseded = if names.len() == 1 {
+        INDEX
+    } else {
+        let total: u64 = tensors.iter().map(Planned::bytes).sum();
+        let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        shared::output::write_json(&folder.join(INDEX), &index)?;
+        SINGLE
+    };
+    let superseded = folder.join(superseded);
+    match superseded.exists() {
+        true => std::fs::remove_file(&superseded).map_err(|e| Error::model(&superseded, e.to_string())),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::weights::Checkpoint;
+    use tch::Device;
+
+    fn planned(sizes: &[u64]) -> Vec<Planned> {
+        let named = sizes.iter().enumerate();
+        named.map(|(i, &numel)| Planned { name: format!("t{i}"), kind: Kind::Float, numel }).collect()
+    }
+
+    #[test]
+    fn files_are_filled_in_order_and_a_large_tensor_stands_alone() {
+        let sizes = |numels: &[u64], max| cut(&planned(numels), max).iter().map(|f| f.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(&[1, 2, 3], 24), [3]);
+        assert_eq!(sizes(&[1, 2, 3], 23), [2, 1]);
+        assert_eq!(sizes(&[9, 1, 1, 9, 1], 12), [1, 2, 1, 1]);
+    }
+
+    #[test]
+    fn several_files_read_back_as_one_and_the_other_form_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensors = planned(&[4, 4, 8]);
+        let make = |name: &str| {
+            let at: usize = name[1..].parse().unwrap();
+            Ok(Tensor::full([tensors[at].numel as i64], at as f64, (Kind::Float, Device::Cpu)))
+        };
+        for (max, files) in [(1 << 20, vec![SINGLE]), (32, vec![INDEX]), (1 << 20, vec![SINGLE])] {
+            write(dir.path(), &tensors, max, make).unwrap();
+            for name in [SINGLE, INDEX] {
+                assert_eq!(dir.path().join(name).exists(), files.contains(&name), "{name} at {max}");
+            }
+            let checkpoint = Checkpoint::open(dir.path()).unwrap();
+            assert_eq!(checkpoint.stored("t2").unwrap().size(), [8]);
+            assert_eq!(checkpoint.stored("t2").unwrap().double_value(&[3]), 2.0);
+        }
+        let index: serde_json::Value = {
+            write(dir.path(), &tensors, 32, make).unwrap();
+            shared::input::read_json(&dir.path().join(INDEX)).unwrap()
+        };
+        assert_eq!(index["metadata"]["total_size"], 64);
+        assert_eq!(index["weight_map"]["t1"], "model-00001-of-00002.safetensors");
+    }
+}
