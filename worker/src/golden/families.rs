@@ -228,14 +228,17 @@ fn naive_sum(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence) -> 
     tch::no_grad(|| naive::token_log_probs(decoder, adapter, sequence, None)).sum(Kind::Double).double_value(&[])
 }
 
-/// The score of a record is the dot product of two gradients, for adapters on all linear layers.
+/// The score of a record is the dot product of two gradients, for adapters on all linear layers, fresh and trained.
 #[test]
 fn scores_are_dot_products_of_gradients_in_every_family() {
-    for name in ["gemma2", "qwen2-tied", "llama31"] {
+    for (name, is_fresh) in ["gemma2", "qwen2-tied", "llama31"].into_iter().flat_map(|n| [(n, true), (n, false)]) {
         let shape = Shape::named(name);
         let decoder = shape.decoder(Kind::Float);
         let config = LoraConfig { r: 3, alpha: 6.0, dropout: 0.0, targets: Module::ALL.into_iter().collect() };
         let adapter = Lora::fresh(config, &decoder.config, 1, Device::Cpu);
+        if !is_fresh {
+            super::scores::give_b_values(&adapter);
+        }
         let with_reference = |item: Item| {
             let reference = item.sequences.iter().map(|s| naive_sum(&decoder, None, s)).collect();
             Item { reference, ..item }
@@ -244,7 +247,7 @@ fn scores_are_dot_products_of_gradients_in_every_family() {
         let gold = with_reference(shape.pair());
         let direction =
             gold_gradient(&decoder, &adapter, std::slice::from_ref(&gold), &SETTINGS, 1, Path::new("gold")).unwrap();
-        let ours = pack_scores(&decoder, &adapter, &direction, &[&item], &SETTINGS, true);
+        let ours = pack_scores(&decoder, &adapter, &direction, &[&item], &SETTINGS, is_fresh);
         let gradient = |item: &Item| {
             let parameters = trained(adapter.named_parameters());
             let policy = Policy {
@@ -260,6 +263,6 @@ fn scores_are_dot_products_of_gradients_in_every_family() {
             all.iter().flat_map(to_f64).collect::<Vec<f64>>()
         };
         let product: f64 = gradient(&gold).iter().zip(gradient(&item)).map(|(a, b)| a * b).sum();
-        close(name, &ours.raw, &[product], 1e-4);
+        close(&format!("{name}, fresh: {is_fresh}"), &ours.raw, &[product], 1e-4);
     }
 }

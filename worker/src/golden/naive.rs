@@ -17,7 +17,7 @@ use crate::text::Sequence;
 /// Logits of every position of a sequence: [t, V], f64.
 pub fn logits(decoder: &Decoder, adapter: Option<&Lora>, sequence: &Sequence, dropout: Option<&Dropout>) -> Tensor {
     let pack = Pack::new(&[vec![(sequence, Want::LOG_PROB)]], decoder.device);
-    let hidden = decoder.forward(&pack, Extras { adapter, dropout, probe: None });
+    let hidden = decoder.forward(&pack, Extras { adapter, dropout });
     let z = hidden.to_kind(Kind::Double).matmul(&decoder.head().weight.to_kind(Kind::Double).tr());
     match decoder.config.final_softcap {
         None => z,

@@ -168,12 +168,17 @@ fn decoder_of_untied_adapter(decoder: &Decoder) -> Lora {
     use crate::model::lora::{LoraConfig, Module};
     let config = LoraConfig { r: 2, alpha: 3.0, dropout: 0.0, targets: Module::ALL.into_iter().collect() };
     let adapter = Lora::fresh(config, &decoder.config, 5, Device::Cpu);
+    give_b_values(&adapter);
+    adapter
+}
+
+/// Makes a fresh adapter one that computes something.
+pub(super) fn give_b_values(adapter: &Lora) {
     let mut random = shared::keyed_random::KeyedRandom::new(&[17]);
     for (_, _, factors) in adapter.iter() {
         let values: Vec<f32> = (0..factors.b.numel()).map(|_| (random.normal() * 0.05) as f32).collect();
         factors.b.shallow_clone().copy_(&Tensor::from_slice(&values).view(factors.b.size().as_slice()));
     }
-    adapter
 }
 
 /// γ is covered where weights are made; here β, the scale of g_J and α/r, at a fresh adapter.

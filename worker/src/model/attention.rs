@@ -105,6 +105,58 @@ fn attend_block(rule: AttentionRule, mask: &Tensor, q: &Tensor, k: &Tensor, v: &
     out.reshape([t, heads * head_dim])
 }
 
+/// A value and its derivative along a direction, of one shape.
+pub type Dual = (Tensor, Tensor);
+
+/// As [`packed`], with the derivative of everything: each value and tangent has the shapes given there.
+pub fn packed_along(rule: AttentionRule, masks: &[Tensor], q: Dual, k: Dual, v: Dual) -> Dual {
+    let (kind, compute) = (q.0.kind(), computed_in(q.0.kind(), q.0.device()));
+    let lengths: Vec<i64> = masks.iter().map(|mask| mask.size()[0]).collect();
+    let split = |x: Dual| {
+        let parts = |x: Tensor| x.to_kind(compute).split_with_sizes(&lengths, 0).into_iter();
+        parts(x.0).zip(parts(x.1))
+    };
+    let blocks = masks.iter().zip(split(q).zip(split(k).zip(split(v))));
+    let attended = blocks.map(|(mask, (q, (k, v)))| attend_block_along(rule, mask, &q, &k, &v));
+    let (values, tangents): (Vec<Tensor>, Vec<Tensor>) = attended.unzip();
+    (Tensor::cat(&values, 0).to_kind(kind), Tensor::cat(&tangents, 0).to_kind(kind))
+}
+
+/// As [`attend_block`], with S = scale·q·kᵀ moving by scale·(q̇·kᵀ + q·k̇ᵀ), through the soft-cap's slope, softmax P by
+/// P∘(Ṡ − Σ P∘Ṡ), and P·v by Ṗ·v + P·v̇.
+fn attend_block_along(rule: AttentionRule, mask: &Tensor, q: &Dual, k: &Dual, v: &Dual) -> Dual {
+    let (t, heads, head_dim) = (q.0.size()[0], q.0.size()[1], q.0.size()[2]);
+    let kv_heads = k.0.size()[1];
+    let heads_of_key = heads / kv_heads;
+    let rows = |x: &Tensor| {
+        let x = x.view([t, kv_heads, heads_of_key, head_dim]).permute([1, 2, 0, 3]);
+        x.reshape([kv_heads, heads_of_key * t, head_dim])
+    };
+    let (q, q_moved) = (rows(&q.0), rows(&q.1));
+    let columns = |x: &Tensor| x.permute([1, 2, 0]);
+    let (k, k_moved) = (columns(&k.0), columns(&k.1));
+    let mask = mask.repeat([heads_of_key, 1]);
+    let scores_moved = q_moved.bmm(&k).baddbmm(&q, &k_moved, rule.scale, rule.scale);
+    let (scores, scores_moved) = match rule.softcap {
+        None => (mask.baddbmm(&q, &k, 1.0, rule.scale), scores_moved),
+        Some(cap) => {
+            let capped = (q.bmm(&k) * (rule.scale / cap)).tanh();
+            let slope: Tensor = 1.0 - capped.square();
+            (capped * cap + mask, scores_moved * slope)
+        }
+    };
+    let weights = scores.softmax(-1, scores.kind());
+    // The Jacobian of a softmax is symmetric.
+    let weights_moved = Tensor::internal_softmax_backward_data(&scores_moved, &weights, -1, weights.kind());
+    let (v, v_moved) = (v.0.transpose(0, 1), v.1.transpose(0, 1));
+    let moved = weights_moved.bmm(&v).baddbmm(&weights, &v_moved, 1.0, 1.0);
+    let together = |out: Tensor| {
+        let out = out.view([kv_heads, heads_of_key, t, head_dim]).permute([2, 0, 1, 3]);
+        out.reshape([t, heads * head_dim])
+    };
+    (together(weights.bmm(&v)), together(moved))
+}
+
 /// Scaled dot-product attention: q [b, heads, t, head_dim], k and v [b, kv_heads, s, head_dim] to
 /// [b, heads, t, head_dim]. `mask` (true = may look) is [b, 1, t, s], the rule's window already in it.
 pub fn attend(rule: AttentionRule, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {

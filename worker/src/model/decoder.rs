@@ -1,7 +1,7 @@
 //! The decoder: token ids to hidden states, with an adapter switched on or off.
 //!
-//! One set of layers serves training (packs), scoring (packs with a probe) and generation (a key-value cache): what
-//! differs is only how attention is computed, and that is handed in. Weights are f32 or bf16. Where the processor has
+//! One set of layers serves training (packs) and generation (a key-value cache): what differs is only how attention is
+//! computed, and that is handed in. Scoring sends derivatives along with the values: `tangent.rs`. Weights are f32 or bf16. Where the processor has
 //! no bf16 matrix units, bf16 weights are held as f32 tensors of bf16 values and every layer's result is rounded to
 //! bf16: the same numbers as a bf16 product with f32 accumulation, at f32 speed.
 // `x += y` works in place on a tensor and would overwrite values that the backward pass still needs.
@@ -12,7 +12,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 use super::attention::{self, Rope};
-use super::config::{Activation, ModelConfig, NormWeight};
+use super::config::{Activation, AttentionRule, ModelConfig, NormWeight};
 use super::dropout::Dropout;
 use super::head::Head;
 use super::lora::{Lora, Module};
@@ -32,14 +32,14 @@ pub struct Linear {
 
 /// One block.
 #[derive(Debug)]
-struct Layer {
-    before_attention: Tensor,
+pub(super) struct Layer {
+    pub(super) before_attention: Tensor,
     /// On the attention's result.
-    after_attention: Option<Tensor>,
-    before_mlp: Tensor,
+    pub(super) after_attention: Option<Tensor>,
+    pub(super) before_mlp: Tensor,
     /// On the feed-forward layer's result.
-    after_mlp: Option<Tensor>,
-    linears: [Linear; 7],
+    pub(super) after_mlp: Option<Tensor>,
+    pub(super) linears: [Linear; 7],
 }
 
 impl Layer {
@@ -79,17 +79,6 @@ pub struct Extras<'a> {
     pub adapter: Option<&'a Lora>,
     /// Dropout masks on the adapter's inputs, in training.
     pub dropout: Option<&'a Dropout>,
-    /// A direction in adapter space with one coefficient a group of sequences (for scores).
-    pub probe: Option<&'a Probe<'a>>,
-}
-
-/// The adapter moved by ε_i along a direction, separately for every group i of a pack, at ε = 0: the gradient with
-/// respect to `epsilon` is the directional derivative of each group's own loss (spec 5.6).
-pub struct Probe<'a> {
-    /// (G_A, G_B): same shapes as the adapter's factors.
-    pub direction: &'a Lora,
-    /// [n, 1]: ε of each token's group, zero, with a gradient.
-    pub epsilon_of_token: Tensor,
 }
 
 impl Decoder {
@@ -203,6 +192,19 @@ impl Decoder {
     /// Returns the LM head.
     pub fn head(&self) -> Head<'_> {
         Head { weight: self.head.as_ref().unwrap_or(&self.embed), softcap: self.config.final_softcap }
+    }
+
+    pub(super) fn layer(&self, index: usize) -> &Layer {
+        &self.layers[index]
+    }
+
+    pub(super) fn final_norm(&self) -> &Tensor {
+        &self.norm
+    }
+
+    /// The type in which products are computed.
+    pub(super) fn store(&self) -> Kind {
+        self.store
     }
 
     /// Computes the hidden states of a pack after the final norm: [n, d].
@@ -323,16 +325,7 @@ impl Decoder {
         let a = factors.a.to_kind(self.store);
         let b = (&factors.b * scale).to_kind(self.store);
         let low = input.matmul(&a.tr());
-        let mut sum = base.addmm(&low, &b.tr());
-        if let Some(probe) = extras.probe
-            && let Some(g) = probe.direction.get(index, module)
-        {
-            // d/dε (B + εG_B)(A + εG_A)x at ε = 0.
-            let (g_a, g_b) = (g.a.to_kind(self.store), (&g.b * scale).to_kind(self.store));
-            let moved = low.matmul(&g_b.tr()) + input.matmul(&g_a.tr()).matmul(&b.tr());
-            sum = sum + (&probe.epsilon_of_token * moved.to_kind(Kind::Float)).to_kind(self.store);
-        }
-        sum.to_kind(self.dtype)
+        base.addmm(&low, &b.tr()).to_kind(self.dtype)
     }
 }
 
@@ -349,8 +342,17 @@ impl PackAttention {
     pub(super) fn apply(&self, decoder: &Decoder, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
         let (q, k) = (attention::rotate(&q, &self.rope), attention::rotate(&k, &self.rope));
         let rule = decoder.config.attention(layer);
-        let masks = self.windowed.as_ref().filter(|_| rule.window.is_some()).unwrap_or(&self.masks);
-        attention::packed(rule, masks, &q, &k, &v)
+        attention::packed(rule, self.masks(rule), &q, &k, &v)
+    }
+
+    /// Returns the (cos, signed sin) of the pack's positions.
+    pub(super) fn rope(&self) -> &(Tensor, Tensor) {
+        &self.rope
+    }
+
+    /// Returns the masks of a layer.
+    pub(super) fn masks(&self, rule: AttentionRule) -> &[Tensor] {
+        self.windowed.as_ref().filter(|_| rule.window.is_some()).unwrap_or(&self.masks)
     }
 }
 

@@ -11,5 +11,6 @@ pub mod lora;
 pub mod pack;
 pub mod recompute;
 pub mod shards;
+pub mod tangent;
 pub mod tensor_file;
 pub mod weights;

@@ -70,8 +70,6 @@ pub struct Pack {
     pub tokens: Tensor,
     /// Position of each token in its sequence: [n], int64
     pub positions: Tensor,
-    /// Group of each token: [n], int64
-    pub group_of_token: Tensor,
     /// What each row holds.
     pub rows: Vec<Row>,
     /// The blocks of attention, in the order of their rows.
@@ -112,7 +110,7 @@ impl Pack {
     /// # Panics
     /// If there is no sequence, or one without tokens: the encoder never makes any.
     pub fn new(groups: &[Vec<(&Sequence, Want)>], device: Device) -> Self {
-        let (mut tokens, mut positions, mut group_of_token) = (vec![], vec![], vec![]);
+        let (mut tokens, mut positions) = (vec![], vec![]);
         let (mut rows, mut blocks) = (vec![], Vec::<Block>::new());
         let (mut scored_rows, mut targets, mut scored_counts) = (vec![], vec![], vec![]);
         let (mut kl_rows, mut kl_counts) = (vec![], vec![]);
@@ -134,7 +132,6 @@ impl Pack {
                     block.positions.push(t);
                     tokens.push(token);
                     positions.push(t as i64);
-                    group_of_token.push(group as i64);
                     rows.push(Row { group, sequence: i, position: t });
                 }
                 let row = |t: usize| (if t < skipped { group_start + t } else { start + t - skipped }) as i64;
@@ -152,7 +149,6 @@ impl Pack {
         Pack {
             tokens: long(&tokens),
             positions: long(&positions),
-            group_of_token: long(&group_of_token),
             rows,
             blocks,
             sequences: scored_counts.len(),

@@ -272,7 +272,7 @@ pub fn accumulate_timed(
     let device = policy.decoder.device;
     let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), device);
     let dropout = dropout.map(|key| masks(items, &pack, key, device));
-    let extras = Extras { adapter: policy.adapter, dropout: dropout.as_ref(), probe: None };
+    let extras = Extras { adapter: policy.adapter, dropout: dropout.as_ref() };
     let head = policy.decoder.head();
 
     let pass = timed(&mut phases.forward, || Pass::forward(policy.decoder, &pack, extras, policy.recompute));

@@ -1,19 +1,20 @@
 //! Impact scores as directional derivatives (spec 5.6).
 //!
-//! g_J comes from one accumulated backward pass over the gold batch. A record's score ⟨g_J, g_i⟩ is then the
-//! derivative of its loss when the adapter moves along g_J: every record of a pack gets a step length ε of its own,
-//! zero, and one backward pass to the ε's gives all of them exactly. No gradient per record is ever formed.
+//! g_J comes from one accumulated backward pass over the gold batch. A record's score ⟨g_J, g_i⟩ is then the derivative
+//! of its loss when the adapter moves along g_J: one forward pass that carries the derivative of the hidden states gives
+//! those of the log-probs, ḣ·(W[y] − Σ_v p_v W[v]), and with the slopes of the loss the scores of a whole pack, exactly.
+//! No backward pass, and no gradient per record, is ever formed.
 
 use std::path::Path;
 
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::model::decoder::{Decoder, Extras, Probe};
+use crate::model::decoder::Decoder;
 use crate::model::head;
 use crate::model::lora::{Factors, Lora};
-use crate::model::pack::{Pack, group_sums, spread};
-use crate::model::recompute::inject;
+use crate::model::pack::{Pack, group_sums};
+use crate::model::tangent::Move;
 use crate::model::tensor_file::{self, TensorFile};
 use crate::objective::step::{self, Item, Policy, Settings, term_loss, to_f64};
 
@@ -90,26 +91,23 @@ pub fn pack_scores(
     settings: &Settings,
     is_fresh: bool,
 ) -> PackScores {
-    let device = decoder.device;
-    let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), device);
-    let epsilon = Tensor::zeros([items.len() as i64], (Kind::Float, device)).set_requires_grad(true);
-    let probe = Probe { direction, epsilon_of_token: epsilon.index_select(0, &pack.group_of_token).unsqueeze(1) };
-    let hidden = decoder.forward(&pack, Extras { adapter: Some(adapter), dropout: None, probe: Some(&probe) });
-    let rows = hidden.index_select(0, &pack.scored_rows);
-    let log_probs = head::pulled_log_probs(&rows.detach(), decoder.head(), &pack.targets);
+    let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), decoder.device);
+    let along = decoder.forward_along(&pack, Move { adapter, direction, is_fresh });
+    let log_probs = head::pulled_log_probs(&along.hidden, decoder.head(), &pack.targets);
     let s = group_sums(&to_f64(&log_probs.values), &pack.scored_counts);
+    // d(log-prob)/dε of every scored token, summed over those of a sequence.
+    let moved = (log_probs.pulls * along.tangent.to_kind(Kind::Float)).sum_dim_intlist(-1, false, Kind::Float);
+    let moved = group_sums(&to_f64(&moved), &pack.scored_counts);
     let s_ref = if is_fresh { s.clone() } else { step::log_prob_sums(decoder, None, &pack) };
 
-    let (mut slopes, mut at) = (Vec::with_capacity(s.len()), 0);
+    let (mut raw, mut at) = (Vec::with_capacity(items.len()), 0);
     for item in items {
         let range = at..at + item.sequences.len();
         at = range.end;
         let scored = &pack.scored_counts[range.clone()];
-        slopes.extend(term_loss(item.term, settings, &s[range.clone()], &s_ref[range], scored).slopes);
+        let slopes = term_loss(item.term, settings, &s[range.clone()], &s_ref[range.clone()], scored).slopes;
+        raw.push(slopes.iter().zip(&moved[range]).map(|(slope, moved)| slope * moved).sum());
     }
-    let slopes = Tensor::from_slice(&spread(&slopes, &pack.scored_counts)).to_device(device).unsqueeze(1);
-    let surrogate = inject(&rows, &(log_probs.pulls * slopes));
-    let raw = to_f64(&Tensor::run_backward(&[surrogate], &[&epsilon], false, false)[0]);
     PackScores { raw, reference: s_ref }
 }
 
