@@ -3,7 +3,9 @@
     python tests/python/make_golden_families.py            (torch 2.13.0, transformers 5.23.0)
 
 One folder a shape: config.json, the weights, `config-old-spelling.json` where transformers 4 wrote it otherwise, and
-  golden.json          token sequences; prompts of different lengths with their greedy continuations (one padded batch)
+  golden.json          token sequences; prompts of different lengths with their greedy continuations (one padded batch);
+                       bf16_errors, how far the same model computed in bf16 is off: root mean squares of hidden states and
+                       log-probs, and the norm of the gradient's difference as a share of the gradient's
   golden.safetensors   hidden (after the final norm) and logits of all positions, sequence after sequence; logits_bf16 of
                        the same model computed in bf16; log_probs of all tokens but each sequence's first; grad.NAME, the
                        gradient of the sum of those log-probs by every weight
@@ -116,6 +118,21 @@ def forward(model, sequences):
     return torch.cat([o.hidden_states[-1][0] for o in outs]), [o.logits[0] for o in outs]
 
 
+def log_probs_of(logits, sequences):
+    pairs = zip(logits, sequences)
+    return torch.cat([z[:-1].float().log_softmax(-1).gather(1, torch.tensor(s[1:])[:, None])[:, 0] for z, s in pairs])
+
+
+def rms(difference):
+    return difference.float().square().mean().sqrt().item()
+
+
+def relative(ours, theirs):
+    """The norm of a difference over all tensors, as a share of the second's."""
+    norm = lambda tensors: sum(t.float().square().sum() for t in tensors).sqrt()
+    return (norm([a.float() - b for a, b in zip(ours, theirs)]) / norm(theirs)).item()
+
+
 def golden(folder, config, seed):
     model = draw(config, seed)
     shards = "20KB" if folder.name == "llama31" else "1GB"
@@ -130,16 +147,21 @@ def golden(folder, config, seed):
     sequences, prompts = [tokens(n) for n in LENGTHS], [tokens(n) for n in PROMPT_LENGTHS]
 
     hidden, logits = forward(model, sequences)
-    log_probs = torch.cat([
-        z[:-1].log_softmax(-1).gather(1, torch.tensor(s[1:])[:, None])[:, 0] for z, s in zip(logits, sequences)
-    ])
+    log_probs = log_probs_of(logits, sequences)
     log_probs.sum().backward()
     values = {"hidden": hidden, "logits": torch.cat(logits), "log_probs": log_probs}
     values |= {f"grad.{name}": weight.grad for name, weight in model.named_parameters()}
+    half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager").eval()
+    half_hidden, half_logits = forward(half, sequences)
+    half_log_probs = log_probs_of(half_logits, sequences)
+    half_log_probs.sum().backward()
+    values["logits_bf16"] = torch.cat(half_logits).float()
+    errors = {
+        "hidden": rms(half_hidden - hidden),
+        "log_probs": rms(half_log_probs - log_probs),
+        "gradient": relative([w.grad for w in half.parameters()], [w.grad for w in model.parameters()]),
+    }
     with torch.no_grad():
-        half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager").eval()
-        values["logits_bf16"] = torch.cat(forward(half, sequences)[1]).float()
-
         longest = max(PROMPT_LENGTHS)
         padded = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
@@ -150,7 +172,7 @@ def golden(folder, config, seed):
             best = model(torch.tensor([alone[:-1]])).logits[0, len(prompt) - 1 :]
             assert best.argmax(-1).tolist() == alone[len(prompt) :], folder.name
     greedy = [{"prompt": p, "generated": row[longest:].tolist()} for p, row in zip(prompts, out)]
-    (folder / "golden.json").write_text(json.dumps({"sequences": sequences, "greedy": greedy}) + "\n")
+    (folder / "golden.json").write_text(json.dumps({"sequences": sequences, "greedy": greedy, "bf16_errors": errors}) + "\n")
     save_file({name: value.detach().contiguous() for name, value in values.items()}, folder / "golden.safetensors")
 
 
