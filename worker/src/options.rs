@@ -312,6 +312,11 @@ pub struct ScoreArgs {
     /// Seed of the draw of the gold batch.
     #[arg(long, default_value_t = 42)]
     pub gold_seed: u64,
+    /// Scores a record that is in the gold batch along the gradient of the other pairs only.
+    #[arg(long)]
+    // Not given, it is not in the keys of runs that were begun before there was such an option.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub leave_gold_out: bool,
     /// Damping γ that stands for the Hessian; any positive value gives the same weights (spec 5.6).
     #[arg(long, default_value_t = 1.0)]
     pub lamda: f64,

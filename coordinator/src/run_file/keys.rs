@@ -145,6 +145,7 @@ pub(crate) const KEYS: &[Key] = &[
     key(Section::Score, "pa_batch_size", SCORE, Kind::Count(1)),
     // Instead of training's; passed by the key above.
     key(Section::Score, "pack_tokens", 0, Kind::Count(1)),
+    key(Section::Score, "leave_gold_out", SCORE, Kind::Flag),
 
     key(Section::Eval, "max_new_tokens", GENERATE, Kind::Count(1)),
     key(Section::Eval, "batch_size", GENERATE, Kind::Count(1)),

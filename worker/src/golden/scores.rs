@@ -9,6 +9,7 @@ use crate::objective::method::Method;
 use crate::objective::step::{self, Item, Policy, Settings};
 use crate::reference::{self, Sources};
 use crate::score::direction::{gold_gradient, pack_scores};
+use crate::score::pull::{Point, of_gold_items};
 use shared::weights::{WeightNorm, weights};
 
 fn settings(beta: f64) -> Settings {
@@ -72,6 +73,29 @@ fn scoring_knows_the_reference_log_probs() {
         reference::fill(&decoder, &mut all, &Sources::default(), 300, &Control::default(), &mut Alone).unwrap();
         let computed: Vec<f64> = items.iter().flat_map(|item| item.reference.clone()).collect();
         close(name, &scores.reference, &computed, TIGHT);
+    }
+}
+
+/// The pulls of the gold pairs add up to the score, for every kind of term, at a fresh adapter and at a trained one.
+#[test]
+fn pulls_of_gold_pairs_add_up_to_the_score() {
+    let decoder = decoder("tied");
+    for name in ["adapter-start", "adapter"] {
+        let adapter = adapter(&decoder, name);
+        let point = Point { decoder: &decoder, adapter: &adapter, is_fresh: is_fresh(&adapter) };
+        let direction = gold_direction(&decoder, &adapter, 0.3, 2);
+        for method in [Method::Trace, Method::NoTriage] {
+            let mut items = items(method, records());
+            let scores = raw(&decoder, &adapter, &direction, &items, 0.3, dataset::PACK_TOKENS);
+            let mut gold =
+                gold_items(&encoder(MaskMode::Exact), &gold(), GoldFile::Given(Path::new("g")), 256).unwrap();
+            let mut all: Vec<&mut Item> = items.iter_mut().chain(&mut gold).collect();
+            reference::fill(&decoder, &mut all, &Sources::default(), 300, &Control::default(), &mut Alone).unwrap();
+            let gold: Vec<&Item> = gold.iter().collect();
+            let pulls = |item| of_gold_items(point, item, &gold, &settings(0.3), 300, Path::new("r")).unwrap();
+            let sums: Vec<f64> = items.iter().map(|item| pulls(item).iter().sum()).collect();
+            close(&format!("{name} {method:?}"), &sums, &scores, TIGHT);
+        }
     }
 }
 

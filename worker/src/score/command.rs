@@ -6,16 +6,18 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::json;
 
-use super::ScoreSettings;
+use super::{ScoreSettings, explain};
 use crate::control::Control;
 use crate::dataset::{DataSet, GoldFile};
 use crate::error::{Error, Result};
 use crate::journal;
 use crate::measure;
 use crate::model::adapter_file;
+use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::method::Method;
 use crate::options::{LoraArgs, ModelArgs, ScoreArgs, TextArgs};
+use crate::text::Encoder;
 
 /// Scores triaged records: how far a step on each one also lowers the loss on the gold batch (spec 5).
 ///
@@ -32,7 +34,7 @@ pub struct ScoreCommand {
     #[arg(long, visible_alias = "records", value_name = "FILE", required_unless_present = "gold_only")]
     pub dataset_json_path: Option<PathBuf>,
     /// Where the scored records go.
-    #[arg(long, value_name = "FILE", required_unless_present = "gold_only")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["gold_only", "explain"])]
     pub out: Option<PathBuf>,
     /// Where the gold batch goes [default: gold.json beside --out].
     #[arg(long, value_name = "FILE")]
@@ -59,6 +61,13 @@ pub struct ScoreCommand {
     /// Computes the gradient of a gold batch that is given, keeps it in --gold-gradient, and scores nothing.
     #[arg(long, requires = "gold", requires = "gold_gradient", conflicts_with_all = ["raw_only", "dataset_json_path", "out"])]
     pub gold_only: bool,
+    /// Scores the one record of this index in the file (from 0) along a gold batch that is given, and prints which of its
+    /// pairs pull the score most; writes nothing.
+    #[arg(long, value_name = "RECORD", requires = "gold", conflicts_with_all = ["out", "raw_only", "gold_only"])]
+    pub explain: Option<usize>,
+    /// Gold pairs that --explain prints; 0 for all.
+    #[arg(long, default_value_t = 10, requires = "explain")]
+    pub top: usize,
     /// Prints the summary as JSON.
     #[arg(long)]
     pub json: bool,
@@ -93,34 +102,13 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
             args.method.name()
         )));
     }
-    let decoder = args.model.load()?;
-    let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
-    let adapter = match &args.init_adapter {
-        Some(dir) => {
-            let mut adapter = adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?;
-            args.lora.apply_to(&mut adapter.config)?;
-            adapter
-        }
-        None => Lora::fresh(args.lora.fresh(&decoder.config)?, &decoder.config, args.seed, decoder.device),
-    };
-    // An adapter whose B is zero computes nothing yet, wherever it came from.
-    let is_fresh = adapter.iter().all(|(_, _, f)| f.b.count_nonzero(None).int64_value(&[]) == 0);
+    let Loaded { decoder, encoder, adapter, is_fresh, settings } = Loaded::of(args)?;
+    if let Some(index) = args.explain {
+        let loaded = Loaded { decoder, encoder, adapter, is_fresh, settings };
+        return explain::run(args, index, &loaded, control);
+    }
     let model_dir = &args.model.model_name_or_path;
     let key = super::context(&decoder, model_dir, &args.text, &args.lora, args.seed, args.init_adapter.as_deref())?;
-    let settings = ScoreSettings {
-        method: args.method,
-        beta: args.beta,
-        gamma: args.score.lamda,
-        norm: args.score.weight_norm,
-        gold: args.score.gold.clone(),
-        gold_gradient: args.score.gold_gradient.clone(),
-        raw_only: args.raw_only,
-        gold_batch_size: args.score.gold_batch_size,
-        gold_seed: args.score.gold_seed,
-        gold_rows: args.score.pa_batch_size,
-        max_length: args.text.score_length(args.max_length),
-        pack_tokens: args.score.pack_tokens,
-    };
     let Some(Files { set, out, gold_out }) = &files else {
         let file = args.score.gold.as_deref().unwrap_or(Path::new(""));
         let gold = shared::gold::read(file)?;
@@ -157,6 +145,48 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
         "clamped_share": 100.0 * clamped as f64 / scored.len().max(1) as f64, "seconds": seconds,
         "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
     }))
+}
+
+/// What the options name, ready to score.
+pub(super) struct Loaded {
+    pub(super) decoder: Decoder,
+    pub(super) encoder: Encoder,
+    pub(super) adapter: Lora,
+    /// B = 0: an adapter that computes nothing yet, wherever it came from.
+    pub(super) is_fresh: bool,
+    pub(super) settings: ScoreSettings,
+}
+
+impl Loaded {
+    fn of(args: &ScoreCommand) -> Result<Loaded> {
+        let decoder = args.model.load()?;
+        let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
+        let adapter = match &args.init_adapter {
+            Some(dir) => {
+                let mut adapter = adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?;
+                args.lora.apply_to(&mut adapter.config)?;
+                adapter
+            }
+            None => Lora::fresh(args.lora.fresh(&decoder.config)?, &decoder.config, args.seed, decoder.device),
+        };
+        let is_fresh = adapter.iter().all(|(_, _, f)| f.b.count_nonzero(None).int64_value(&[]) == 0);
+        let settings = ScoreSettings {
+            method: args.method,
+            beta: args.beta,
+            gamma: args.score.lamda,
+            norm: args.score.weight_norm,
+            gold: args.score.gold.clone(),
+            gold_gradient: args.score.gold_gradient.clone(),
+            leave_gold_out: args.score.leave_gold_out,
+            raw_only: args.raw_only,
+            gold_batch_size: args.score.gold_batch_size,
+            gold_seed: args.score.gold_seed,
+            gold_rows: args.score.pa_batch_size,
+            max_length: args.text.score_length(args.max_length),
+            pack_tokens: args.score.pack_tokens,
+        };
+        Ok(Loaded { decoder, encoder, adapter, is_fresh, settings })
+    }
 }
 
 /// The files of a scoring, checked before anything is computed.

@@ -16,21 +16,20 @@ use crate::model::lora::{Factors, Lora};
 use crate::model::pack::{Pack, group_sums};
 use crate::model::tangent::Move;
 use crate::model::tensor_file::{self, TensorFile};
-use crate::objective::step::{self, Item, Policy, Settings, term_loss, to_f64};
+use crate::objective::step::{self, Item, NotFinite, Policy, Settings, term_loss, to_f64};
 
-/// Returns g_J: the gradient, at the adapter given, of the summed preference loss over the gold items, with the
-/// adapter's own shape. The items' records are those of `file`.
+/// Returns the gradient, at the adapter given, of the items' summed loss, with the adapter's own shape; `rows` items are
+/// computed together.
 ///
 /// # Errors
-/// The gradient is not finite, or zero everywhere.
-pub fn gold_gradient(
+/// A loss that is not finite.
+pub fn gradient(
     decoder: &Decoder,
     adapter: &Lora,
-    gold: &[Item],
+    items: &[Item],
     settings: &Settings,
     rows: usize,
-    file: &Path,
-) -> Result<Lora> {
+) -> std::result::Result<Lora, NotFinite> {
     for (_, _, factors) in adapter.iter() {
         for tensor in [&factors.a, &factors.b] {
             let mut tensor = tensor.set_requires_grad(true);
@@ -38,7 +37,7 @@ pub fn gold_gradient(
         }
     }
     let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false, recompute: false };
-    let result = gold.chunks(rows.max(1)).try_for_each(|items| {
+    let result = items.chunks(rows.max(1)).try_for_each(|items| {
         let items: Vec<&Item> = items.iter().collect();
         step::accumulate(policy, &items, settings, 1.0, None).map(|_| ())
     });
@@ -54,10 +53,24 @@ pub fn gold_gradient(
         .iter()
         .map(|modules| modules.each_ref().map(|f| f.as_ref().map(|f| Factors { a: taken(&f.a), b: taken(&f.b) })))
         .collect();
-    result.map_err(|bad| {
+    result.map(|()| Lora { config: adapter.config.clone(), factors })
+}
+
+/// Returns g_J: the [`gradient`] of the summed preference loss over the gold items. Their records are those of `file`.
+///
+/// # Errors
+/// The gradient is not finite, or zero everywhere.
+pub fn gold_gradient(
+    decoder: &Decoder,
+    adapter: &Lora,
+    gold: &[Item],
+    settings: &Settings,
+    rows: usize,
+    file: &Path,
+) -> Result<Lora> {
+    let direction = gradient(decoder, adapter, gold, settings, rows).map_err(|bad| {
         bad.in_file(file, "it is in the gold batch: look at the record's text, and at the model's weights and --dtype")
     })?;
-    let direction = Lora { config: adapter.config.clone(), factors };
     let square: f64 =
         direction.named_parameters().iter().map(|(_, t)| t.square().sum(Kind::Double).double_value(&[])).sum();
     if !square.is_finite() || square == 0.0 {

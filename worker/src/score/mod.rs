@@ -2,6 +2,8 @@
 
 pub mod command;
 pub mod direction;
+mod explain;
+pub mod pull;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,7 @@ use crate::options::{LoraArgs, TextArgs};
 use crate::reference::{self, Sources};
 use crate::text::Encoder;
 use direction::PackScores;
+use pull::Point;
 use shared::weights::{self, WeightNorm};
 
 /// What shapes a score besides model and records.
@@ -42,6 +45,8 @@ pub struct ScoreSettings {
     pub gold: Option<PathBuf>,
     /// Where g_J is kept: read if it is there, else written.
     pub gold_gradient: Option<PathBuf>,
+    /// A record's own gold pairs do not count for its score.
+    pub leave_gold_out: bool,
     /// Only raw scores are wanted, of a part of a file: nothing is normalised, and a part may hold nothing to score.
     pub raw_only: bool,
     /// B, pairs of a drawn gold batch.
@@ -172,6 +177,12 @@ pub fn score(
     }
     bar.finish_and_clear();
 
+    if settings.leave_gold_out {
+        let gold_items = dataset::gold_items(encoder, &gold, gold_file, settings.max_length)?;
+        let (point, pairs) = (Point { decoder, adapter, is_fresh: adapter_is_fresh }, (&gold[..], &gold_items[..]));
+        let budget = settings.pack_tokens;
+        pull::leave_own_out(point, set, &scored, &mut raw_scored, pairs, &objective, budget, control)?;
+    }
     let weights_scored = match settings.raw_only {
         true => vec![0.0; raw_scored.len()],
         false => match weights::weights(&raw_scored, settings.gamma, settings.norm, &set.file, |i| scored[i].record) {

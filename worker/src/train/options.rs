@@ -375,6 +375,7 @@ impl TrainArgs {
             norm: self.score.weight_norm,
             gold: self.score.gold.clone(),
             gold_gradient: self.score.gold_gradient.clone(),
+            leave_gold_out: self.score.leave_gold_out,
             raw_only: false,
             gold_batch_size: self.score.gold_batch_size,
             gold_seed: self.score.gold_seed,
