@@ -117,15 +117,16 @@ pub(crate) fn carry_out(command: &Command, control: &Control, gang: Option<&mut 
     })
 }
 
-/// Parses a task: the options after `worker KIND`, as on a command line. The thread count is the worker's own.
+/// Parses a task: the options after `worker KIND`, as on a command line. The thread count and the device are the
+/// worker's own.
 ///
 /// # Errors
 /// The options are wrong; the message says which.
-pub(crate) fn command_of(kind: &str, args: &[String], threads: u32) -> Result<Command> {
+pub(crate) fn command_of(kind: &str, args: &[String], threads: u32, device: &str) -> Result<Command> {
     let mut words = vec!["worker".to_owned(), kind.to_owned()];
     words.extend_from_slice(args);
     if kind != "merge" {
-        words.extend(["--threads".to_owned(), threads.to_string()]);
+        words.extend(["--threads".to_owned(), threads.to_string(), "--device".to_owned(), device.to_owned()]);
     }
     let cli = Cli::try_parse_from(words);
     cli.map(|cli| cli.command).map_err(|error| Error::Config(format!("the task's options: {error}")))

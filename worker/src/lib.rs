@@ -21,6 +21,7 @@ mod model_folder;
 mod objective;
 mod options;
 mod panic;
+mod placement;
 mod reference;
 mod score;
 mod serve;

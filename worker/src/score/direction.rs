@@ -16,6 +16,7 @@ use crate::model::pack::{Pack, group_sums, spread};
 use crate::model::recompute::inject;
 use crate::model::tensor_file::{self, TensorFile};
 use crate::objective::step::{self, Item, Policy, Settings, term_loss, to_f64};
+use crate::placement;
 
 /// Returns g_J: the gradient, at the adapter given, of the summed preference loss over the gold items, with the
 /// adapter's own shape. The items' records are those of `file`.
@@ -98,7 +99,7 @@ pub fn pack_scores(
         let scored = &pack.scored_counts[range.clone()];
         slopes.extend(term_loss(item.term, settings, &s[range.clone()], &s_ref[range], scored).slopes);
     }
-    let slopes = Tensor::from_slice(&spread(&slopes, &pack.scored_counts)).to_device(device).unsqueeze(1);
+    let slopes = placement::upload(&spread(&slopes, &pack.scored_counts), device).unsqueeze(1);
     let surrogate = inject(&rows, &(log_probs.pulls * slopes));
     to_f64(&Tensor::run_backward(&[surrogate], &[&epsilon], false, false)[0])
 }
