@@ -9,7 +9,7 @@ use crate::collective::Collective;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::fault::Fault;
-use crate::{bench, generate, hub, logprobs, merge, panic, score, serve, train};
+use crate::{bench, generate, hub, logprobs, merge, panic, plan, score, serve, train};
 
 /// Computes with language models: log-probs, impact scores, re-alignment, generation.
 #[derive(Debug, Parser)]
@@ -33,6 +33,7 @@ pub(crate) enum Command {
     Generate(generate::GenerateCommand),
     Merge(merge::MergeCommand),
     Fetch(hub::FetchCommand),
+    Plan(plan::PlanCommand),
     Bench(bench::BenchCommand),
 }
 
@@ -48,6 +49,11 @@ impl Command {
             Command::Bench(args) => (&mut args.model.model_name_or_path, &args.model.hub),
             Command::Merge(args) => (&mut args.base_model_path, &args.hub),
             Command::Fetch(args) => (&mut args.model, &args.hub),
+            Command::Plan(args) => {
+                let model = &mut args.model;
+                model.model_name_or_path = hub::resolve_description(&model.model_name_or_path, &model.hub, control)?;
+                return Ok(command);
+            }
             Command::Serve(_) => return Ok(command),
         };
         *model = hub::resolve(model, hub, control)?;
@@ -81,6 +87,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Train(args) => (args.json, true),
         Command::Generate(args) => (args.json, true),
         Command::Bench(args) => (args.json, true),
+        Command::Plan(args) => (args.json, true),
         Command::Merge(_) | Command::Fetch(_) | Command::Serve(_) => (false, false),
     };
     match &done.summary {
@@ -113,6 +120,7 @@ pub(crate) fn carry_out(command: &Command, control: &Control, gang: Option<&mut 
         Command::Fetch(args) if args.model.is_dir() => complete(json!(args.model.display().to_string())),
         Command::Fetch(args) => return Err(Error::model(&args.model, "is neither a hub id, ORG/NAME, nor a folder")),
         Command::Bench(args) => complete(bench::run(args, control)?),
+        Command::Plan(args) => complete(plan::run(args)?),
         Command::Serve(_) => return Err(Error::Config("a worker cannot be a task of a worker".into())),
     })
 }

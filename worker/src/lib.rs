@@ -22,6 +22,7 @@ mod objective;
 mod options;
 mod panic;
 mod placement;
+mod plan;
 mod reference;
 mod score;
 mod serve;
