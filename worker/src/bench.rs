@@ -3,7 +3,7 @@
 mod flops;
 mod update;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
@@ -24,8 +24,10 @@ use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::Method;
 use crate::objective::step::{Item, Settings};
 use crate::options::{LoraArgs, ModelArgs, TextArgs};
+use crate::placement;
 use crate::reference::{self, Sources};
 use crate::score::direction;
+use crate::text::Encoder;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,30 +96,11 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
     }
     let decoder = args.model.load()?;
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
-    let (mut records, mut index, mut left_out) = (Vec::new(), Vec::new(), 0);
-    for (i, record) in shared::input::records::<Record>(&args.pairs)?.enumerate() {
-        if records.len() == args.n {
-            break;
-        }
-        let record = record?;
-        if record.rejected.is_none() || record.empty_field().is_some() {
-            left_out += 1;
-            continue;
-        }
-        let category = match (args.what, args.case) {
-            (What::Train, update::Case::Mix) => update::CYCLE[records.len() % update::CYCLE.len()],
-            _ => Category::Invert,
-        };
-        records.push(Record { category: Some(category), ..record });
-        index.push(i);
-    }
-    if records.is_empty() {
-        let problem = format!("holds no usable pair: all {left_out} have an empty or missing field");
-        return Err(shared::error::Error::file(&args.pairs, problem).into());
-    }
-    let set = DataSet { file: args.pairs.clone(), records, index, quarantine: Quarantine::of("bench") };
-    let mut items: Vec<Item> =
-        set.items(&encoder, Method::Trace, SETTINGS.alpha_kl, args.max_length)?.into_iter().flatten().collect();
+    let (set, left_out) = pairs(&args.pairs, args.n, |at| match (args.what, args.case) {
+        (What::Train, update::Case::Mix) => update::CYCLE[at % update::CYCLE.len()],
+        _ => Category::Invert,
+    })?;
+    let mut items = items(&set, &encoder, args.max_length)?;
     let tokens: usize = items.iter().flat_map(|item| &item.sequences).map(|s| s.tokens.len()).sum();
     let computed: usize = items.iter().map(Item::tokens).sum();
     let mut lora = args.lora.fresh(&decoder.config)?;
@@ -146,8 +129,8 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
     let common = json!({
         "what": what, "pairs": set.records.len(), "left_out": left_out, "tokens": done,
         "pairs_per_s": set.records.len() as f64 / seconds, "tokens_per_s": done as f64 / seconds,
-        "dtype": dtype_name(decoder.dtype), "threads": tch::get_num_threads(),
-        "peak_rss_gib": measure::peak_rss_gib(), "matmul_gflops": matmul_gflops(decoder.dtype),
+        "dtype": dtype_name(decoder.dtype), "device": placement::name(decoder.device), "threads": tch::get_num_threads(),
+        "peak_rss_gib": measure::peak_rss_gib(), "matmul_gflops": matmul_gflops(decoder.dtype, decoder.device),
     });
     if args.what != What::Generate {
         figures["computed_tokens"] = json!(computed);
@@ -160,6 +143,39 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
         figures[name] = value.clone();
     }
     Ok(figures)
+}
+
+/// Reads the first `n` usable pairs of a file, each with the category of its place. Returns them and how many were left out.
+///
+/// # Errors
+/// The file cannot be read or holds no usable pair.
+pub(crate) fn pairs(file: &Path, n: usize, category: impl Fn(usize) -> Category) -> Result<(DataSet, usize)> {
+    let (mut records, mut index, mut left_out) = (Vec::new(), Vec::new(), 0);
+    for (i, record) in shared::input::records::<Record>(file)?.enumerate() {
+        if records.len() == n {
+            break;
+        }
+        let record = record?;
+        if record.rejected.is_none() || record.empty_field().is_some() {
+            left_out += 1;
+            continue;
+        }
+        records.push(Record { category: Some(category(records.len())), ..record });
+        index.push(i);
+    }
+    if records.is_empty() {
+        let problem = format!("holds no usable pair: all {left_out} have an empty or missing field");
+        return Err(shared::error::Error::file(file, problem).into());
+    }
+    Ok((DataSet { file: file.to_owned(), records, index, quarantine: Quarantine::of("bench") }, left_out))
+}
+
+/// Tokenises pairs as TRACE trains on them.
+///
+/// # Errors
+/// A pair cannot be tokenised; it is named.
+pub(crate) fn items(set: &DataSet, encoder: &Encoder, max_length: usize) -> Result<Vec<Item>> {
+    Ok(set.items(encoder, Method::Trace, SETTINGS.alpha_kl, max_length)?.into_iter().flatten().collect())
 }
 
 const SETTINGS: Settings =
@@ -190,7 +206,7 @@ fn generate(
     decoder: &Decoder,
     index: &[usize],
     prompts: &[Vec<i64>],
-    encoder: &crate::text::Encoder,
+    encoder: &Encoder,
 ) -> Result<Value> {
     cache::check_length(args.max_new_tokens, &decoder.config)?;
     let begun = Instant::now();
@@ -207,18 +223,20 @@ fn generate(
 }
 
 /// Returns the name of a type as `--dtype` takes it.
-fn dtype_name(kind: Kind) -> &'static str {
+pub(crate) fn dtype_name(kind: Kind) -> &'static str {
     if kind == Kind::BFloat16 { "bf16" } else { "f32" }
 }
 
 /// Returns the speed of a 1024³ product of a type in this run, the best of several: the yardstick of this machine.
-fn matmul_gflops(kind: Kind) -> f64 {
-    let a = Tensor::randn([1024, 1024], (Kind::Float, Device::Cpu)).to_kind(kind);
+fn matmul_gflops(kind: Kind, device: Device) -> f64 {
+    let a = Tensor::randn([1024, 1024], (Kind::Float, device)).to_kind(kind);
     let _ = a.matmul(&a);
+    placement::finish(device);
     let best = (0..20)
         .map(|_| {
             let begun = Instant::now();
             let _ = a.matmul(&a);
+            placement::finish(device);
             begun.elapsed().as_secs_f64()
         })
         .fold(f64::INFINITY, f64::min);

@@ -9,7 +9,7 @@ use crate::collective::Collective;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::fault::Fault;
-use crate::{bench, generate, hub, logprobs, merge, panic, score, serve, train};
+use crate::{bench, generate, hub, logprobs, merge, panic, plan, score, serve, train};
 
 /// Computes with language models: log-probs, impact scores, re-alignment, generation.
 #[derive(Debug, Parser)]
@@ -33,6 +33,7 @@ pub(crate) enum Command {
     Generate(generate::GenerateCommand),
     Merge(merge::MergeCommand),
     Fetch(hub::FetchCommand),
+    Plan(plan::PlanCommand),
     Bench(bench::BenchCommand),
 }
 
@@ -48,6 +49,11 @@ impl Command {
             Command::Bench(args) => (&mut args.model.model_name_or_path, &args.model.hub),
             Command::Merge(args) => (&mut args.base_model_path, &args.hub),
             Command::Fetch(args) => (&mut args.model, &args.hub),
+            Command::Plan(args) => {
+                let model = &mut args.model;
+                model.model_name_or_path = hub::resolve_description(&model.model_name_or_path, &model.hub, control)?;
+                return Ok(command);
+            }
             Command::Serve(_) => return Ok(command),
         };
         *model = hub::resolve(model, hub, control)?;
@@ -81,6 +87,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Train(args) => (args.json, true),
         Command::Generate(args) => (args.json, true),
         Command::Bench(args) => (args.json, true),
+        Command::Plan(args) => (args.json, true),
         Command::Merge(_) | Command::Fetch(_) | Command::Serve(_) => (false, false),
     };
     match &done.summary {
@@ -113,19 +120,21 @@ pub(crate) fn carry_out(command: &Command, control: &Control, gang: Option<&mut 
         Command::Fetch(args) if args.model.is_dir() => complete(json!(args.model.display().to_string())),
         Command::Fetch(args) => return Err(Error::model(&args.model, "is neither a hub id, ORG/NAME, nor a folder")),
         Command::Bench(args) => complete(bench::run(args, control)?),
+        Command::Plan(args) => complete(plan::run(args)?),
         Command::Serve(_) => return Err(Error::Config("a worker cannot be a task of a worker".into())),
     })
 }
 
-/// Parses a task: the options after `worker KIND`, as on a command line. The thread count is the worker's own.
+/// Parses a task: the options after `worker KIND`, as on a command line. The thread count and the device are the
+/// worker's own.
 ///
 /// # Errors
 /// The options are wrong; the message says which.
-pub(crate) fn command_of(kind: &str, args: &[String], threads: u32) -> Result<Command> {
+pub(crate) fn command_of(kind: &str, args: &[String], threads: u32, device: &str) -> Result<Command> {
     let mut words = vec!["worker".to_owned(), kind.to_owned()];
     words.extend_from_slice(args);
     if kind != "merge" {
-        words.extend(["--threads".to_owned(), threads.to_string()]);
+        words.extend(["--threads".to_owned(), threads.to_string(), "--device".to_owned(), device.to_owned()]);
     }
     let cli = Cli::try_parse_from(words);
     cli.map(|cli| cli.command).map_err(|error| Error::Config(format!("the task's options: {error}")))

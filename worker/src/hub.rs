@@ -77,21 +77,42 @@ pub struct FetchCommand {
 /// The hub refuses or does not know the model, what it sends is not what it announced, the model has no safetensors
 /// weights, the cache cannot be written, or offline the model is not in it.
 pub fn resolve(name: &Path, args: &HubArgs, control: &Control) -> Result<PathBuf> {
+    resolve_part(name, args, control, Part::Whole)
+}
+
+/// As [`resolve`], of a model whose weights are not needed: they are not fetched, and may be missing in the cache.
+///
+/// # Errors
+/// As there, but for the weights.
+pub fn resolve_description(name: &Path, args: &HubArgs, control: &Control) -> Result<PathBuf> {
+    resolve_part(name, args, control, Part::Description)
+}
+
+/// What is wanted of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// All that a computation needs.
+    Whole,
+    /// Configuration and text side.
+    Description,
+}
+
+fn resolve_part(name: &Path, args: &HubArgs, control: &Control, part: Part) -> Result<PathBuf> {
     let Some(id) = HubId::of(name).filter(|_| !name.exists()) else { return Ok(name.to_owned()) };
     let cache = Cache::of(&args.cache_root()?, &id);
     if args.hf_hub_offline {
-        return cache.snapshot().map_err(|problem| {
+        return cache.snapshot(part).map_err(|problem| {
             Error::model(name, format!("{problem}; the hub may not be asked (HF_HUB_OFFLINE, --hf-hub-offline)"))
         });
     }
     let fetched = Client::new(&args.hf_endpoint, args.hf_token.clone()).and_then(|client| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::disk)?;
-        runtime.block_on(fetch(&id, &cache, &client, control))
+        runtime.block_on(fetch(&id, &cache, &client, control, part))
     });
     match fetched {
         Ok(folder) => Ok(folder),
         Err(Failure::Stopped) => Err(Error::Stopped),
-        Err(Failure::Away(reason)) => match cache.snapshot() {
+        Err(Failure::Away(reason)) => match cache.snapshot(part) {
             Ok(folder) => {
                 tracing::warn!("{id}: {reason}; the snapshot in the cache is used");
                 Ok(folder)
@@ -110,7 +131,13 @@ pub fn name_of_snapshot(folder: &Path) -> Option<String> {
     cache::name_of_snapshot(folder)
 }
 
-async fn fetch(id: &HubId, cache: &Cache, client: &Client, control: &Control) -> std::result::Result<PathBuf, Failure> {
+async fn fetch(
+    id: &HubId,
+    cache: &Cache,
+    client: &Client,
+    control: &Control,
+    part: Part,
+) -> std::result::Result<PathBuf, Failure> {
     let listing = client.listing(id).await?;
     let has = |name: &str| listing.files.iter().any(|file| file == name);
     let text: Vec<&str> = TEXT_FILES.into_iter().chain(["config.json"]).filter(|name| has(name)).collect();
@@ -127,6 +154,10 @@ async fn fetch(id: &HubId, cache: &Cache, client: &Client, control: &Control) ->
     client
         .fetch(id, cache, &listing.commit, &text.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), control)
         .await?;
+    // The revision points to whole snapshots only: this one is found by its commit.
+    if part == Part::Description {
+        return Ok(folder);
+    }
     let weights = if has(WEIGHTS) {
         vec![WEIGHTS.to_owned()]
     } else if has(INDEX) {

@@ -21,6 +21,8 @@ mod model_folder;
 mod objective;
 mod options;
 mod panic;
+mod placement;
+mod plan;
 mod reference;
 mod score;
 mod serve;

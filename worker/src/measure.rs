@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Where the time of updates went. On the CPU every phase ends before the next begins.
+use tch::Device;
+
+/// Where the time of updates went. On the CPU every phase ends before the next begins; a GPU works on while the host goes
+/// ahead, so what it has left to do counts where the host next waits: at the head's values and at the gradient norm.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Phases {
     /// Tokens to hidden states.
@@ -28,6 +31,21 @@ pub fn timed<T>(phase: &mut Duration, work: impl FnOnce() -> T) -> T {
 /// Returns the largest resident memory of this process so far, in GiB; 0 where the system does not tell.
 pub fn peak_rss_gib() -> f64 {
     kib("/proc/self/status", "VmHWM:") as f64 / f64::from(1 << 20)
+}
+
+/// Returns the resident memory of this process in bytes; 0 where the system does not tell.
+pub fn rss_bytes() -> u64 {
+    kib("/proc/self/status", "VmRSS:") * 1024
+}
+
+/// Returns the memory of a CUDA device in bytes, as nvidia-smi tells it; `tch` has no call for it.
+pub fn cuda_memory_bytes(device: Device) -> Option<u64> {
+    let Device::Cuda(number) = device else { return None };
+    let query = ["--query-gpu=memory.total", "--format=csv,noheader,nounits", "-i", &number.to_string()];
+    let told =
+        std::process::Command::new("nvidia-smi").args(query).output().ok().filter(|told| told.status.success())?;
+    let mib: u64 = String::from_utf8(told.stdout).ok()?.trim().parse().ok()?;
+    Some(mib << 20)
 }
 
 /// Returns the memory of this machine in bytes; 0 where the system does not tell.

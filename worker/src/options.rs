@@ -11,6 +11,7 @@ use crate::hub::HubArgs;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::lora::{LoraConfig, Module};
+use crate::placement::{self, Choice};
 use crate::text::{Date, Encoder, EncoderOptions, MaskMode, TextRule};
 use shared::weights::WeightNorm;
 
@@ -26,7 +27,7 @@ pub enum Dtype {
     Bf16,
 }
 
-/// Which model, in which type, on how many threads.
+/// Which model, in which type, on which device, on how many threads.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
     /// Model folder in Hugging Face layout (config.json, safetensors, tokenizer.json), or ORG/NAME[@REVISION] on the hub.
@@ -35,6 +36,9 @@ pub struct ModelArgs {
     /// Type of weights and activations.
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: Dtype,
+    /// What to compute on; auto is the first CUDA device where this build finds one, else the processor.
+    #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda|cuda:N")]
+    pub device: Choice,
     /// Threads for computation; all cores where not given. Results are equal to the bit only for equal thread counts.
     #[arg(long, value_name = "N")]
     pub threads: Option<i32>,
@@ -69,12 +73,21 @@ impl ModelArgs {
         }
     }
 
-    /// Loads the decoder onto the processor.
+    /// Returns the device that is meant.
     ///
     /// # Errors
-    /// As [`Decoder::load`].
+    /// It is not there.
+    pub fn device(&self) -> Result<Device> {
+        placement::device(self.device)
+    }
+
+    /// Loads the decoder onto its device.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`], or the device is not there.
     pub fn load(&self) -> Result<Decoder> {
-        Decoder::load(&self.model_name_or_path, self.prepare()?, Device::Cpu)
+        let device = self.device()?;
+        Decoder::load(&self.model_name_or_path, self.prepare()?, device)
     }
 }
 
@@ -127,6 +140,14 @@ impl TextArgs {
     /// The folder's tokenizer or template cannot be used, its vocabulary is larger than the model's, or the date is
     /// none.
     pub fn encoder(&self, model_dir: &std::path::Path, decoder: &Decoder) -> Result<Encoder> {
+        self.encoder_of(model_dir, &decoder.config)
+    }
+
+    /// As [`TextArgs::encoder`], for a model whose weights nobody has loaded.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn encoder_of(&self, model_dir: &std::path::Path, config: &ModelConfig) -> Result<Encoder> {
         let date: Date = self.date.parse().map_err(|e| Error::Config(format!("--date: {e}")))?;
         let mask = match self.mask {
             Mask::Exact => MaskMode::Exact,
@@ -138,14 +159,14 @@ impl TextArgs {
         };
         let encoder = Encoder::load(model_dir, EncoderOptions { mask, text_rule, date })
             .map_err(|e| Error::model(model_dir, e.to_string()))?;
-        if encoder.vocab_size() as i64 > decoder.config.vocab_size {
+        if encoder.vocab_size() as i64 > config.vocab_size {
             return Err(Error::model(
                 model_dir,
                 format!(
                     "tokenizer.json has ids up to {}, the embedding only {} rows: tokenizer and model do not belong \
                      together",
                     encoder.vocab_size() - 1,
-                    decoder.config.vocab_size
+                    config.vocab_size
                 ),
             ));
         }

@@ -17,6 +17,7 @@ use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::model::pack::Pack;
 use crate::objective::step::{self, Item, Policy};
+use crate::placement;
 use crate::reference::{self, Sources};
 use crate::train::optim::{AdamW, AdamWSettings};
 
@@ -75,6 +76,7 @@ pub fn measure(
         }
         update(args, policy, batch, &mut optimizer, &mut phases)?;
     }
+    placement::finish(decoder.device);
     let seconds = begun.elapsed().as_secs_f64();
     let lora = adapter.map(|adapter| &adapter.config);
     let of = |phase: Duration| phase.as_secs_f64();

@@ -14,6 +14,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::step::to_f64;
+use crate::placement;
 
 /// One response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,11 +95,11 @@ pub fn generate(
             tokens.extend(std::iter::repeat_n(pad, offset).chain(prompt.iter().copied()));
             positions.extend((0..longest).map(|t| t.saturating_sub(offset) as i64));
         }
-        let offsets = Tensor::from_slice(&offsets).to_device(device).view([b, 1, 1, 1]);
+        let offsets = placement::upload(&offsets, device).view([b, 1, 1, 1]);
         let columns = Tensor::arange(capacity, (Kind::Int64, device)).view([1, 1, 1, capacity]);
 
-        let mut step_tokens = Tensor::from_slice(&tokens).to_device(device);
-        let mut step_positions = Tensor::from_slice(&positions).to_device(device);
+        let mut step_tokens = placement::upload(&tokens, device);
+        let mut step_positions = placement::upload(&positions, device);
         let (mut filled, mut t) = (0i64, longest as i64);
         let mut responses = vec![Response { tokens: Vec::new(), finished: false }; prompts.len()];
         let items: Vec<u64> = prompts.iter().map(|(item, _)| *item).collect();
@@ -149,7 +150,7 @@ pub fn generate(
                 break;
             }
             step_positions = (end - &offsets).view([b]);
-            step_tokens = Tensor::from_slice(&next).to_device(device);
+            step_tokens = placement::upload(&next, device);
             (filled, t) = (end, 1);
         }
         Ok(responses)

@@ -12,6 +12,7 @@ use crate::model::tensor_file::TensorFile;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Part, Term};
 use crate::objective::step::{self, Item, Policy, Settings, to_f64};
+use crate::placement::Kernel;
 use crate::score::direction::{gold_gradient, pack_scores};
 use crate::text::Sequence;
 use shared::keyed_random::KeyedRandom;
@@ -110,10 +111,12 @@ fn rms_error(ours: &[f64], theirs: &[f64]) -> f64 {
     (ours.iter().zip(theirs).fold(0.0, square) / theirs.len() as f64).sqrt()
 }
 
+/// With the kernels of the CPU and those of a GPU, which the CPU computes, too.
 #[test]
 fn hidden_states_logits_and_log_probs_are_those_of_transformers() {
-    for shape in shapes() {
-        let decoder = shape.decoder(Kind::Float);
+    for (shape, kernel) in shapes().iter().flat_map(|shape| [(shape, Kernel::Products), (shape, Kernel::Fused)]) {
+        let mut decoder = shape.decoder(Kind::Float);
+        decoder.kernel = kernel;
         let pack = shape.pack();
         let hidden = tch::no_grad(|| decoder.forward(&pack, Extras::default()));
         close(&format!("{} hidden", shape.name), &to_f64(&hidden), &shape.value("hidden"), TIGHT);
@@ -225,8 +228,10 @@ fn greedy_tokens_are_those_of_transformers() {
 
 #[test]
 fn gradients_of_all_weights_are_those_of_transformers() {
-    for shape in shapes() {
-        let gradients = shape.gradients(&shape.decoder(Kind::Float));
+    for (shape, kernel) in shapes().iter().flat_map(|shape| [(shape, Kernel::Products), (shape, Kernel::Fused)]) {
+        let mut decoder = shape.decoder(Kind::Float);
+        decoder.kernel = kernel;
+        let gradients = shape.gradients(&decoder);
         for (name, ours) in &gradients {
             let theirs = shape.value(&format!("grad.{name}"));
             if theirs.iter().all(|x| x.abs() < 1e-3) {

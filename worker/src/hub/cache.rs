@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use super::Part;
 use super::id::HubId;
 
 /// Weights in one file.
@@ -44,11 +45,11 @@ impl Cache {
         self.locks.join(format!("{etag}.lock"))
     }
 
-    /// Returns the snapshot of the revision, if it has all that a model needs.
+    /// Returns the snapshot of the revision, if it has all that is wanted of it.
     ///
     /// # Errors
     /// It has not; says what is missing.
-    pub fn snapshot(&self) -> Result<PathBuf, String> {
+    pub fn snapshot(&self, part: Part) -> Result<PathBuf, String> {
         let reference = self.folder.join("refs").join(&self.revision);
         let commit = std::fs::read_to_string(&reference).map_or(self.revision.clone(), |text| text.trim().to_owned());
         let folder = self.folder(&commit);
@@ -57,7 +58,9 @@ impl Cache {
         }
         let missing = |name: &str| format!("{} is not in the cache: {name} was never fetched whole", folder.display());
         let mut needed = vec!["config.json".to_owned()];
-        if folder.join(INDEX).exists() && !folder.join(WEIGHTS).exists() {
+        if part == Part::Description {
+            // Nothing else is needed.
+        } else if folder.join(INDEX).exists() && !folder.join(WEIGHTS).exists() {
             needed.extend(shards(&folder)?);
         } else {
             needed.push(WEIGHTS.to_owned());

@@ -3,8 +3,8 @@
 use tch::{Device, Kind, Tensor};
 
 use super::config::{AttentionRule, ModelConfig, RopeScaling};
-use super::decoder::computed_in;
 use super::pack::{Block, Pack};
+use crate::placement::{self, Kernel};
 
 /// Rotary frequencies of a model.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ impl Rope {
                 scaled(plain, config.rope_scaling) as f32
             })
             .collect();
-        Rope { inverse_frequencies: Tensor::from_slice(&frequencies).to_device(device) }
+        Rope { inverse_frequencies: placement::upload(&frequencies, device) }
     }
 
     /// Returns cos and sin for positions [n], the sin of a head's first half with the sign it has in a rotation: each
@@ -65,24 +65,26 @@ pub fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Tensor {
 pub fn masks(pack: &Pack, window: Option<i64>, kind: Kind, device: Device) -> Vec<Tensor> {
     let mask = |block: &Block| {
         let t = block.positions.len() as i64;
-        let hidden = Tensor::from_slice(&block.visible(window)).logical_not().view([t, t]).to_device(device);
+        let hidden = placement::upload(&block.visible(window), device).logical_not().view([t, t]);
         Tensor::zeros([t, t], (kind, device)).masked_fill(&hidden, f64::NEG_INFINITY)
     };
     pack.blocks.iter().map(mask).collect()
 }
 
 /// Attention within each block of a pack: q [n, heads, head_dim], k and v [n, kv_heads, head_dim] to
-/// [n, heads·head_dim]. `masks` are those of the blocks.
-///
-/// Written out as matrix products: libtorch's fused kernel for the CPU takes twice as long forward and seven times as
-/// long backward at the lengths of a pair. Scores are rounded to the type of q, as in transformers' eager attention.
-pub fn packed(rule: AttentionRule, masks: &[Tensor], q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
-    let compute = computed_in(q.kind(), q.device());
+/// [n, heads·head_dim]. `masks` are those of the blocks; `kernel` is one that can compute the rule. Products round scores to
+/// the type of q, as in transformers' eager attention.
+pub fn packed(kernel: Kernel, rule: AttentionRule, masks: &[Tensor], q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    let compute = placement::held_as(q.kind(), q.device());
     let lengths: Vec<i64> = masks.iter().map(|mask| mask.size()[0]).collect();
     let split = |x: &Tensor| x.to_kind(compute).split_with_sizes(&lengths, 0);
     let (q_blocks, k_blocks, v_blocks) = (split(q), split(k), split(v));
     let blocks = masks.iter().zip(q_blocks.iter().zip(k_blocks.iter().zip(&v_blocks)));
-    let attended: Vec<Tensor> = blocks.map(|(mask, (q, (k, v)))| attend_block(rule, mask, q, k, v)).collect();
+    let attend = match kernel {
+        Kernel::Products => attend_block,
+        Kernel::Fused => attend_block_fused,
+    };
+    let attended: Vec<Tensor> = blocks.map(|(mask, (q, (k, v)))| attend(rule, mask, q, k, v)).collect();
     Tensor::cat(&attended, 0).to_kind(q.kind())
 }
 
@@ -110,7 +112,7 @@ pub type Dual = (Tensor, Tensor);
 
 /// As [`packed`], with the derivative of everything: each value and tangent has the shapes given there.
 pub fn packed_along(rule: AttentionRule, masks: &[Tensor], q: Dual, k: Dual, v: Dual) -> Dual {
-    let (kind, compute) = (q.0.kind(), computed_in(q.0.kind(), q.0.device()));
+    let (kind, compute) = (q.0.kind(), placement::held_as(q.0.kind(), q.0.device()));
     let lengths: Vec<i64> = masks.iter().map(|mask| mask.size()[0]).collect();
     let split = |x: Dual| {
         let parts = |x: Tensor| x.to_kind(compute).split_with_sizes(&lengths, 0).into_iter();
@@ -157,16 +159,29 @@ fn attend_block_along(rule: AttentionRule, mask: &Tensor, q: &Dual, k: &Dual, v:
     (together(weights.bmm(&v)), together(moved))
 }
 
+/// As [`attend_block`] without a soft-cap, by libtorch's fused kernel, which wants keys and values for every query head.
+fn attend_block_fused(rule: AttentionRule, mask: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    let (t, heads, head_dim) = (q.size()[0], q.size()[1], q.size()[2]);
+    let groups = heads / k.size()[1];
+    let of_heads = |x: &Tensor, repeat: i64| widened(&x.transpose(0, 1).unsqueeze(0), repeat);
+    let (q, k, v) = (of_heads(q, 1), of_heads(k, groups), of_heads(v, groups));
+    let mask = mask.view([1, 1, t, t]);
+    let out = Tensor::scaled_dot_product_attention(&q, &k, &v, Some(&mask), 0.0, false, rule.scale, false);
+    out.squeeze_dim(0).transpose(0, 1).reshape([t, heads * head_dim])
+}
+
+/// Repeats the heads of x [b, heads, n, head_dim] for `groups` query heads each.
+fn widened(x: &Tensor, groups: i64) -> Tensor {
+    if groups == 1 { x.shallow_clone() } else { x.repeat_interleave_self_int(groups, 1, None) }
+}
+
 /// Scaled dot-product attention: q [b, heads, t, head_dim], k and v [b, kv_heads, s, head_dim] to
 /// [b, heads, t, head_dim]. `mask` (true = may look) is [b, 1, t, s], the rule's window already in it.
 pub fn attend(rule: AttentionRule, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
     let dtype = q.kind();
-    let compute = computed_in(dtype, q.device());
+    let compute = placement::held_as(dtype, q.device());
     let groups = q.size()[1] / k.size()[1];
-    let widen = |x: &Tensor| {
-        let x = x.to_kind(compute);
-        if groups == 1 { x } else { x.repeat_interleave_self_int(groups, 1, None) }
-    };
+    let widen = |x: &Tensor| widened(&x.to_kind(compute), groups);
     let (q, k, v) = (q.to_kind(compute), widen(k), widen(v));
     let out = match rule.softcap {
         None => Tensor::scaled_dot_product_attention(&q, &k, &v, Some(mask), 0.0, false, rule.scale, false),
@@ -177,4 +192,46 @@ pub fn attend(rule: AttentionRule, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Te
         }
     };
     out.to_kind(dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::pack::Want;
+    use crate::text::Sequence;
+
+    /// Output of attention over two blocks, one with two responses, and the gradients of q, k and v.
+    fn outputs(kernel: Kernel, window: Option<i64>) -> Vec<Tensor> {
+        let sequence = |tokens: usize, prompt_len: usize| Sequence {
+            tokens: (0..tokens as i64).collect(),
+            scored: vec![prompt_len],
+            kl: vec![prompt_len - 1],
+            prompt_len,
+            cut: 0,
+        };
+        let (first, second, alone) = (sequence(9, 4), sequence(7, 4), sequence(5, 2));
+        let want = Want::LOG_PROB;
+        let pack = Pack::new(&[vec![(&first, want), (&second, want)], vec![(&alone, want)]], Device::Cpu);
+        let n = pack.rows.len() as i64;
+        tch::manual_seed(3);
+        let draw = |heads: i64| Tensor::randn([n, heads, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let (q, k, v) = (draw(6), draw(2), draw(2));
+        let slopes = Tensor::randn([n, 48], (Kind::Float, Device::Cpu));
+        let rule = AttentionRule { scale: 0.3, softcap: None, window };
+        let masks = masks(&pack, window, Kind::Float, Device::Cpu);
+        let out = packed(kernel, rule, &masks, &q, &k, &v);
+        let gradients = Tensor::run_backward(&[(&out * slopes).sum(Kind::Float)], &[&q, &k, &v], false, false);
+        std::iter::once(out.detach()).chain(gradients).collect()
+    }
+
+    #[test]
+    fn both_kernels_give_the_same_numbers_and_gradients() {
+        for window in [None, Some(3)] {
+            let (products, fused) = (outputs(Kernel::Products, window), outputs(Kernel::Fused, window));
+            for (what, (a, b)) in ["out", "q", "k", "v"].iter().zip(products.iter().zip(&fused)) {
+                let apart = (a - b).abs().max().double_value(&[]) / a.abs().max().double_value(&[]);
+                assert!(apart < 1e-5, "{what} with window {window:?}: {apart:e}");
+            }
+        }
+    }
 }

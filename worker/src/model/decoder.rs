@@ -20,6 +20,7 @@ use super::pack::Pack;
 use super::weights::{self, Checkpoint};
 use crate::error::{Error, Result};
 use crate::measure;
+use crate::placement::{self, Kernel};
 
 /// A linear layer's weight [out, in] and bias [out].
 #[derive(Debug)]
@@ -70,6 +71,8 @@ pub struct Decoder {
     head: Option<Tensor>,
     rope: Rope,
     store: Kind,
+    /// How attention within the blocks of a pack is computed, where a layer's rule lets it.
+    pub(crate) kernel: Kernel,
 }
 
 /// What accompanies a forward pass besides tokens.
@@ -116,7 +119,7 @@ impl Decoder {
         device: Device,
         mut tensor: impl FnMut(&str, &[i64]) -> Result<Tensor>,
     ) -> Result<Self> {
-        let store = computed_in(dtype, device);
+        let store = placement::held_as(dtype, device);
         let mut named = std::collections::HashMap::new();
         for (name, shape) in weights::expected(&config) {
             named.insert(name.clone(), tensor(&name, &shape)?.to_kind(store));
@@ -162,6 +165,7 @@ impl Decoder {
             head,
             rope,
             store,
+            kernel: placement::kernel(device),
         })
     }
 
@@ -243,7 +247,7 @@ impl Decoder {
 
     /// Prepares what all layers of a pack share for attention.
     pub(super) fn attention_of(&self, pack: &Pack) -> PackAttention {
-        let kind = computed_in(self.dtype, self.device);
+        let kind = self.store;
         let masks = |window| attention::masks(pack, window, kind, self.device);
         PackAttention {
             rope: self.rope.at(&pack.positions, self.dtype),
@@ -342,7 +346,7 @@ impl PackAttention {
     pub(super) fn apply(&self, decoder: &Decoder, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Tensor {
         let (q, k) = (attention::rotate(&q, &self.rope), attention::rotate(&k, &self.rope));
         let rule = decoder.config.attention(layer);
-        attention::packed(rule, self.masks(rule), &q, &k, &v)
+        attention::packed(decoder.kernel.able(rule), rule, self.masks(rule), &q, &k, &v)
     }
 
     /// Returns the (cos, signed sin) of the pack's positions.
@@ -354,23 +358,4 @@ impl PackAttention {
     pub(super) fn masks(&self, rule: AttentionRule) -> &[Tensor] {
         self.windowed.as_ref().filter(|_| rule.window.is_some()).unwrap_or(&self.masks)
     }
-}
-
-/// Returns the type in which products of a type are computed on a device: f32 where there are no fast bf16 products.
-pub fn computed_in(dtype: Kind, device: Device) -> Kind {
-    if dtype == Kind::BFloat16 && !native_bf16(device) { Kind::Float } else { dtype }
-}
-
-/// Returns whether libtorch has fast bf16 products on this device; its fallback on old processors is hundreds of
-/// times slower than f32.
-pub fn native_bf16(device: Device) -> bool {
-    if device != Device::Cpu {
-        return true;
-    }
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx512bw")
-        && std::arch::is_x86_feature_detected!("avx512vl")
-        && std::arch::is_x86_feature_detected!("avx512dq");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
 }

@@ -7,6 +7,7 @@ use shared::keyed_random::KeyedRandom;
 use tch::{Device, Tensor};
 
 use super::lora::Module;
+use crate::placement;
 
 /// Masks for the tokens of one pack.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl Dropout {
                 left -= left.min(4);
             }
         }
-        Tensor::from_slice(&values).view([self.token_keys.len() as i64, features]).to_device(self.device)
+        placement::upload(&values, self.device).view([self.token_keys.len() as i64, features])
     }
 }
 

@@ -14,7 +14,7 @@
 use tch::{Kind, Tensor};
 
 /// Bytes of a chunk's logits. Smaller ones read the weight more often, larger ones are given back to the system.
-const CHUNK_BYTES: i64 = 24 << 20;
+pub(crate) const CHUNK_BYTES: i64 = 24 << 20;
 
 fn chunks(rows: i64, vocabulary: i64, kind: Kind) -> impl Iterator<Item = (i64, i64)> {
     let bytes_of_row = vocabulary * kind.elt_size_in_bytes() as i64;
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn bf16_heads_are_as_near_as_bf16_allows() {
-        if crate::model::decoder::native_bf16(Device::Cpu) {
+        if crate::placement::native_bf16(Device::Cpu) {
             check(Kind::BFloat16, None, 2e-2);
             check(Kind::BFloat16, Some(2.0), 2e-2);
         }

@@ -8,6 +8,7 @@ use shared::keyed_random::KeyedRandom;
 use tch::{Device, Kind, Tensor};
 
 use super::config::ModelConfig;
+use crate::placement;
 
 /// A linear layer of a decoder block that can carry an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,7 +128,7 @@ impl Lora {
                         let a: Vec<f32> =
                             (0..config.r * input).map(|_| ((random.uniform() * 2.0 - 1.0) * bound) as f32).collect();
                         Factors {
-                            a: Tensor::from_slice(&a).view([config.r, input]).to_device(device),
+                            a: placement::upload(&a, device).view([config.r, input]),
                             b: Tensor::zeros([out, config.r], (Kind::Float, device)),
                         }
                     })

@@ -4,8 +4,9 @@
 //! sequence, or two responses to one prompt laid out as `[prompt | response | response]`: the prompt is computed once,
 //! the positions of the second response begin again after the prompt, and it does not see the first. Nothing is padded.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
+use crate::placement;
 use crate::text::Sequence;
 
 /// What is asked of a sequence of a pack.
@@ -145,7 +146,7 @@ impl Pack {
             }
         }
         assert!(!rows.is_empty());
-        let long = |values: &[i64]| Tensor::from_slice(values).to_kind(Kind::Int64).to_device(device);
+        let long = |values: &[i64]| placement::upload(values, device);
         Pack {
             tokens: long(&tokens),
             positions: long(&positions),

@@ -42,6 +42,11 @@ impl TensorFile {
         self.metadata.tensors()
     }
 
+    /// Returns the size of the file in bytes.
+    pub fn size(&self) -> usize {
+        self.map.len()
+    }
+
     /// Returns the stored bytes of one tensor.
     pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
         &self.map[self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1]

@@ -150,6 +150,11 @@ impl Checkpoint {
         }
     }
 
+    /// Returns the size of all files in bytes.
+    pub fn bytes(&self) -> usize {
+        self.files.iter().map(TensorFile::size).sum()
+    }
+
     /// Copies one tensor out in the wanted type.
     ///
     /// # Errors

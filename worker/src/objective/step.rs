@@ -21,6 +21,7 @@ use crate::model::head;
 use crate::model::lora::Lora;
 use crate::model::pack::{self, Pack, Want, group_sums, spread};
 use crate::model::recompute::{Pass, inject};
+use crate::placement;
 use crate::text::Sequence;
 
 /// A record as the objective sees it.
@@ -235,7 +236,7 @@ pub fn token_log_probs(decoder: &Decoder, adapter: Option<&Lora>, pack: &Pack) -
     })
 }
 
-/// Copies a tensor to the host.
+/// Copies a tensor to the host, and waits for it.
 pub fn to_f64(tensor: &Tensor) -> Vec<f64> {
     let tensor = tensor.detach().to_device(tch::Device::Cpu).to_kind(Kind::Double).contiguous();
     let mut values = vec![0.0; tensor.numel()];
@@ -278,8 +279,11 @@ pub fn accumulate_timed(
     let pass = timed(&mut phases.forward, || Pass::forward(policy.decoder, &pack, extras, policy.recompute));
     let scored = pass.hidden.index_select(0, &pack.scored_rows);
     let log_probs = timed(&mut phases.head, || head::pulled_log_probs(&scored.detach(), head, &pack.targets));
-    let s = group_sums(&to_f64(&log_probs.values), &pack.scored_counts);
     let anchor = Anchor::compute(policy, items, &pack, &pass.hidden, phases);
+    // The one read of a pack: whoever computes on a GPU waits for it here.
+    let values = to_f64(&Tensor::cat(&[&log_probs.values, &anchor.values], 0));
+    let (of_tokens, of_positions) = values.split_at(pack.targets.size()[0] as usize);
+    let (s, kl_sums) = (group_sums(of_tokens, &pack.scored_counts), group_sums(of_positions, &anchor.counts));
 
     let mut parts = LossParts { tokens: pack.rows.len(), ..LossParts::default() };
     let (mut log_prob_slopes, mut kl_slopes) = (vec![0.0; s.len()], vec![0.0; s.len()]);
@@ -288,7 +292,7 @@ pub fn accumulate_timed(
         let range = at..at + item.sequences.len();
         at = range.end;
         if item.term == Term::Anchor {
-            let (sum, count) = (anchor.sums[range.start], pack.kl_counts[range.start] as f64 + 1e-8);
+            let (sum, count) = (kl_sums[range.start], pack.kl_counts[range.start] as f64 + 1e-8);
             parts.kl += settings.alpha_kl * sum / count;
             parts.anchors += 1;
             kl_slopes[range.start] = scale * settings.alpha_kl / count;
@@ -310,7 +314,7 @@ pub fn accumulate_timed(
         }
     }
 
-    let slopes_of = |slopes: &[f64], counts: &[usize]| Tensor::from_slice(&spread(slopes, counts)).to_device(device);
+    let slopes_of = |slopes: &[f64], counts: &[usize]| placement::upload(&spread(slopes, counts), device);
     let slopes = slopes_of(&log_prob_slopes, &pack.scored_counts);
     let mut surrogate = inject(&scored, &(log_probs.pulls * slopes.unsqueeze(1)));
     if policy.train_head {
@@ -347,9 +351,12 @@ fn book(parts: &mut LossParts, item: &Item, l: &TermLoss) {
     }
 }
 
-/// The KL side of a pack: per-sequence sums, and the rows they came from with the reference's rows and the pulls.
+/// The KL side of a pack: the KL of each position, and the rows they came from with the reference's rows and the pulls.
 struct Anchor {
-    sums: Vec<f64>,
+    /// [k], f32; empty where no KL was asked for
+    values: Tensor,
+    /// Positions of each sequence; sums to k.
+    counts: Vec<usize>,
     rows: Option<(Tensor, Tensor, Tensor)>,
 }
 
@@ -357,7 +364,8 @@ impl Anchor {
     fn compute(policy: Policy<'_>, items: &[&Item], pack: &Pack, hidden: &Tensor, phases: &mut Phases) -> Anchor {
         let anchored: Vec<_> = items.iter().filter(|item| item.term == Term::Anchor).map(|item| item.group()).collect();
         if anchored.is_empty() {
-            return Anchor { sums: vec![0.0; pack.sequences], rows: None };
+            let values = Tensor::zeros([0], (Kind::Float, policy.decoder.device));
+            return Anchor { values, counts: vec![0; pack.sequences], rows: None };
         }
         let ref_rows = timed(&mut phases.reference, || {
             tch::no_grad(|| {
@@ -369,8 +377,7 @@ impl Anchor {
         let own = (&rows.detach(), policy.decoder.head());
         let reference = (&ref_rows, policy.reference.head());
         let kl = timed(&mut phases.head, || head::pulled_kl(own, reference));
-        let sums = group_sums(&to_f64(&kl.values), &pack.kl_counts);
-        Anchor { sums, rows: Some((rows, ref_rows, kl.pulls)) }
+        Anchor { values: kl.values, counts: pack.kl_counts.clone(), rows: Some((rows, ref_rows, kl.pulls)) }
     }
 }
 

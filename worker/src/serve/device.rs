@@ -71,11 +71,11 @@ impl Device {
     }
 }
 
-/// Starts the thread.
+/// Starts the thread. `computes_on` is a device as `--device` takes it.
 ///
 /// # Errors
 /// The system has no thread left.
-pub fn start(threads: u32, fault: Option<Fault>) -> Result<Device> {
+pub fn start(threads: u32, computes_on: String, fault: Option<Fault>) -> Result<Device> {
     let (work, queue) = mpsc::channel::<Work>();
     let (progress_in, progress) = watch::channel(None);
     // One task at a time: there is never a second end before the first was taken.
@@ -84,7 +84,8 @@ pub fn start(threads: u32, fault: Option<Fault>) -> Result<Device> {
     let thread = std::thread::Builder::new().name("device".into()).spawn(move || {
         for work in queue {
             let task = work.run.task.clone().unwrap_or_default();
-            let outcome = panic::all_are_errors(|| carry_out(work, threads, fault.clone(), progress_in.clone()));
+            let outcome =
+                panic::all_are_errors(|| carry_out(work, threads, &computes_on, fault.clone(), progress_in.clone()));
             let how = end(outcome);
             if ended_in.blocking_send(TaskEnded { task: Some(task), how: Some(how) }).is_err() {
                 return;
@@ -112,12 +113,13 @@ fn is_infrastructure(error: &Error) -> bool {
 fn carry_out(
     work: Work,
     threads: u32,
+    computes_on: &str,
     fault: Option<Arc<Fault>>,
     progress: watch::Sender<Option<TaskProgress>>,
 ) -> Result<Done> {
     let Work { run, handle, gang } = work;
     let task = run.task.clone().unwrap_or_default();
-    let command = cli::command_of(kind(&run)?, &run.args, threads)?;
+    let command = cli::command_of(kind(&run)?, &run.args, threads, computes_on)?;
     let mut members: Box<dyn Collective> = match gang {
         Some((listener, peers)) => {
             let ring = join(&run, &task, &listener, &peers, &handle)?;

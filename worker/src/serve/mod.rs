@@ -16,6 +16,7 @@ use shared::net::Token;
 use crate::error::{Error, Result};
 use crate::fault::Fault;
 use crate::measure;
+use crate::placement::{self, Choice};
 
 /// Serves a coordinator: computes its tasks, one at a time, until told to leave.
 ///
@@ -29,9 +30,9 @@ pub struct ServeCommand {
     /// Name of this worker, unique in the cluster [default: host and process id].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// What to compute on: cpu.
-    #[arg(long, default_value = "cpu", value_name = "cpu|cuda:N")]
-    device: String,
+    /// What to compute on; auto is the first CUDA device where this build finds one, else the processor.
+    #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda|cuda:N")]
+    device: Choice,
     /// Threads for computation; all cores where not given. Results are equal to the bit only for equal thread counts.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     threads: Option<u32>,
@@ -51,12 +52,7 @@ pub struct ServeCommand {
 /// # Errors
 /// Options are wrong, or the coordinator refuses this worker.
 pub fn run(args: &ServeCommand, fault: Option<Fault>) -> Result<()> {
-    if args.device != "cpu" {
-        return Err(Error::Config(format!(
-            "--device {}: this build computes on the CPU only; leave the option out",
-            args.device
-        )));
-    }
+    let computes_on = placement::name(placement::device(args.device)?);
     let token = Token::load(std::env::var("TRACE_TOKEN").ok().as_deref(), args.token_file.as_deref())?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     let threads = args.threads.unwrap_or(cores);
@@ -69,7 +65,7 @@ pub fn run(args: &ServeCommand, fault: Option<Fault>) -> Result<()> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         host,
         pid,
-        device: args.device.clone(),
+        device: computes_on.clone(),
         memory_bytes: measure::memory_bytes(),
         threads,
         running: None,
@@ -80,7 +76,7 @@ pub fn run(args: &ServeCommand, fault: Option<Fault>) -> Result<()> {
     runtime.block_on(async {
         let stop = shared::shutdown::on_signals(args.with_parent);
         let stop = stop.map_err(|error| Error::Config(format!("signals cannot be received: {error}")))?;
-        let device = device::start(threads, fault)?;
+        let device = device::start(threads, computes_on, fault)?;
         link::Link::new(&args.coordinator, token, hello, args.peer_addr.clone(), device)?.run(stop).await
     })
 }

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde_json::json;
-use tch::{Device, Kind};
+use tch::Kind;
 
 use crate::collective::{self, Collective};
 use crate::control::{Control, Stop};
@@ -55,9 +55,10 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     args.pace(args.plan(set.records.len()).total_steps())?;
     let dtype = args.model.prepare()?;
     let model_dir = &args.model.model_name_or_path;
+    let device = args.model.device()?;
     let load = || match args.from_scratch {
-        true => Decoder::from_scratch(model_dir, args.seed, dtype, Device::Cpu),
-        false => Decoder::load(model_dir, dtype, Device::Cpu),
+        true => Decoder::from_scratch(model_dir, args.seed, dtype, device),
+        false => Decoder::load(model_dir, dtype, device),
     };
     let decoder = load()?;
     let encoder = args.text.encoder(model_dir, &decoder)?;

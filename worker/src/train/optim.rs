@@ -6,6 +6,7 @@
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::placement;
 
 /// Constants of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -65,7 +66,8 @@ impl AdamW {
         }
     }
 
-    /// Returns all gradients end to end, in the parameters' order; 0 where no loss has reached a parameter.
+    /// Returns all gradients end to end, in the parameters' order; 0 where no loss has reached a parameter. Waits for the
+    /// device once a parameter.
     pub fn flat_gradients(&self) -> Vec<f32> {
         let mut flat = Vec::new();
         for slot in &self.slots {
@@ -88,7 +90,8 @@ impl AdamW {
         let mut from = 0;
         for slot in &mut self.slots {
             let numbers = slot.parameter.numel();
-            let own = Tensor::from_slice(&flat[from..from + numbers]).view_(slot.parameter.size());
+            let own =
+                placement::upload(&flat[from..from + numbers], slot.parameter.device()).view_(slot.parameter.size());
             from += numbers;
             if !slot.parameter.grad().defined() {
                 // A parameter gets room for a gradient by a backward pass that says 0.

@@ -1,0 +1,239 @@
+//! Memory of an update in bytes, counted from what the decoder, the head and the optimiser keep, tensor by tensor.
+//!
+//! Pure: settings and the shape of a pack in, bytes out. Sizes are those of the types that are really held: where a
+//! processor has no fast bf16 products, bf16 weights are f32 tensors and most activations of linear layers are, too.
+
+use tch::Kind;
+
+use super::activations::Activations;
+use super::pack::PackShape;
+use crate::model::config::ModelConfig;
+use crate::model::lora::{LoraConfig, Module};
+use crate::model::{head, weights};
+use crate::placement::Kernel;
+
+/// Bytes of an f32 number.
+pub const F32: f64 = 4.0;
+
+/// What is trained, in which types, by which kernels.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting<'a> {
+    /// The model's shape.
+    pub config: &'a ModelConfig,
+    /// The adapter that is trained; none trains all weights.
+    pub adapter: Option<&'a LoraConfig>,
+    /// Type of the residual stream.
+    pub dtype: Kind,
+    /// Type in which weights are held and products are computed.
+    pub store: Kind,
+    /// How attention is computed where a rule lets it.
+    pub kernel: Kernel,
+    /// The product library reorders the head's weight for every bf16 product, as the CPU's does.
+    pub reorders_bf16: bool,
+    /// A second, frozen copy of the weights is held, for π_ref.
+    pub has_frozen_copy: bool,
+}
+
+impl Setting<'_> {
+    /// Bytes of a number of the residual stream.
+    pub fn stream_bytes(&self) -> f64 {
+        self.dtype.elt_size_in_bytes() as f64
+    }
+
+    /// Bytes of a number of weights and products.
+    pub fn store_bytes(&self) -> f64 {
+        self.store.elt_size_in_bytes() as f64
+    }
+
+    /// Returns whether all weights are trained.
+    pub fn is_full(&self) -> bool {
+        self.adapter.is_none()
+    }
+}
+
+/// Parts that do not depend on a pack, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fixed {
+    /// The model's weights.
+    pub weights: f64,
+    /// The adapter's factors, and their copies in the type of the products.
+    pub adapter: f64,
+    /// Gradients of what is trained.
+    pub gradients: f64,
+    /// AdamW's two moments, and f32 masters of weights that are bf16.
+    pub optimiser: f64,
+    /// The frozen copy of the weights.
+    pub reference: f64,
+}
+
+impl Fixed {
+    /// Counts them.
+    pub fn of(setting: &Setting<'_>) -> Fixed {
+        let parameters = parameters(setting.config);
+        let weights = parameters * setting.store_bytes();
+        let reference = if setting.has_frozen_copy { weights } else { 0.0 };
+        match setting.adapter {
+            Some(adapter) => {
+                let factors = adapter_parameters(setting.config, adapter);
+                Fixed {
+                    weights,
+                    // The scaled B is a new tensor in any type; A is one where its type changes.
+                    adapter: factors * (F32 + if setting.store == Kind::Float { F32 / 2.0 } else { 2.0 }),
+                    gradients: factors * F32,
+                    optimiser: factors * 2.0 * F32,
+                    reference,
+                }
+            }
+            None => {
+                let masters = if setting.dtype == Kind::BFloat16 { F32 } else { 0.0 };
+                Fixed {
+                    weights,
+                    adapter: 0.0,
+                    gradients: weights,
+                    optimiser: parameters * (2.0 * F32 + masters),
+                    reference,
+                }
+            }
+        }
+    }
+
+    /// Returns their sum.
+    pub fn total(&self) -> f64 {
+        self.weights + self.adapter + self.gradients + self.optimiser + self.reference
+    }
+}
+
+/// What one pack takes beside the fixed parts, at its peak, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Work {
+    /// Kept from the forward pass for the way back.
+    pub activations: f64,
+    /// The head's rows, its gradients into them, and one chunk of logits.
+    pub head: f64,
+    /// What the backward pass of a layer, or the optimiser, takes beyond these.
+    pub buffers: f64,
+    /// Logits of a chunk: a part of `head`.
+    pub logits: f64,
+}
+
+impl Work {
+    /// Counts it for one pack, with the graph kept or layer by layer.
+    pub fn of(setting: &Setting<'_>, pack: &PackShape, is_recomputed: bool) -> Work {
+        let activations = Activations { setting, pack };
+        let head = Head { setting, pack };
+        let kept = activations.kept(is_recomputed);
+        let forward = kept.at_head + head.peak();
+        let backward = kept.on_the_way_back + activations.backward_buffers() + head.surrogate();
+        let peak = forward.max(backward).max(update_buffers(setting));
+        let activations = kept.at_head.max(kept.on_the_way_back);
+        let of_head = head.peak().min(peak - kept.at_head);
+        Work { activations, head: of_head, buffers: (peak - activations - of_head).max(0.0), logits: head.logits() }
+    }
+
+    /// Returns the sum.
+    pub fn total(&self) -> f64 {
+        self.activations + self.head + self.buffers
+    }
+}
+
+/// What the update of the largest tensor takes: gradient, root, quotient and step in f32.
+fn update_buffers(setting: &Setting<'_>) -> f64 {
+    let largest = match setting.adapter {
+        Some(adapter) => {
+            let sizes = adapter.targets.iter().map(|module| module.shape(setting.config));
+            sizes.map(|(out, input)| (adapter.r * out.max(input)) as f64).fold(0.0, f64::max)
+        }
+        None => embedding(setting.config),
+    };
+    4.0 * F32 * largest
+}
+
+/// What the head takes.
+struct Head<'a> {
+    setting: &'a Setting<'a>,
+    pack: &'a PackShape,
+}
+
+impl Head<'_> {
+    /// At its last chunk: the rows, their gradients and those joined, logits; dL/dW where the head is trained.
+    fn peak(&self) -> f64 {
+        let d = self.setting.config.hidden_size as f64;
+        let rows = self.pack.head_rows + self.pack.kl_rows;
+        let of_rows =
+            d * (rows * (self.setting.stream_bytes() + 2.0 * F32) + self.pack.kl_rows * self.setting.stream_bytes());
+        of_rows + self.chunk() + self.weight_gradient()
+    }
+
+    /// Stays until the backward pass has passed the head: rows times slopes, and the gradient of W.
+    fn surrogate(&self) -> f64 {
+        let d = self.setting.config.hidden_size as f64;
+        let of_weight = if self.setting.is_full() { embedding(self.setting.config) * F32 } else { 0.0 };
+        2.0 * F32 * d * (self.pack.head_rows + self.pack.kl_rows) + of_weight
+    }
+
+    /// Numbers of a chunk's logits, cut as those of a type are.
+    fn numbers(&self, rows: f64, kind: Kind) -> f64 {
+        let row = self.setting.config.vocab_size * kind.elt_size_in_bytes() as i64;
+        rows.min((head::CHUNK_BYTES / row).max(1) as f64) * self.setting.config.vocab_size as f64
+    }
+
+    /// Bytes of a chunk's logits.
+    fn logits(&self) -> f64 {
+        let log_probs = self.numbers(self.pack.head_rows, self.setting.store) * self.setting.store_bytes();
+        log_probs.max(self.numbers(self.pack.kl_rows, Kind::Float) * F32)
+    }
+
+    /// Logits of one chunk and what is made of them.
+    fn chunk(&self) -> f64 {
+        let Setting { config, store: kind, .. } = *self.setting;
+        let store = self.setting.store_bytes();
+        let is_capped = config.final_softcap.is_some();
+        let log_probs = match is_capped {
+            // bf16 logits are summed as a copy in f32.
+            false => self.numbers(self.pack.head_rows, kind) * (store + if kind == Kind::Float { 0.0 } else { F32 }),
+            // Logits, in f32 before and after the cap, three steps on the way.
+            true => self.numbers(self.pack.head_rows, Kind::Float) * (store + 5.0 * F32),
+        };
+        // Logits and log-probs of both policies, two exponentials, their difference.
+        let capped = if is_capped { 3.0 * F32 } else { 0.0 };
+        let kl = self.numbers(self.pack.kl_rows, Kind::Float) * (2.0 * store + 4.0 * F32 + capped);
+        let is_reordered = self.setting.reorders_bf16 && kind == Kind::BFloat16;
+        let reordered = if is_reordered { embedding(config) * store } else { 0.0 };
+        log_probs.max(kl) + reordered
+    }
+
+    /// dL/dW, a chunk's part of it, and that part in f32.
+    fn weight_gradient(&self) -> f64 {
+        if !self.setting.is_full() {
+            return 0.0;
+        }
+        let cast = if self.setting.store == Kind::Float { 0.0 } else { F32 };
+        embedding(self.setting.config) * (F32 + self.setting.store_bytes() + cast)
+    }
+}
+
+/// Numbers of the embedding, the largest tensor of most models.
+fn embedding(config: &ModelConfig) -> f64 {
+    config.vocab_size as f64 * config.hidden_size as f64
+}
+
+/// Returns the number of a model's weights.
+pub fn parameters(config: &ModelConfig) -> f64 {
+    // The layers are alike, however many there are.
+    let one = ModelConfig { layers: 1, ..config.clone() };
+    let expected = weights::expected(&one);
+    let sum = |in_layer: bool| -> f64 {
+        let tensors = expected.iter().filter(|(name, _)| name.contains(".layers.") == in_layer);
+        tensors.map(|(_, shape)| shape.iter().map(|&n| n as f64).product::<f64>()).sum()
+    };
+    sum(false) + sum(true) * config.layers as f64
+}
+
+/// Returns the number of an adapter's weights.
+pub fn adapter_parameters(config: &ModelConfig, adapter: &LoraConfig) -> f64 {
+    let of = |module: &Module| {
+        let (out, input) = module.shape(config);
+        (out + input) as f64 * adapter.r as f64
+    };
+    adapter.targets.iter().map(of).sum::<f64>() * config.layers as f64
+}
