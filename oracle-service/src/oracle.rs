@@ -164,10 +164,21 @@ pub(crate) fn read_policy(file: &Path) -> Result<String> {
 /// It is no http or https address.
 pub(crate) fn check_url(url: &str) -> Result<()> {
     match url.split_once("://") {
+        Some(("http" | "https", rest)) if names_a_user(rest) => Err(shared::Error::Config(
+            "--base-url has a user or password before its host, which would stand in messages and in the state; keys are \
+             given by OPENAI_API_KEY or an endpoint's key_env, key_file or headers"
+                .into(),
+        )
+        .into()),
         Some(("http" | "https", rest)) if !rest.is_empty() => Ok(()),
         _ => Err(shared::Error::Config(format!("--base-url {url:?} is no address; expected http(s)://HOST[:PORT]/v1"))
             .into()),
     }
+}
+
+/// Returns whether what follows the scheme of an address has a user or a password before the host.
+pub(crate) fn names_a_user(rest: &str) -> bool {
+    rest.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@'))
 }
 
 impl Oracle {
@@ -378,9 +389,12 @@ pub(crate) mod tests {
     fn an_address_needs_a_scheme() {
         check_url("http://127.0.0.1:7402/v1").unwrap();
         check_url("https://api.openai.com/v1").unwrap();
+        check_url("https://api.openai.com/v1?at=a@b").unwrap();
         for url in ["127.0.0.1:7402", "ftp://x", "http://", ""] {
             assert!(check_url(url).unwrap_err().to_string().contains("--base-url"), "{url}");
         }
+        let told = check_url("https://me:secret@host/v1").unwrap_err().to_string();
+        assert!(told.contains("user or password") && !told.contains("secret"), "{told}");
     }
 
     #[test]

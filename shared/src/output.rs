@@ -45,6 +45,12 @@ impl AtomicFile {
         self.file.write_all(bytes).map_err(|source| Error::io("write", &self.named, source))
     }
 
+    /// Returns the temporary file's path, for a library that writes files by their name. What it writes there replaces
+    /// what was appended.
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Syncs the content, then gives the file its name.
     pub fn finish(mut self) -> Result<()> {
         self.file.flush().map_err(|source| Error::io("write", &self.named, source))?;

@@ -113,6 +113,7 @@ impl Place {
         let placed = placed.map_err(io).and_then(|file| {
             shared::lock::take(&file, wish.named, wish.instead)?;
             fs::rename(&beside, path).map_err(io)?;
+            sync_folder(path);
             Ok(Place { path: path.to_owned(), file, was_there })
         });
         placed.inspect_err(|_| {
@@ -155,6 +156,12 @@ impl Place {
         self.check()?;
         fs::remove_file(&self.path).map_err(|error| Error::model(&self.path, error.to_string()))
     }
+}
+
+/// Makes a rename durable, where the file system can.
+fn sync_folder(path: &Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
 
 /// Returns who a held file says holds it.

@@ -140,6 +140,13 @@ impl Spec {
         {
             return Err(format!("base_url {:?} is no address; expected http(s)://HOST[:PORT]/v1", self.base_url));
         }
+        if self.base_url.split_once("://").is_some_and(|(_, rest)| crate::oracle::names_a_user(rest)) {
+            return Err(
+                "base_url has a user or password before its host, which would stand in messages and in the state; \
+                        keys are given by key_env, key_file or headers"
+                    .to_owned(),
+            );
+        }
         if !(self.weight.is_finite() && self.weight > 0.0) {
             return Err(format!("weight is {}; expected a number above 0", self.weight));
         }

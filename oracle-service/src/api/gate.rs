@@ -186,6 +186,7 @@ impl Gate {
                     wait
                 }
                 Step::Later => {
+                    self.tell(None, None);
                     // What it waits for may itself wait for its turn, to be sent again with the money it has.
                     turn = None;
                     LOOK
@@ -234,6 +235,8 @@ impl Gate {
         }
         let mut wait = LOOK;
         let (mut refused, mut away) = (None, None);
+        // How long until the pace of an endpoint that is used allows the request.
+        let mut paced: Option<Duration> = None;
         let mut usable = 0;
         let mut best: Option<(f64, &Arc<Endpoint>)> = None;
         for endpoint in &self.endpoints {
@@ -258,6 +261,7 @@ impl Gate {
             let own = of.pacer.wait(size.tokens, now);
             if !own.is_zero() {
                 wait = wait.min(own);
+                paced = Some(paced.map_or(own, |least| least.min(own)));
                 continue;
             }
             let turn = of.turn.max(state.turn);
@@ -269,13 +273,13 @@ impl Gate {
             let mut of = endpoint.lock();
             of.turn = turn + 1.0 / of.weight;
             of.in_flight += 1;
-            of.health.sent();
+            let is_look = of.health.sent();
             let permit = of.pacer.take(size.tokens, now);
             drop(of);
             state.turn = turn;
             state.in_flight += 1;
             let (gate, endpoint) = (self.clone(), endpoint.clone());
-            return Step::Go(Ticket { gate, endpoint, permit, is_told: false });
+            return Step::Go(Ticket { gate, endpoint, permit, is_told: false, is_look });
         }
         if usable == 0 {
             match (refused, away) {
@@ -286,8 +290,8 @@ impl Gate {
                 (None, None) => {}
             }
         }
-        let told = wait > WORTH_TELLING && wait < LOOK;
-        Step::Wait(wait, told.then(|| format!("the rate limit; next request in {:.0} s", wait.as_secs_f64())))
+        let told = paced.filter(|paced| *paced > WORTH_TELLING && *paced < LOOK);
+        Step::Wait(wait, told.map(|paced| format!("the rate limit; next request in {:.0} s", paced.as_secs_f64())))
     }
 
     /// Stops sending; what is on its way is still stored.
@@ -365,7 +369,7 @@ impl Gate {
         self.lock().pause.clone()
     }
 
-    /// Returns what the next request waits for, for people.
+    /// Returns whether the job was paused, by a person or by an alarm.
     pub(super) fn is_paused(&self) -> bool {
         let state = self.lock();
         state.is_paused || state.alarm.is_some()

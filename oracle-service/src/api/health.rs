@@ -95,9 +95,16 @@ impl Health {
         }
     }
 
-    /// Notes that a request goes out.
-    pub(crate) fn sent(&mut self) {
+    /// Notes that a request goes out. Returns whether it is the look at an endpoint that is not used.
+    pub(crate) fn sent(&mut self) -> bool {
         self.is_looking = self.halt.is_some();
+        self.is_looking
+    }
+
+    /// Notes that a look came to nothing: the request was not sent, or nobody learnt what became of it. The next one may
+    /// look at once.
+    pub(crate) fn look_is_over(&mut self) {
+        self.is_looking = false;
     }
 
     /// Notes an answer to a request that was sent then.
@@ -237,6 +244,18 @@ mod tests {
             assert_eq!(health.wait(now), None, "one at a time");
             assert!(!health.failed(1, "cut", now), "an outage is not the item's fault");
         }
+    }
+
+    #[test]
+    fn a_look_that_was_not_sent_leaves_the_next_one_free() {
+        let start = Instant::now();
+        let mut health = Health::new(LONGEST_OUTAGE);
+        assert!(!health.sent(), "nothing to look at");
+        health.away("cut", start);
+        let now = start + health.wait(start).unwrap();
+        assert!(health.sent() && health.wait(now).is_none());
+        health.look_is_over();
+        assert_eq!(health.wait(now), Some(Duration::ZERO));
     }
 
     #[test]

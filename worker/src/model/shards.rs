@@ -52,8 +52,9 @@ fn cut(tensors: &[Planned], max_bytes: u64) -> Vec<&[Planned]> {
     files
 }
 
-/// Writes the weights of a model folder; `tensor` makes one when it is needed. What readers would take for the weights
-/// of an earlier output of another number of files is removed when these are whole.
+/// Writes the weights of a model folder; `tensor` makes one when it is needed. Where there are several files, an earlier
+/// output's list is removed first, so that what is half written is not read as a whole model, and the new list is written
+/// last. Weights of an earlier output that are not part of this one are removed at the end.
 ///
 /// # Errors
 /// A tensor cannot be made, or a file cannot be written.
@@ -68,6 +69,14 @@ pub fn write(
         1 => vec![SINGLE.to_owned()],
         n => (1..=n).map(|i| format!("model-{i:05}-of-{n:05}.safetensors")).collect(),
     };
+    let earlier = weight_files(folder)?;
+    let remove = |name: &str| {
+        let file = folder.join(name);
+        std::fs::remove_file(&file).map_err(|e| Error::model(&file, e.to_string()))
+    };
+    if names.len() > 1 {
+        earlier.iter().filter(|name| [SINGLE, INDEX].contains(&name.as_str())).try_for_each(|name| remove(name))?;
+    }
     let mut weight_map = Map::new();
     for (file, name) in files.iter().zip(&names) {
         let made = file
@@ -77,19 +86,31 @@ pub fn write(
         tensor_file::write(&folder.join(name), &made)?;
         weight_map.extend(file.iter().map(|planned| (planned.name.clone(), name.as_str().into())));
     }
-    let superseded = if names.len() == 1 {
-        INDEX
-    } else {
+    if names.len() > 1 {
         let total: u64 = tensors.iter().map(Planned::bytes).sum();
         let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
         shared::output::write_json(&folder.join(INDEX), &index)?;
-        SINGLE
-    };
-    let superseded = folder.join(superseded);
-    match superseded.exists() {
-        true => std::fs::remove_file(&superseded).map_err(|e| Error::model(&superseded, e.to_string())),
-        false => Ok(()),
     }
+    let is_part = |name: &String| names.contains(name) || (names.len() > 1 && name == INDEX);
+    earlier.iter().filter(|name| !is_part(name) && folder.join(name).exists()).try_for_each(|name| remove(name))
+}
+
+/// Lists what readers take for a model's weights, by name.
+fn weight_files(folder: &Path) -> Result<Vec<String>> {
+    let io = |e: std::io::Error| Error::model(folder, e.to_string());
+    let is_one = |name: &str| {
+        let part = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+        let is_part = part.and_then(|part| part.split_once("-of-")).is_some_and(|(i, n)| {
+            [i, n].iter().all(|number| !number.is_empty() && number.chars().all(|c| c.is_ascii_digit()))
+        });
+        is_part || name == SINGLE || name == INDEX
+    };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        names.extend(entry.map_err(io)?.file_name().into_string().ok().filter(|name| is_one(name)));
+    }
+    names.sort();
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -119,20 +140,24 @@ mod tests {
             let at: usize = name[1..].parse().unwrap();
             Ok(Tensor::full([tensors[at].numel as i64], at as f64, (Kind::Float, Device::Cpu)))
         };
-        for (max, files) in [(1 << 20, vec![SINGLE]), (32, vec![INDEX]), (1 << 20, vec![SINGLE])] {
+        for (max, files) in [(1 << 20, 0), (16, 3), (32, 2), (1 << 20, 0), (32, 2)] {
             write(dir.path(), &tensors, max, make).unwrap();
-            for name in [SINGLE, INDEX] {
-                assert_eq!(dir.path().join(name).exists(), files.contains(&name), "{name} at {max}");
-            }
+            let mut expected: Vec<String> =
+                (1..=files).map(|i| format!("model-{i:05}-of-{files:05}.safetensors")).collect();
+            expected.push(if files == 0 { SINGLE } else { INDEX }.to_owned());
+            assert_eq!(weight_files(dir.path()).unwrap(), expected, "{max}");
             let checkpoint = Checkpoint::open(dir.path()).unwrap();
             assert_eq!(checkpoint.stored("t2").unwrap().size(), [8]);
             assert_eq!(checkpoint.stored("t2").unwrap().double_value(&[3]), 2.0);
         }
-        let index: serde_json::Value = {
-            write(dir.path(), &tensors, 32, make).unwrap();
-            shared::input::read_json(&dir.path().join(INDEX)).unwrap()
-        };
+        let index: serde_json::Value = shared::input::read_json(&dir.path().join(INDEX)).unwrap();
         assert_eq!(index["metadata"]["total_size"], 64);
         assert_eq!(index["weight_map"]["t1"], "model-00001-of-00002.safetensors");
+        // Interrupted while the second file is made: there is no model, rather than one of two outputs.
+        let cut_off = write(dir.path(), &tensors, 32, |name| match name {
+            "t2" => Err(Error::Stopped),
+            other => make(other),
+        });
+        assert!(cut_off.is_err() && Checkpoint::open(dir.path()).is_err());
     }
 }

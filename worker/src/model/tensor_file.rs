@@ -144,19 +144,9 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
         })
         .collect::<Result<Vec<_>>>()?;
     let fields = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    // Two workers may make the same file at the same time.
-    let beside = path.with_extension(format!("safetensors.{}.tmp", std::process::id()));
-    safetensors::serialize_to_file(stored.iter().map(|(name, s)| (name, s)), Some(fields), &beside)
-        .map_err(|e| Error::model(path, format!("could not be written: {e}; the previous file, if any, is untouched")))
-        .and_then(|()| sync_and_rename(&beside, path))
-        .inspect_err(|_| {
-            let _ = std::fs::remove_file(&beside);
-        })
-}
-
-fn sync_and_rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::File::open(from)
-        .and_then(|file| file.sync_all())
-        .and_then(|()| std::fs::rename(from, to))
-        .map_err(|e| Error::model(to, format!("could not be written: {e}")))
+    let file = shared::output::AtomicFile::create(path)?;
+    safetensors::serialize_to_file(stored.iter().map(|(name, s)| (name, s)), Some(fields), file.temporary()).map_err(
+        |e| Error::model(path, format!("could not be written: {e}; the previous file, if any, is untouched")),
+    )?;
+    Ok(file.finish()?)
 }

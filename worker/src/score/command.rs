@@ -224,12 +224,13 @@ fn spare_records(gold_out: &Path) -> Result<()> {
     if !gold_out.exists() {
         return Ok(());
     }
-    let is_gold = |pair: &serde_json::Map<String, serde_json::Value>| !pair.contains_key("category");
+    // Only a batch that was drawn says where its pairs come from: one made by hand is not replaced.
+    let is_gold = |pair: &serde_json::Map<String, serde_json::Value>| pair.contains_key("origin");
     match shared::input::read_all::<serde_json::Map<String, serde_json::Value>>(gold_out) {
         Ok(pairs) if pairs.iter().all(is_gold) => Ok(()),
         _ => Err(Error::model(
             gold_out,
-            "is there already and is no gold batch; name another file by --gold-out, or another folder by --out",
+            "is there already and is no gold batch that was drawn (to use it, give it as --gold); name another file by --gold-out, or another folder by --out",
         )),
     }
 }
@@ -243,12 +244,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gold.json");
         assert!(spare_records(&path).is_ok());
-        let pair = json!({"prompt": "p", "chosen": "a", "rejected": "b"});
-        shared::output::write_json(&path, &json!([pair])).unwrap();
-        assert!(spare_records(&path).is_ok());
-        let mut record = pair.clone();
+        let by_hand = json!({"prompt": "p", "chosen": "a", "rejected": "b"});
+        let (mut drawn, mut record) = (by_hand.clone(), by_hand.clone());
+        drawn["origin"] = json!({"category": "INVERT", "record": 3});
         record["category"] = json!("INVERT");
-        shared::output::write_json(&path, &json!([pair, record])).unwrap();
-        assert!(spare_records(&path).unwrap_err().to_string().contains("--gold-out"));
+        shared::output::write_json(&path, &json!([drawn])).unwrap();
+        assert!(spare_records(&path).is_ok());
+        for other in [by_hand, record] {
+            shared::output::write_json(&path, &json!([drawn, other])).unwrap();
+            assert!(spare_records(&path).unwrap_err().to_string().contains("--gold-out"));
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! name is whole, unless the disk damaged it, which the hash tells.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -48,8 +49,11 @@ pub fn save(
     check()?;
     let step = optimizer.step;
     let target = run_dir.join(format!("checkpoint-{step}"));
-    // A name of this process's own: one that was frozen while it wrote finds its folder removed, not filled by another.
-    let beside = run_dir.join(format!("checkpoint-{step}.{}.tmp", std::process::id()));
+    // A name of this process's own, in other containers too: one that was frozen while it wrote finds its folder removed,
+    // not filled by another.
+    let moment = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+    let own = |part: u8| run_dir.join(format!("checkpoint-{step}.{}.{moment}.{part}.tmp", std::process::id()));
+    let (beside, aside) = (own(0), own(1));
     let io = |e: std::io::Error| Error::model(&target, format!("checkpoint could not be written: {e}"));
     for left in unfinished(run_dir)? {
         std::fs::remove_dir_all(&left).map_err(io)?;
@@ -64,10 +68,20 @@ pub fn save(
         State { format: FORMAT, step, run_key: run_key.to_owned(), seen: seen.clone(), tensors_blake3: hash(&file)? };
     shared::output::write_json(&beside.join("state.json"), &state)?;
     check()?;
-    if target.exists() {
-        std::fs::remove_dir_all(&target).map_err(io)?;
+    let had_one = target.exists();
+    if had_one {
+        std::fs::rename(&target, &aside).map_err(io)?;
     }
-    std::fs::rename(&beside, &target).map_err(io)?;
+    if let Err(error) = std::fs::rename(&beside, &target) {
+        // Frozen since the check: what was there is a newer attempt's.
+        if had_one {
+            let _ = std::fs::rename(&aside, &target);
+        }
+        return Err(io(error));
+    }
+    if had_one {
+        std::fs::remove_dir_all(&aside).map_err(io)?;
+    }
     std::fs::File::open(run_dir).and_then(|dir| dir.sync_all()).map_err(io)?;
     let mut all = list(run_dir)?;
     all.sort_by_key(|(step, _)| std::cmp::Reverse(*step));

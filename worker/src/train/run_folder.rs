@@ -91,7 +91,8 @@ impl RunFolder {
             )));
         }
         let summary = self.path.join("train_summary.json");
-        Ok(if summary.exists() { Some(shared::input::read_json(&summary)?) } else { None })
+        self.is_complete = summary.exists();
+        Ok(if self.is_complete { Some(shared::input::read_json(&summary)?) } else { None })
     }
 
     /// Records what shapes the run: from now on the folder is this run's.

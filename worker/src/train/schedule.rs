@@ -30,7 +30,7 @@ pub enum Batching {
     #[default]
     Mixed,
     /// A part of every category in every batch, as Algorithm 1 draws them: each category is shuffled by itself, and every
-    /// batch has its share of the set, to within one record
+    /// batch has its share of the set, to within two records
     ByCategory,
 }
 

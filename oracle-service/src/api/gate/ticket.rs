@@ -8,6 +8,8 @@ pub(in crate::api) struct Ticket {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) permit: Permit,
     pub(super) is_told: bool,
+    /// It is the one look at an endpoint that is not used.
+    pub(super) is_look: bool,
 }
 
 impl Ticket {
@@ -80,6 +82,10 @@ impl Drop for Ticket {
         of.in_flight -= 1;
         if !self.is_told {
             of.pacer.failed(self.permit);
+        }
+        // The answer may have been in the ledger by then, or the ledger could not be written: nothing was sent.
+        if self.is_look {
+            of.health.look_is_over();
         }
         drop(of);
         self.gate.lock().in_flight -= 1;
