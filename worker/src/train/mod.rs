@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 mod curves;
+pub mod gang;
 pub mod metrics;
 pub mod optim;
 pub mod options;
@@ -12,6 +13,8 @@ pub mod pace;
 pub mod run_folder;
 pub mod schedule;
 pub mod tensorboard;
+mod update;
+mod weights;
 
 use std::path::Path;
 use std::time::Instant;
@@ -19,9 +22,9 @@ use std::time::Instant;
 use serde_json::json;
 use tch::{Device, Kind};
 
-use crate::collective::{self, Collective};
+use crate::collective::Collective;
 use crate::control::{Control, Stop};
-use crate::dataset::{self, DataSet, Truncated};
+use crate::dataset::{DataSet, Truncated};
 use crate::error::{Error, Result};
 use crate::measure;
 use crate::model::decoder::Decoder;
@@ -29,15 +32,15 @@ use crate::model::lora::Lora;
 use crate::model::{adapter_file, export_check};
 use crate::model_folder;
 use crate::objective::method::Method;
-use crate::objective::step::{self, DropoutKey, Item, LossParts, Policy};
+use crate::objective::step::{DropoutKey, Item, Policy};
 use crate::reference;
-use crate::score::{self, Scores};
-use crate::text::Encoder;
+use crate::score;
 use curves::Curves;
 use metrics::StepMetrics;
 use optim::AdamW;
 pub use options::TrainArgs;
 use run_folder::RunFolder;
+use update::StepSums;
 
 /// Runs the whole training, as one member of a gang or alone. Returns the run's summary as written to
 /// `train_summary.json`. Every member computes; the first rank alone writes.
@@ -68,7 +71,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         None => Vec::new(),
     };
     let truncated = Truncated::of(items.iter().flatten());
-    let stored_weights = stored_weights(args, &set)?;
+    let stored_weights = weights::stored_weights(args, &set)?;
     let adapter = match (&args.init_adapter, args.full) {
         (Some(dir), _) => {
             let mut adapter = adapter_file::load(dir, &decoder.config, &decoder.fingerprint, decoder.device)?;
@@ -103,14 +106,14 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
             Truncated::of(&replay).warn(&set.file, args.max_length);
         }
         let scores = match &stored_weights {
-            None => made_scores(args, &run, &decoder, adapter.as_ref(), &encoder, &set, control)?,
+            None => weights::made_scores(args, &run, &decoder, adapter.as_ref(), &encoder, &set, control)?,
             Some(_) => None,
         };
         // From here on the folder belongs to these settings: nothing is refused any more for what they are.
         run.bind(&key)?;
         keep_set_aside(&run, &set, replay_set.as_ref())?;
         if let Some(scores) = scores {
-            keep_scores(args, &run, &set, scores)?;
+            weights::keep_scores(args, &run, &set, scores)?;
         }
     }
 
@@ -119,7 +122,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         None => {
             // The other ranks wait here until the file is whole.
             gang.first_of(0.0)?;
-            own_weights(&run)?
+            weights::own_weights(&run)?
         }
     };
     for (item, weight) in items.iter_mut().zip(weights) {
@@ -241,12 +244,13 @@ fn train(
         });
 
         optimizer.zero_grad();
-        let mut sums = StepSums { parts: own_pass(args, policy, items, batch, dropout, gang)?, ..StepSums::default() };
+        let mut sums =
+            StepSums { parts: update::own_pass(args, policy, items, batch, dropout, gang)?, ..StepSums::default() };
         if !replay.is_empty() {
-            sums.replayed = replay_pass(args, policy, replay, step, gang)?;
+            sums.replayed = update::replay_pass(args, policy, replay, step, gang)?;
         }
         sums.stop = control.stop();
-        exchange(&mut sums, optimizer, gang)?;
+        update::exchange(&mut sums, optimizer, gang)?;
 
         let norm = optimizer.gradient_norm();
         if !norm.is_finite() {
@@ -305,80 +309,6 @@ fn train(
     Ok(tokens)
 }
 
-/// A step's sums, this rank's own at first, the gang's after [`exchange`].
-#[derive(Debug, Default)]
-struct StepSums {
-    parts: LossParts,
-    /// Mean-token NLL of the replay batch.
-    replayed: f64,
-    /// What any rank was told; all obey at the same step.
-    stop: Option<Stop>,
-}
-
-/// Adds sums and gradients over the ranks.
-fn exchange(sums: &mut StepSums, optimizer: &mut AdamW, gang: &mut dyn Collective) -> Result<()> {
-    if gang.world_size() == 1 {
-        return Ok(());
-    }
-    let told = |stop| f64::from(u8::from(sums.stop == Some(stop)));
-    let mut numbers = sums.parts.numbers().to_vec();
-    numbers.extend([sums.replayed, told(Stop::Cancelled), told(Stop::Paused)]);
-    gang.all_reduce_f64(&mut numbers)?;
-    let mut gradients = optimizer.flat_gradients();
-    gang.all_reduce(&mut gradients)?;
-    optimizer.set_flat_gradients(&gradients);
-    sums.parts = LossParts::from_numbers(numbers[..LossParts::NUMBERS].try_into().expect("as many"));
-    let rest = &numbers[LossParts::NUMBERS..];
-    sums.replayed = rest[0];
-    sums.stop = match (rest[1] > 0.0, rest[2] > 0.0) {
-        (true, _) => Some(Stop::Cancelled),
-        (false, true) => Some(Stop::Paused),
-        (false, false) => None,
-    };
-    Ok(())
-}
-
-/// This rank's part of a step: forward, loss and backward over the records dealt to it.
-fn own_pass(
-    args: &TrainArgs,
-    policy: Policy<'_>,
-    items: &[Option<Item>],
-    batch: &[usize],
-    dropout: Option<DropoutKey>,
-    gang: &dyn Collective,
-) -> Result<LossParts> {
-    let settings = args.objective();
-    let scale = 1.0 / batch.len() as f64;
-    let costs: Vec<usize> = batch.iter().map(|&i| items[i].as_ref().map_or(0, Item::tokens)).collect();
-    let own = &collective::deal(&costs, gang.world_size())[gang.rank()];
-    let mut parts = LossParts::default();
-    let present = own.iter().filter_map(|&position| items[batch[position]].as_ref());
-    for pack in dataset::packs(present, args.score.pack_tokens) {
-        let sums = step::accumulate(policy, &pack, &settings, scale, dropout);
-        parts.add(&sums.map_err(|bad| bad.in_file(&args.dataset_json_path, ADVICE))?);
-    }
-    Ok(parts)
-}
-
-/// What to do about a loss that is not finite.
-const ADVICE: &str = "lower --learning-rate or remove the record; at the first step, look at the model's weights and \
-                      --dtype";
-
-/// This rank's part of a step's replay batch; returns its part of the mean-token NLL.
-fn replay_pass(args: &TrainArgs, policy: Policy<'_>, replay: &[Item], step: u64, gang: &dyn Collective) -> Result<f64> {
-    let picked = schedule::replay_batch(args.seed, step, replay.len(), args.replay_batch_size);
-    let scale = args.replay_weight / picked.len() as f64;
-    let costs: Vec<usize> = picked.iter().map(|&i| replay[i].tokens()).collect();
-    let own = &collective::deal(&costs, gang.world_size())[gang.rank()];
-    let mut nll = 0.0;
-    for pack in dataset::packs(own.iter().map(|&position| &replay[picked[position]]), args.score.pack_tokens) {
-        let file = args.replay_json_path.as_deref().unwrap_or(&args.dataset_json_path);
-        let sums = step::accumulate(policy, &pack, &args.objective(), scale, None);
-        nll += sums.map_err(|bad| bad.in_file(file, ADVICE))?.nll;
-    }
-    Ok(nll / picked.len() as f64)
-}
-
 /// Writes what was set aside into the run's folder.
 fn keep_set_aside(run: &RunFolder, set: &DataSet, replay: Option<&DataSet>) -> Result<()> {
     let beside = |file: &Path, part: &str| run.path.join(format!("{}{part}.json", shared::output::stem(file)));
@@ -386,107 +316,5 @@ fn keep_set_aside(run: &RunFolder, set: &DataSet, replay: Option<&DataSet>) -> R
     match replay {
         Some(set) => set.set_aside(&beside(&set.file, "_replay")),
         None => Ok(()),
-    }
-}
-
-/// Scores the records, unless this run did before it was interrupted; finished packs are kept in the folder until
-/// [`keep_scores`].
-fn made_scores(
-    args: &TrainArgs,
-    run: &RunFolder,
-    decoder: &Decoder,
-    adapter: Option<&Lora>,
-    encoder: &Encoder,
-    set: &DataSet,
-    control: &Control,
-) -> Result<Option<Scores>> {
-    if weighted_file(run).exists() {
-        // Written whole before training began.
-        return Ok(None);
-    }
-    let fresh;
-    let (adapter, is_fresh) = match adapter {
-        Some(adapter) => (adapter, args.init_adapter.is_none()),
-        None => {
-            fresh = Lora::fresh(args.lora.fresh(&decoder.config)?, &decoder.config, args.seed, decoder.device);
-            (&fresh, true)
-        }
-    };
-    let journal = run.path.join("score.journal");
-    let settings = args.score_settings();
-    let model_dir = &args.model.model_name_or_path;
-    let key = score::context(decoder, model_dir, &args.text, &args.lora, args.seed, args.init_adapter.as_deref())?;
-    score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &key, control).map(Some)
-}
-
-/// Writes the gold batch and the weighted records, which end the scoring.
-fn keep_scores(args: &TrainArgs, run: &RunFolder, set: &DataSet, scores: Scores) -> Result<()> {
-    let gold_out = run.path.join("gold.json");
-    if !args.score.gold.as_deref().is_some_and(|given| shared::output::same_file(given, &gold_out)) {
-        shared::output::write_json(&gold_out, &scores.gold)?;
-    }
-    score::write_weighted(&weighted_file(run), set, args.method, &scores)?;
-    scores.journal.remove()
-}
-
-/// Returns the weight of every record as this run made it.
-fn own_weights(run: &RunFolder) -> Result<Vec<f64>> {
-    let records: Vec<shared::record::Record> = shared::input::read_all(&weighted_file(run))?;
-    Ok(records.iter().map(|record| record.impact_score.unwrap_or(0.0)).collect())
-}
-
-fn weighted_file(run: &RunFolder) -> std::path::PathBuf {
-    run.path.join("weighted_dataset.json")
-}
-
-/// Returns the weights that are known without scoring: 1 where the method has none, or those that the records bring.
-fn stored_weights(args: &TrainArgs, set: &DataSet) -> Result<Option<Vec<f64>>> {
-    if !args.method.is_weighted() || args.uniform_weights {
-        return Ok(Some(vec![1.0; set.records.len()]));
-    }
-    if args.rescore {
-        return Ok(None);
-    }
-    let mut weights = Vec::with_capacity(set.records.len());
-    let (mut missing, mut sum, mut conflict) = (None, 0.0, 0);
-    for (record, &index) in set.records.iter().zip(&set.index) {
-        let named = |problem: String| Error::record(&set.file, index, problem);
-        let needs = args.method.term(record, 0.0).map_err(named)?.is_some_and(|term| term.uses_ratios());
-        let scored_as = record.extra.get(shared::weights::METHOD_FIELD).and_then(serde_json::Value::as_str);
-        if let Some(name) = scored_as.filter(|name| needs && *name != args.method.scored_as().name()) {
-            return Err(named(format!(
-                "its weight was made for method {name}, not for {}; score the records again (--rescore)",
-                args.method.name()
-            )));
-        }
-        match record.impact_score {
-            Some(weight) if !weight.is_finite() || weight < 0.0 => {
-                return Err(named(format!("field \"impact_score\" is {weight}; expected a number from 0")));
-            }
-            Some(weight) if needs => {
-                conflict += 1;
-                sum += weight;
-                weights.push(weight);
-            }
-            None if needs => {
-                missing = missing.or(Some(index));
-                weights.push(0.0);
-            }
-            _ => weights.push(1.0),
-        }
-    }
-    match missing {
-        Some(_) if conflict == 0 => Ok(None),
-        Some(index) => Err(Error::record(
-            &set.file,
-            index,
-            "field \"impact_score\" is missing while other records have one; score the whole file again (--rescore)",
-        )),
-        None if conflict > 0 && sum == 0.0 => Err(Error::Numeric(format!(
-            "{}: every weight is 0, so training would do nothing; score the file again (--rescore) or use --method \
-             no-impact",
-            set.file.display()
-        ))),
-        None => Ok(Some(weights)),
     }
 }
