@@ -250,8 +250,10 @@ fn contradictions_name_the_key_that_was_written() {
             small("", "", "", "[[variant]]\nname = \"trace\""),
             "run.toml:14: variant.trace.name: there is another variant",
         ),
-        (small("", "", "", "[[variant]]\nname = \"u2a\""), "run.toml:14: variant.u2a.name: u2a (outer rounds of"),
-        (small("", "", "", "method = \"u2a\""), "run.toml:13: variant.trace.method: u2a (outer rounds of"),
+        (
+            small("", "", "", "train.u2a_top = 8"),
+            "run.toml:13: variant.trace.train.u2a_top: has an effect with method u2a",
+        ),
         (
             small("", "", "", "method = \"dpo\""),
             "run.toml:13: variant.trace.method: is \"dpo\", but the variant has the name",

@@ -2,7 +2,7 @@
 //! become weights once, over all of them.
 //!
 //! A shard holds a fixed number of the records that are scored, whatever the number of workers, so that the packs in it
-//! are always the same. RETAIN records, which carry no weight, are not sent (all are where a method scores all).
+//! are always the same. Records that carry no weight (of RETAIN, but for methods that punish there too) are not sent.
 
 use std::path::{Path, PathBuf};
 
@@ -90,9 +90,7 @@ pub(super) fn begin_gold(context: &Context, variant: usize) -> Result<Vec<Task>>
 
 /// Returns the positions of the records that get a score.
 fn scored(records: &[Record], method: Method) -> Vec<usize> {
-    let has_score =
-        |record: &Record| method.scores_all() || record.category.is_some_and(|category| category.is_conflict());
-    (0..records.len()).filter(|&at| has_score(&records[at])).collect()
+    (0..records.len()).filter(|&at| method.scores(&records[at])).collect()
 }
 
 fn method(context: &Context, variant: usize) -> Result<Method> {

@@ -87,10 +87,12 @@ fn scores_equal_explicit_gradients_for_every_weighted_method() {
         let mut records = records();
         for record in &mut records {
             record.oracle_response = Some("Ask at the desk.".into());
+            // So that U2A, too, has a term for every record.
+            record.rejected_violations = Some(vec![0]);
         }
         records
     };
-    for method in [Method::Trace, Method::OraclePunish, Method::NoKl, Method::NoTriage] {
+    for method in [Method::Trace, Method::OraclePunish, Method::NoKl, Method::NoTriage, Method::U2a] {
         let mut items = items(method, corrected());
         assert_eq!(items.len(), records().len());
         let ours = raw(&decoder, &base, &direction, &items, 0.3, dataset::PACK_TOKENS);

@@ -34,7 +34,7 @@ pub enum Method {
     /// Unweighted NPO on every violating response: both of PUNISH, `rejected` of INVERT, and of RETAIN where it is
     /// known to violate.
     Npo,
-    /// U2A (spec 4.8): weighted unlearning of every violating response. Not built yet.
+    /// U2A (spec 4.8): NPO on the same responses as npo, weighted by impact scores; no KL.
     U2a,
     /// Mean-token negative log-likelihood of `chosen`.
     Sft,
@@ -155,10 +155,7 @@ impl Method {
             Method::Npo | Method::U2a => match category()? {
                 Category::Invert => Some(Term::PunishOne(Rejected)),
                 Category::Punish => Some(Term::PunishBoth),
-                Category::Retain => {
-                    let violates = record.rejected_violations.as_ref().is_some_and(|list| !list.is_empty());
-                    violates.then_some(Term::PunishOne(Rejected))
-                }
+                Category::Retain => record.rejected_violates().then_some(Term::PunishOne(Rejected)),
             },
             Method::Sft => Some(Term::Imitate),
         })
@@ -171,7 +168,7 @@ impl Method {
 
     /// Returns whether the method multiplies conflict terms by impact scores.
     pub fn is_weighted(self) -> bool {
-        matches!(self, Method::Trace | Method::OraclePunish | Method::NoKl | Method::NoTriage)
+        matches!(self, Method::Trace | Method::OraclePunish | Method::NoKl | Method::NoTriage | Method::U2a)
     }
 }
 
@@ -201,7 +198,13 @@ mod tests {
         assert_eq!(Method::Trace.term(&record(Retain, ""), 0.0), Ok(None), "alpha_kl 0 costs nothing");
         assert_eq!(term(Method::NoTriage, Retain, ""), Some(Term::PunishOne(Rejected)));
         assert_eq!(term(Method::NaiveOracleDpo, Punish, "better"), inversion);
-        assert_eq!(term(Method::Npo, Invert, ""), Some(Term::PunishOne(Rejected)));
+        for method in [Method::Npo, Method::U2a] {
+            assert_eq!(term(method, Invert, ""), Some(Term::PunishOne(Rejected)));
+            assert_eq!(term(method, Punish, "better"), Some(Term::PunishBoth), "nothing is promoted");
+            assert_eq!(term(method, Retain, ""), None, "not known to violate");
+            let violating = Record { rejected_violations: Some(vec![0]), ..record(Retain, "") };
+            assert_eq!(method.term(&violating, 0.1), Ok(Some(Term::PunishOne(Rejected))));
+        }
     }
 
     #[test]

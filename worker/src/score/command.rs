@@ -40,7 +40,7 @@ pub struct ScoreCommand {
     /// An adapter folder at which to score instead of a fresh adapter.
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Option<PathBuf>,
-    /// Whose loss terms are scored: trace, oracle-punish or no-triage.
+    /// Whose loss terms are scored: trace (no-kl has the same), oracle-punish, no-triage or u2a.
     #[arg(long, value_enum, default_value = "trace")]
     pub method: Method,
     /// β of the losses.
@@ -89,7 +89,7 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
     };
     if !args.method.is_weighted() {
         return Err(Error::Config(format!(
-            "method {} has no impact weights; score with trace, oracle-punish, no-kl or no-triage",
+            "method {} has no impact weights; score with trace, oracle-punish, no-kl, no-triage or u2a",
             args.method.name()
         )));
     }

@@ -13,6 +13,7 @@ pub mod pace;
 pub mod run_folder;
 pub mod schedule;
 pub mod tensorboard;
+pub mod u2a;
 mod update;
 mod weights;
 
@@ -117,7 +118,8 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         }
     }
 
-    let weights = match stored_weights {
+    let is_scored_here = stored_weights.is_none();
+    let mut weights = match stored_weights {
         Some(weights) => weights,
         None => {
             // The other ranks wait here until the file is whole.
@@ -125,6 +127,17 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
             weights::own_weights(&run)?
         }
     };
+    let forget_set = items.iter().flatten().count();
+    if let Some(count) = args.u2a.u2a_top {
+        let scores = weights::raw_scores(&run, &set, &items, is_scored_here)?;
+        weights = u2a::top(&scores, count);
+        if count > forget_set {
+            tracing::warn!(
+                "--u2a-top is {count}, {} holds {forget_set} violating responses' records",
+                set.file.display()
+            );
+        }
+    }
     for (item, weight) in items.iter_mut().zip(weights) {
         if let Some(found) = item {
             found.weight = weight;
@@ -170,6 +183,9 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         "tokens_per_s": tokens as f64 / seconds, "peak_rss_gib": measure::peak_rss_gib(),
         "threads": tch::get_num_threads(),
     });
+    if args.method == Method::U2a {
+        summary["u2a"] = json!({"forget_set": forget_set, "selected": items.iter().flatten().count()});
+    }
     if run.is_owned() {
         run.check()?;
         match &adapter {

@@ -9,6 +9,7 @@ use super::gang::GangArgs;
 use super::optim::AdamWSettings;
 use super::pace::{Hold, Pace};
 use super::schedule::{self, Batching, Plan};
+use super::u2a::U2aArgs;
 use crate::error::{Error, Result};
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::Method;
@@ -168,6 +169,9 @@ pub struct TrainArgs {
     /// Score options.
     #[command(flatten)]
     pub score: ScoreArgs,
+    /// Options of U2A.
+    #[command(flatten)]
+    pub u2a: U2aArgs,
     /// Gang options.
     #[command(flatten)]
     pub gang: GangArgs,
@@ -254,13 +258,7 @@ impl TrainArgs {
         if !smoothed && self.label_smoothing != 0.0 {
             return refuse("--label-smoothing has an effect with the cdpo and rdpo losses only".into());
         }
-        if self.method == Method::U2a {
-            return refuse(
-                "method u2a (outer rounds of re-weighted unlearning, spec 4.8) is not built yet; npo is its unweighted \
-                 inner problem"
-                    .into(),
-            );
-        }
+        self.u2a.validate(self.method)?;
         self.lora.config().map(|_| ())
     }
 
@@ -362,7 +360,7 @@ impl TrainArgs {
 
     /// Returns every option that shapes the result, by name: a run is continued only when all are equal.
     pub fn key(&self) -> Value {
-        json!({
+        let mut key = json!({
             "method": self.method, "loss": self.preference_loss(), "label_smoothing": self.label_smoothing,
             "nll_weight": self.nll_weight, "batch_size": self.batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps, "learning_rate": self.learning_rate,
@@ -375,7 +373,12 @@ impl TrainArgs {
             "replay_batch_size": self.replay_batch_size, "replay_weight": self.replay_weight, "seed": self.seed,
             "max_grad_norm": self.max_grad_norm, "adam": self.adam(), "text": self.text, "lora": self.lora,
             "score": self.score,
-        })
+        });
+        // What is not in use is not in the keys of runs that were begun before there was such an option.
+        if self.method == Method::U2a {
+            key["u2a"] = self.u2a.key();
+        }
+        key
     }
 
     /// Returns the folder of runs.

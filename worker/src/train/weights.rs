@@ -8,6 +8,7 @@ use crate::dataset::DataSet;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
+use crate::objective::step::Item;
 use crate::score::{self, Scores};
 use crate::text::Encoder;
 
@@ -55,6 +56,37 @@ pub(super) fn keep_scores(args: &TrainArgs, run: &RunFolder, set: &DataSet, scor
 pub(super) fn own_weights(run: &RunFolder) -> Result<Vec<f64>> {
     let records: Vec<shared::record::Record> = shared::input::read_all(&weighted_file(run))?;
     Ok(records.iter().map(|record| record.impact_score.unwrap_or(0.0)).collect())
+}
+
+/// Returns δ, the raw score, of every record that has an item; `is_own` says that this run made the scores.
+///
+/// # Errors
+/// A record's score is missing.
+pub(super) fn raw_scores(
+    run: &RunFolder,
+    set: &DataSet,
+    items: &[Option<Item>],
+    is_own: bool,
+) -> Result<Vec<Option<f64>>> {
+    let own: Vec<shared::record::Record>;
+    let records = if is_own {
+        own = shared::input::read_all(&weighted_file(run))?;
+        &own
+    } else {
+        &set.records
+    };
+    let score =
+        |((item, record), index): ((&Option<Item>, &shared::record::Record), &usize)| match (item, record.raw_score) {
+            (None, _) => Ok(None),
+            (Some(_), Some(score)) if score.is_finite() => Ok(Some(score)),
+            (Some(_), found) => {
+                let found = found.map_or("missing".to_owned(), |score| score.to_string());
+                let problem =
+                    format!("field \"raw_score\" is {found}; U2A selects by it: score the records again (--rescore)");
+                Err(Error::record(&set.file, *index, problem))
+            }
+        };
+    items.iter().zip(records).zip(&set.index).map(score).collect()
 }
 
 fn weighted_file(run: &RunFolder) -> std::path::PathBuf {
