@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use shared::quality::Filter;
 use shared::quarantine::Quarantine;
 use shared::record::{Category, Record};
 use tch::{Device, Kind, Tensor};
@@ -21,7 +22,7 @@ use crate::measure;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::loss::PreferenceLoss;
-use crate::objective::method::Method;
+use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{Item, Settings};
 use crate::options::{LoraArgs, ModelArgs, TextArgs};
 use crate::reference;
@@ -116,8 +117,8 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
         return Err(shared::error::Error::file(&args.pairs, problem).into());
     }
     let set = DataSet { file: args.pairs.clone(), records, index, quarantine: Quarantine::of("bench") };
-    let mut items: Vec<Item> =
-        set.items(&encoder, Method::Trace, SETTINGS.alpha_kl, args.max_length)?.into_iter().flatten().collect();
+    let recipe = Recipe { method: Method::Trace, alpha_kl: SETTINGS.alpha_kl, filter: Filter::default() };
+    let mut items: Vec<Item> = set.items(&encoder, &recipe, args.max_length)?.into_iter().flatten().collect();
     let tokens: usize = items.iter().flat_map(|item| &item.sequences).map(|s| s.tokens.len()).sum();
     let computed: usize = items.iter().map(Item::tokens).sum();
     let mut lora = args.lora.fresh(&decoder.config)?;

@@ -130,6 +130,8 @@ pub(crate) const KEYS: &[Key] = &[
     key(Section::Train, "lora_dropout", SCORE | TRAIN, Kind::Number(Range::Below(1.0))),
     key(Section::Train, "lora_target_modules", SCORE | TRAIN, Kind::Words(LAYERS)),
     key(Section::Train, "uniform_weights", TRAIN, Kind::Flag),
+    key(Section::Train, "quality_filter", SCORE | TRAIN, Kind::Choice(&["off", "report", "on"])),
+    key(Section::Train, "quality_min_words", SCORE | TRAIN, Kind::Count(1)),
     key(Section::Train, "u2a_top", TRAIN, Kind::Count(1)),
     key(Section::Train, "replay_json_path", TRAIN, Kind::File),
     key(Section::Train, "replay_batch_size", TRAIN, Kind::Count(1)),

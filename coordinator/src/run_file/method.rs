@@ -78,6 +78,11 @@ impl Method {
         }
     }
 
+    /// Returns whether weights of the method are those of promoted responses too, so that a quality filter changes them.
+    pub(crate) fn promotes(self) -> bool {
+        matches!(self, Method::Trace | Method::OraclePunish | Method::NoKl)
+    }
+
     /// Returns the method whose scores this one uses.
     pub(crate) fn scored_as(self) -> Method {
         if self == Method::NoKl { Method::Trace } else { self }

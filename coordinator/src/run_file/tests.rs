@@ -230,6 +230,20 @@ fn what_variants_share_is_checked_without_any() {
 }
 
 #[test]
+fn a_filter_that_acts_is_in_the_name_of_the_weights() {
+    let name = |train: &str, method: &str| {
+        let file = read(&small("", "", train, &format!("[[variant]]\nname = \"{method}\"\n"))).unwrap();
+        let variant = &file.variants[1];
+        variant.scored_as(variant.method.unwrap())
+    };
+    assert_eq!(name("", "no-kl"), "trace");
+    assert_eq!(name("quality_filter = \"report\"", "no-kl"), "trace");
+    assert_eq!(name("quality_filter = \"on\"", "no-kl"), "trace+quality-3");
+    assert_eq!(name("quality_filter = \"on\"\nquality_min_words = 8", "oracle-punish"), "oracle-punish+quality-8");
+    assert_eq!(name("quality_filter = \"on\"", "u2a"), "u2a", "it promotes nothing");
+}
+
+#[test]
 fn syntax_errors_have_lines_too() {
     let found = problems("[run]\nname = \"x\nseed = 1\n[data\n");
     assert!(found[0].starts_with("run.toml:2: ") && found.len() > 1, "{found:?}");

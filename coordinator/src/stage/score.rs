@@ -154,10 +154,10 @@ pub(super) fn finish(context: &Context, variant: usize, shards: &Path) -> Result
         }
     }
     let weights = weights(&raw, settings.lamda, settings.weight_norm, &file, |at| index[positions[at]])?;
-    let of_method = method.scored_as().name();
-    records.iter_mut().for_each(|record| keep(record, 0.0, 0.0, of_method));
+    let of_method = context.variant(variant).scored_as(method);
+    records.iter_mut().for_each(|record| keep(record, 0.0, 0.0, &of_method));
     for ((position, raw), weight) in positions.iter().zip(&raw).zip(&weights) {
-        keep(&mut records[*position], *raw, *weight, of_method);
+        keep(&mut records[*position], *raw, *weight, &of_method);
     }
     let output = context.of_variant(variant, "weighted_dataset.json");
     let mut writer = ArrayWriter::create(&output)?;

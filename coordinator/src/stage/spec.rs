@@ -235,7 +235,7 @@ pub(super) fn of(context: &Context, work: Work) -> Result<Spec> {
 /// Returns what a training leaves that others read.
 fn trained(folder: &Path) -> Vec<Artifact> {
     let files = ["metrics.jsonl", "train_summary.json", "run.json"].map(|name| File(folder.join(name)));
-    [Model(folder.to_owned())].into_iter().chain(files).collect()
+    [Model(folder.to_owned()), Optional(folder.join("quality.json"))].into_iter().chain(files).collect()
 }
 
 fn start_adapter(context: &Context, variant: usize) -> Option<Artifact> {

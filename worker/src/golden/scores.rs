@@ -5,10 +5,11 @@ use crate::collective::Alone;
 use crate::control::Control;
 use crate::dataset::{self, GoldFile, gold_items, packs};
 use crate::objective::loss::PreferenceLoss;
-use crate::objective::method::Method;
+use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{self, Item, Policy, Settings};
 use crate::reference;
 use crate::score::direction::{gold_gradient, pack_scores};
+use shared::quality::Filter;
 use shared::weights::{WeightNorm, weights};
 
 fn settings(beta: f64) -> Settings {
@@ -16,7 +17,8 @@ fn settings(beta: f64) -> Settings {
 }
 
 fn items(method: Method, records: Vec<Record>) -> Vec<Item> {
-    data_set(records).items(&encoder(MaskMode::Exact), method, 0.0, 256).unwrap().into_iter().flatten().collect()
+    let recipe = Recipe { method, alpha_kl: 0.0, filter: Filter::default() };
+    data_set(records).items(&encoder(MaskMode::Exact), &recipe, 256).unwrap().into_iter().flatten().collect()
 }
 
 fn gold_direction(decoder: &Decoder, adapter: &Lora, beta: f64, rows: usize) -> Lora {

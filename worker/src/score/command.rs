@@ -14,8 +14,9 @@ use crate::journal;
 use crate::measure;
 use crate::model::adapter_file;
 use crate::model::lora::Lora;
-use crate::objective::method::Method;
-use crate::options::{LoraArgs, ModelArgs, ScoreArgs, TextArgs};
+use crate::objective::method::{Method, Recipe};
+use crate::objective::promotions::Promotions;
+use crate::options::{LoraArgs, ModelArgs, QualityArgs, ScoreArgs, TextArgs};
 
 /// Scores triaged records: how far a step on each one also lowers the loss on the gold batch (spec 5).
 ///
@@ -71,6 +72,9 @@ pub struct ScoreCommand {
     /// Score options.
     #[command(flatten)]
     pub score: ScoreArgs,
+    /// Options of the quality filter.
+    #[command(flatten)]
+    pub quality: QualityArgs,
 }
 
 /// Runs the command. Returns a summary.
@@ -80,6 +84,7 @@ pub struct ScoreCommand {
 pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> {
     let started = Instant::now();
     args.score.validate()?;
+    args.quality.validate()?;
     if !args.beta.is_finite() || args.beta <= 0.0 {
         return Err(Error::Config(format!("--beta is {}; expected a positive number", args.beta)));
     }
@@ -108,7 +113,7 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
     let model_dir = &args.model.model_name_or_path;
     let key = super::context(&decoder, model_dir, &args.text, &args.lora, args.seed, args.init_adapter.as_deref())?;
     let settings = ScoreSettings {
-        method: args.method,
+        recipe: Recipe { method: args.method, alpha_kl: 0.0, filter: args.quality.filter() },
         beta: args.beta,
         gamma: args.score.lamda,
         norm: args.score.weight_norm,
@@ -142,7 +147,12 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
     set.set_aside(out)?;
     match args.raw_only {
         true => super::write_raw(out, set, &scores)?,
-        false => super::write_weighted(out, set, args.method, &scores)?,
+        false => super::write_weighted(out, set, &settings.recipe, &scores)?,
+    }
+    let promotions = Promotions::of(&settings.recipe, set)?;
+    if !args.raw_only {
+        promotions.keep(&shared::output::sibling(out, "_quality"))?;
+        promotions.warn(&set.file);
     }
     scores.truncated.warn(&set.file, settings.max_length);
     scores.journal.remove()?;
@@ -154,7 +164,7 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
         "out": out.display().to_string(), "gold": args.score.gold.as_ref().unwrap_or(gold_out).display().to_string(),
         "records": set.records.len(), "set_aside": set.quarantine.len(), "truncated": scores.truncated.records,
         "scored": scored.len(), "clamped": clamped,
-        "clamped_share": 100.0 * clamped as f64 / scored.len().max(1) as f64, "seconds": seconds,
+        "clamped_share": 100.0 * clamped as f64 / scored.len().max(1) as f64, "promoted": promotions.figures, "seconds": seconds,
         "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
     }))
 }

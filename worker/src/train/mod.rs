@@ -32,7 +32,8 @@ use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::model::{adapter_file, export_check};
 use crate::model_folder;
-use crate::objective::method::Method;
+use crate::objective::method::{Method, Recipe};
+use crate::objective::promotions::Promotions;
 use crate::objective::step::{DropoutKey, Item, Policy};
 use crate::reference;
 use crate::score;
@@ -65,13 +66,19 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     };
     let decoder = load()?;
     let encoder = args.text.encoder(model_dir, &decoder)?;
+    let recipe = args.recipe();
     // Everything that can be wrong with the records is found before there is a folder.
-    let mut items = set.items(&encoder, args.method, args.alpha_kl, args.max_length)?;
+    let mut items = set.items(&encoder, &recipe, args.max_length)?;
     let replay: Vec<Item> = match &replay_set {
-        Some(set) => set.items(&encoder, Method::Sft, 0.0, args.max_length)?.into_iter().flatten().collect(),
+        Some(set) => set
+            .items(&encoder, &Recipe { method: Method::Sft, ..recipe }, args.max_length)?
+            .into_iter()
+            .flatten()
+            .collect(),
         None => Vec::new(),
     };
     let truncated = Truncated::of(items.iter().flatten());
+    let promotions = Promotions::of(&recipe, &set)?;
     let stored_weights = weights::stored_weights(args, &set)?;
     let adapter = match (&args.init_adapter, args.full) {
         (Some(dir), _) => {
@@ -103,6 +110,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     }
     if run.is_owned() {
         truncated.warn(&set.file, args.max_length);
+        promotions.warn(&set.file);
         if let Some(set) = &replay_set {
             Truncated::of(&replay).warn(&set.file, args.max_length);
         }
@@ -113,6 +121,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         // From here on the folder belongs to these settings: nothing is refused any more for what they are.
         run.bind(&key)?;
         keep_set_aside(&run, &set, replay_set.as_ref())?;
+        promotions.keep(&run.path.join("quality.json"))?;
         if let Some(scores) = scores {
             weights::keep_scores(args, &run, &set, scores)?;
         }
@@ -181,7 +190,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         "set_aside": set.quarantine.len(), "truncated": truncated.records,
         "world_size": gang.world_size(), "seconds": seconds, "tokens": tokens,
         "tokens_per_s": tokens as f64 / seconds, "peak_rss_gib": measure::peak_rss_gib(),
-        "threads": tch::get_num_threads(),
+        "threads": tch::get_num_threads(), "promoted": promotions.figures,
     });
     if args.method == Method::U2a {
         summary["u2a"] = json!({"forget_set": forget_set, "selected": items.iter().flatten().count()});

@@ -12,9 +12,9 @@ use super::schedule::{self, Batching, Plan};
 use super::u2a::U2aArgs;
 use crate::error::{Error, Result};
 use crate::objective::loss::PreferenceLoss;
-use crate::objective::method::Method;
+use crate::objective::method::{Method, Recipe};
 use crate::objective::step::Settings;
-use crate::options::{LoraArgs, ModelArgs, ScoreArgs, TextArgs};
+use crate::options::{LoraArgs, ModelArgs, QualityArgs, ScoreArgs, TextArgs};
 use crate::score::ScoreSettings;
 
 /// Re-aligns a model on triaged records: writes an adapter folder (or full weights), metrics and checkpoints.
@@ -169,6 +169,9 @@ pub struct TrainArgs {
     /// Score options.
     #[command(flatten)]
     pub score: ScoreArgs,
+    /// Options of the quality filter.
+    #[command(flatten)]
+    pub quality: QualityArgs,
     /// Options of U2A.
     #[command(flatten)]
     pub u2a: U2aArgs,
@@ -259,6 +262,7 @@ impl TrainArgs {
             return refuse("--label-smoothing has an effect with the cdpo and rdpo losses only".into());
         }
         self.u2a.validate(self.method)?;
+        self.quality.validate()?;
         self.lora.config().map(|_| ())
     }
 
@@ -311,10 +315,15 @@ impl TrainArgs {
         }
     }
 
+    /// Returns which term a record gets.
+    pub fn recipe(&self) -> Recipe {
+        Recipe { method: self.method, alpha_kl: self.alpha_kl, filter: self.quality.filter() }
+    }
+
     /// Returns what shapes the scores.
     pub fn score_settings(&self) -> ScoreSettings {
         ScoreSettings {
-            method: self.method,
+            recipe: Recipe { alpha_kl: 0.0, ..self.recipe() },
             beta: self.beta,
             gamma: self.score.lamda,
             norm: self.score.weight_norm,
@@ -377,6 +386,9 @@ impl TrainArgs {
         // What is not in use is not in the keys of runs that were begun before there was such an option.
         if self.method == Method::U2a {
             key["u2a"] = self.u2a.key();
+        }
+        if self.quality.filter().acts() {
+            key["quality_min_words"] = json!(self.quality.quality_min_words);
         }
         key
     }

@@ -48,7 +48,7 @@ pub(super) fn keep_scores(args: &TrainArgs, run: &RunFolder, set: &DataSet, scor
     if !args.score.gold.as_deref().is_some_and(|given| shared::output::same_file(given, &gold_out)) {
         shared::output::write_json(&gold_out, &scores.gold)?;
     }
-    score::write_weighted(&weighted_file(run), set, args.method, &scores)?;
+    score::write_weighted(&weighted_file(run), set, &args.recipe(), &scores)?;
     scores.journal.remove()
 }
 
@@ -101,16 +101,19 @@ pub(super) fn stored_weights(args: &TrainArgs, set: &DataSet) -> Result<Option<V
     if args.rescore {
         return Ok(None);
     }
+    let recipe = args.recipe();
+    let own_name = recipe.scored_as();
     let mut weights = Vec::with_capacity(set.records.len());
     let (mut missing, mut sum, mut conflict) = (None, 0.0, 0);
     for (record, &index) in set.records.iter().zip(&set.index) {
         let named = |problem: String| Error::record(&set.file, index, problem);
-        let needs = args.method.term(record, 0.0).map_err(named)?.is_some_and(|term| term.uses_ratios());
+        let needs = recipe.decide(record).map_err(named)?.term.is_some_and(|term| term.uses_ratios());
         let scored_as = record.extra.get(shared::weights::METHOD_FIELD).and_then(serde_json::Value::as_str);
-        if let Some(name) = scored_as.filter(|name| needs && *name != args.method.scored_as().name()) {
+        if let Some(name) = scored_as.filter(|name| needs && *name != own_name) {
+            let is_same_method = name.split('+').next() == own_name.split('+').next();
+            let with = if is_same_method { ", with another --quality-filter or --quality-min-words" } else { "" };
             return Err(named(format!(
-                "its weight was made for method {name}, not for {}; score the records again (--rescore)",
-                args.method.name()
+                "its weight was made for method {name}, not for {own_name}{with}; score the records again (--rescore)"
             )));
         }
         match record.impact_score {
