@@ -99,6 +99,8 @@ fn training(method: Option<Method>, options: &Options, layers: &Layers<'_>, prob
     for (key, needed) in [
         ("replay_batch_size", "replay_json_path"),
         ("replay_weight", "replay_json_path"),
+        ("eval_steps", "validation_json_path"),
+        ("load_best", "validation_json_path"),
         ("hold_until_loss", "decay_steps"),
         ("decay_steps", "hold_until_loss"),
     ] {

@@ -246,7 +246,7 @@ impl Located {
 impl BaseStep {
     /// Returns whether it trains on labelled pairs.
     pub(crate) fn needs_records(&self) -> bool {
-        self.data.needs_records() || self.options.path("replay_json_path").is_some_and(Located::needs_records)
+        self.data.needs_records() || self.options.training_files().any(Located::needs_records)
     }
 }
 

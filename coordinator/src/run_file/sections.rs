@@ -14,7 +14,7 @@ use super::{
 };
 
 /// Keys whose values are paths.
-pub(super) const PATH_KEYS: [&str; 12] = [
+pub(super) const PATH_KEYS: [&str; 13] = [
     "path",
     "data",
     "input",
@@ -27,6 +27,7 @@ pub(super) const PATH_KEYS: [&str; 12] = [
     "gold",
     "init_adapter",
     "replay_json_path",
+    "validation_json_path",
 ];
 const TABLES: [&str; 9] = ["run", "model", "base", "data", "oracle", "score", "train", "eval", "variant"];
 const RUN: [&str; 3] = ["name", "seed", "world_size"];

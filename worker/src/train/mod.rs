@@ -3,6 +3,7 @@
 //! Read top to bottom: options, the run folder and its key, the data, the loop. The run folder holds everything of the
 //! run; the same command with the same `--run-name` goes on where the last one ended.
 
+pub mod best;
 pub mod checkpoint;
 mod curves;
 pub mod gang;
@@ -11,10 +12,12 @@ pub mod optim;
 pub mod options;
 pub mod pace;
 pub mod run_folder;
+mod saved;
 pub mod schedule;
 pub mod tensorboard;
 pub mod u2a;
 mod update;
+pub mod validation;
 mod weights;
 
 use std::path::Path;
@@ -37,12 +40,14 @@ use crate::objective::promotions::Promotions;
 use crate::objective::step::{DropoutKey, Item, Policy};
 use crate::reference;
 use crate::score;
+use best::Best;
 use curves::Curves;
 use metrics::StepMetrics;
 use optim::AdamW;
 pub use options::TrainArgs;
 use run_folder::RunFolder;
 use update::StepSums;
+use validation::{Validation, ValidationMetrics};
 
 /// Runs the whole training, as one member of a gang or alone. Returns the run's summary as written to
 /// `train_summary.json`. Every member computes; the first rank alone writes.
@@ -78,6 +83,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         None => Vec::new(),
     };
     let truncated = Truncated::of(items.iter().flatten());
+    let mut validation = Validation::read(args, &encoder)?;
     let promotions = Promotions::of(&recipe, &set)?;
     let stored_weights = weights::stored_weights(args, &set)?;
     let adapter = match (&args.init_adapter, args.full) {
@@ -92,7 +98,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         }
     };
     let mut run = RunFolder::open(args, gang.rank() == 0, control.attempt())?;
-    let key = json!({
+    let mut key = json!({
         "options": args.key(),
         "world_size": gang.world_size(),
         "model": decoder.fingerprint,
@@ -103,6 +109,9 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         "init_adapter": args.init_adapter.as_deref().map(adapter_file::content_hash).transpose()?,
         "gold": args.score.gold.as_deref().map(shared::gold::read).transpose()?.map(|g| score::shared_hash(&json!(g))),
     });
+    if let Some(validation) = &validation {
+        key["validation"] = validation.key(args);
+    }
     let complete = run.begin(&key)?.is_some();
     if gang.first_of(f64::from(u8::from(complete)))? != 0.0 {
         tracing::info!("{} is complete already", run.path.display());
@@ -114,13 +123,16 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         if let Some(set) = &replay_set {
             Truncated::of(&replay).warn(&set.file, args.max_length);
         }
+        if let Some(validation) = &validation {
+            validation.warn(args);
+        }
         let scores = match &stored_weights {
             None => weights::made_scores(args, &run, &decoder, adapter.as_ref(), &encoder, &set, control)?,
             Some(_) => None,
         };
         // From here on the folder belongs to these settings: nothing is refused any more for what they are.
         run.bind(&key)?;
-        keep_set_aside(&run, &set, replay_set.as_ref())?;
+        keep_set_aside(&run, &set, replay_set.as_ref(), validation.as_ref().map(|validation| &validation.set))?;
         promotions.keep(&run.path.join("quality.json"))?;
         if let Some(scores) = scores {
             weights::keep_scores(args, &run, &set, scores)?;
@@ -158,7 +170,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     }
 
     let frozen;
-    let needs_reference = items.iter().flatten().any(|item| item.term != crate::objective::method::Term::Imitate);
+    let needs_reference = args.method != Method::Sft;
     let reference_decoder = if args.full && needs_reference {
         frozen = load()?;
         &frozen
@@ -167,6 +179,9 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     };
     let mut needing: Vec<&mut Item> = items.iter_mut().flatten().collect();
     reference::fill(reference_decoder, &mut needing, args.score.pack_tokens, control, gang)?;
+    if let Some(validation) = &mut validation {
+        validation.fill(reference_decoder, args.score.pack_tokens, control, gang)?;
+    }
 
     let trained = match &adapter {
         Some(adapter) => adapter.named_parameters(),
@@ -182,7 +197,8 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         recompute: args.recompute,
     };
     let groups = args.batching.groups(&set.records);
-    let tokens = train(args, &run, policy, &items, &groups, &replay, &mut optimizer, control, gang)?;
+    let sets = Sets { items: &items, groups: &groups, replay: &replay, validation: validation.as_ref() };
+    let Trained { tokens, best, last } = train(args, &run, policy, &sets, &mut optimizer, control, gang)?;
 
     let seconds = started.elapsed().as_secs_f64();
     let mut summary = json!({
@@ -195,22 +211,26 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     if args.method == Method::U2a {
         summary["u2a"] = json!({"forget_set": forget_set, "selected": items.iter().flatten().count()});
     }
+    if let Some(validation) = &validation {
+        summary["validation"] = json!({
+            "records": validation.set.records.len(), "set_aside": validation.set.quarantine.len(),
+            "loss": last.map(|last| last.loss), "best": best, "kept": if args.validation.load_best { "best" } else { "last" },
+        });
+    }
     if run.is_owned() {
         run.check()?;
-        match &adapter {
-            Some(adapter) => {
-                let name = model_folder::full_name(model_dir);
-                adapter_file::save(adapter, &run.path, &name, &decoder.fingerprint)?;
-                model_folder::copy_text_files(model_dir, &run.path)?;
-                if let Some(sequence) = items.iter().flatten().find_map(|item| item.sequences.first()) {
-                    let change = export_check::check(&run.path, adapter, &decoder, sequence)?;
-                    if change == 0.0 {
-                        tracing::warn!("{}: the adapter changes no logit of the first record", run.path.display());
-                    }
-                    summary["largest_logit_change"] = json!(change);
-                }
+        if args.validation.load_best {
+            best::load(&run.path, adapter.is_some(), &optimizer.parameters())?;
+        }
+        saved::save(policy, model_dir, &run.path)?;
+        if let Some(adapter) = &adapter
+            && let Some(sequence) = items.iter().flatten().find_map(|item| item.sequences.first())
+        {
+            let change = export_check::check(&run.path, adapter, &decoder, sequence)?;
+            if change == 0.0 {
+                tracing::warn!("{}: the adapter changes no logit of the first record", run.path.display());
             }
-            None => model_folder::save(model_dir, &run.path, &decoder.named_parameters(), dtype)?,
+            summary["largest_logit_change"] = json!(change);
         }
         run.finish(summary.clone())?;
     }
@@ -219,19 +239,36 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     Ok(summary)
 }
 
-/// The loop. Returns the tokens computed in this process and its gang.
-#[allow(clippy::too_many_arguments)]
+/// What a run computes on.
+struct Sets<'a> {
+    items: &'a [Option<Item>],
+    /// The group of each item, for batches by category.
+    groups: &'a [usize],
+    replay: &'a [Item],
+    validation: Option<&'a Validation>,
+}
+
+/// What the loop came to.
+struct Trained {
+    /// Computed in this process and its gang.
+    tokens: usize,
+    /// The best validation; known to the first rank alone.
+    best: Option<Best>,
+    /// The last validation.
+    last: Option<ValidationMetrics>,
+}
+
+/// The loop.
 fn train(
     args: &TrainArgs,
     run: &RunFolder,
     policy: Policy<'_>,
-    items: &[Option<Item>],
-    groups: &[usize],
-    replay: &[Item],
+    sets: &Sets<'_>,
     optimizer: &mut AdamW,
     control: &Control,
     gang: &mut dyn Collective,
-) -> Result<usize> {
+) -> Result<Trained> {
+    let Sets { items, groups, replay, validation } = *sets;
     let plan = args.plan(items.len());
     let mut pace = args.pace(plan.total_steps())?;
     let dropout_probability = match policy.adapter {
@@ -248,11 +285,15 @@ fn train(
         tracing::info!("continuing {} from step {start} of {}", run.path.display(), pace.total());
     }
     run.check()?;
-    let mut curves = if run.is_owned() { Some(Curves::open(run, start)?) } else { None };
+    let mut curves = if run.is_owned() {
+        Some(Curves::open(run, start, validation.map(|validation| validation.done_by(start)))?)
+    } else {
+        None
+    };
     let bar = control.bar("train", pace.total());
     bar.start_at(start);
     let (mut order, mut order_epoch) = (Vec::new(), u64::MAX);
-    let mut tokens = 0;
+    let (mut tokens, mut last) = (0, None);
 
     let (mut step, mut begun) = (start, Instant::now());
     while step < pace.total() {
@@ -316,12 +357,24 @@ fn train(
         bar.set_length(pace.total());
         bar.advance(1, format!("loss {:.4}", metrics.loss));
         control.pass("train.step");
+        if let Some(validation) = validation.filter(|validation| validation.is_due(step, pace.total())) {
+            let measured = validation.measure(args, policy, (step, epoch), gang)?;
+            run.check()?;
+            if let Some(curves) = &mut curves
+                && curves.append_validation(&measured)?
+            {
+                let save = |to: &Path| saved::save(policy, &args.model.model_name_or_path, to);
+                best::keep(run, Best::from(&measured), save)?;
+            }
+            control.pass("train.validation");
+            (last, begun) = (Some(measured), Instant::now());
+        }
         let is_due = step % args.save_steps == 0 || sums.stop == Some(Stop::Paused);
         if is_due
             && step < pace.total()
             && let Some(curves) = &curves
         {
-            curves.metrics.sync()?;
+            curves.sync()?;
             checkpoint::save(&run.path, optimizer, pace.seen(), &run.key, args.save_total_limit, &|| run.check())?;
         }
         if sums.stop.is_some() && step < pace.total() {
@@ -331,15 +384,22 @@ fn train(
         }
     }
     bar.finish_and_clear();
-    Ok(tokens)
+    Ok(Trained { tokens, best: curves.and_then(|curves| curves.best), last })
 }
 
 /// Writes what was set aside into the run's folder.
-fn keep_set_aside(run: &RunFolder, set: &DataSet, replay: Option<&DataSet>) -> Result<()> {
+fn keep_set_aside(
+    run: &RunFolder,
+    set: &DataSet,
+    replay: Option<&DataSet>,
+    validation: Option<&DataSet>,
+) -> Result<()> {
     let beside = |file: &Path, part: &str| run.path.join(format!("{}{part}.json", shared::output::stem(file)));
     set.set_aside(&beside(&set.file, ""))?;
-    match replay {
-        Some(set) => set.set_aside(&beside(&set.file, "_replay")),
-        None => Ok(()),
+    for (set, part) in [(replay, "_replay"), (validation, "_validation")] {
+        if let Some(set) = set {
+            set.set_aside(&beside(&set.file, part))?;
+        }
     }
+    Ok(())
 }

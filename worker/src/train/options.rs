@@ -10,6 +10,7 @@ use super::optim::AdamWSettings;
 use super::pace::{Hold, Pace};
 use super::schedule::{self, Batching, Plan};
 use super::u2a::U2aArgs;
+use super::validation::ValidationArgs;
 use crate::error::{Error, Result};
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Method, Recipe};
@@ -169,6 +170,9 @@ pub struct TrainArgs {
     /// Score options.
     #[command(flatten)]
     pub score: ScoreArgs,
+    /// Options of validation.
+    #[command(flatten)]
+    pub validation: ValidationArgs,
     /// Options of the quality filter.
     #[command(flatten)]
     pub quality: QualityArgs,
@@ -263,6 +267,7 @@ impl TrainArgs {
         }
         self.u2a.validate(self.method)?;
         self.quality.validate()?;
+        self.validation.validate()?;
         self.lora.config().map(|_| ())
     }
 
