@@ -15,6 +15,7 @@
 //! RUN/triage/corrected.json            the pairs with corrections; none were asked for where absent
 //! RUN/<variant>/judged_test.json       judged responses
 //! RUN/<variant>/metrics.jsonl          a line a step; not for base
+//! RUN/<variant>/train_summary.json     what training says of the responses it promoted; not for base
 //! RUN/<variant>/weighted_dataset.json  scored records, for variants that weigh them
 //! ```
 
@@ -35,6 +36,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use shared::Result;
 use shared::output::{write_atomic, write_json};
+use shared::quality::Figures;
 use shared::stats::Measured;
 
 /// Makes the report on a run: report/report.json, report.md and report.html in the run's folder
@@ -76,6 +78,9 @@ struct Variant {
     undecided: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     score: Option<scores::Scores>,
+    /// The responses that training promoted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    promoted: Option<Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     loss_curves: Option<curves::Curves>,
 }

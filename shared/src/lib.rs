@@ -12,6 +12,7 @@ pub mod output;
 pub mod policy_shift;
 pub mod prices;
 pub mod python_random;
+pub mod quality;
 pub mod quarantine;
 pub mod record;
 pub mod rules;

@@ -245,6 +245,11 @@ impl Record {
         self.oracle_response.as_deref().filter(|text| !text.is_empty())
     }
 
+    /// Returns whether `rejected` is known to violate the policy by its own verdict, whatever the category says.
+    pub fn rejected_violates(&self) -> bool {
+        self.rejected_violations.as_ref().is_some_and(|list| !list.is_empty())
+    }
+
     /// Returns the name of the first of prompt, chosen and rejected that is there but holds no text: nothing, or white
     /// space alone. Every program sets such a record aside, so that all of them count the same records.
     pub fn empty_field(&self) -> Option<&'static str> {

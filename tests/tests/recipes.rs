@@ -65,6 +65,7 @@ fn every_method_follows_its_own_objective() {
         "cdpo",
         "ipo",
         "npo",
+        "u2a",
         "sft",
     ] {
         let extra = if matches!(method, "rdpo" | "cdpo") { "--label-smoothing 0.1" } else { "" };
@@ -72,7 +73,7 @@ fn every_method_follows_its_own_objective() {
         let loss = field(&metrics, "loss");
         assert!(loss.last() < loss.first(), "{method}: {loss:?}");
 
-        let is_weighted = ["trace", "no-kl", "oracle-punish", "no-triage"].contains(&method);
+        let is_weighted = ["trace", "no-kl", "oracle-punish", "no-triage", "u2a"].contains(&method);
         let weights: Vec<f64> = if is_weighted {
             let scored = folder.json(&format!("runs/{method}/weighted_dataset.json"));
             field(scored.as_array().unwrap(), "impact_score")
@@ -88,7 +89,7 @@ fn every_method_follows_its_own_objective() {
                 ("sft", _) => chosen,
                 ("no-triage", _) => -rejected,
                 ("dpo" | "rdpo" | "cdpo" | "ipo" | "naive-oracle-dpo" | "dpo-gold", _) => chosen - rejected,
-                ("npo", "INVERT") => -rejected,
+                ("npo" | "u2a", "INVERT") => -rejected,
                 ("oracle-punish", "PUNISH") | (_, "INVERT") => chosen - rejected,
                 (_, "PUNISH") => -chosen - rejected,
                 _ => continue,
@@ -206,4 +207,42 @@ fn the_rank_stabilised_scale_is_that_of_a_plain_adapter_with_a_larger_alpha() {
         let bytes = |run: &str| std::fs::read(folder.path(&format!("runs/{run}/{file}"))).unwrap();
         assert!(bytes("stable") == bytes("plain"), "{file}: with rank 4, 3/√4 is 6/4");
     }
+}
+
+/// U2A on the records with the largest scores is training on these alone, each with weight 1.
+#[test]
+fn u2a_keeps_the_records_with_the_largest_scores() {
+    let folder = Folder::new();
+    let top = train(&folder, "u2a", "top", "--u2a-top 2");
+    let scored = folder.json("runs/top/weighted_dataset.json");
+    let mut by_score: Vec<(f64, usize)> = scored
+        .as_array()
+        .unwrap()
+        .iter()
+        .enumerate()
+        .filter(|(_, record)| category(record) != "RETAIN")
+        .map(|(at, record)| (record["raw_score"].as_f64().unwrap(), at))
+        .collect();
+    by_score.sort_by(|a, b| b.0.total_cmp(&a.0));
+    assert!(by_score.len() > 3 && by_score[1].0 > by_score[2].0, "{by_score:?}");
+    let summary = folder.json("runs/top/train_summary.json");
+    assert_eq!(summary["u2a"], json!({"forget_set": by_score.len(), "selected": 2}));
+
+    let mut records = scored.clone();
+    for (at, record) in records.as_array_mut().unwrap().iter_mut().enumerate() {
+        record["impact_score"] = json!(if by_score[..2].iter().any(|(_, kept)| *kept == at) { 1.0 } else { 0.0 });
+    }
+    folder.write_json("records.json", &records);
+    assert_eq!(train(&folder, "u2a", "by-hand", ""), top);
+    let weights = |name: &str| folder.bytes(&format!("runs/{name}/adapter_model.safetensors"));
+    assert!(weights("top") == weights("by-hand"));
+
+    // Scores that the records bring select the same.
+    folder.write_json("records.json", &scored);
+    train(&folder, "u2a", "brought", "--u2a-top 2");
+    assert!(weights("top") == weights("brought"));
+    folder.refused(
+        "train --model-name-or-path {tied} --dataset-json-path records.json --run-name x --method trace --u2a-top 2",
+        &["--u2a-top has an effect with --method u2a only"],
+    );
 }

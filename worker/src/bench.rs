@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use shared::quality::Filter;
 use shared::quarantine::Quarantine;
 use shared::record::{Category, Record};
 use tch::{Device, Kind, Tensor};
@@ -21,7 +22,7 @@ use crate::measure;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::loss::PreferenceLoss;
-use crate::objective::method::Method;
+use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{Item, Settings};
 use crate::options::{LoraArgs, ModelArgs, TextArgs};
 use crate::placement;
@@ -175,7 +176,8 @@ pub(crate) fn pairs(file: &Path, n: usize, category: impl Fn(usize) -> Category)
 /// # Errors
 /// A pair cannot be tokenised; it is named.
 pub(crate) fn items(set: &DataSet, encoder: &Encoder, max_length: usize) -> Result<Vec<Item>> {
-    Ok(set.items(encoder, Method::Trace, SETTINGS.alpha_kl, max_length)?.into_iter().flatten().collect())
+    let recipe = Recipe { method: Method::Trace, alpha_kl: SETTINGS.alpha_kl, filter: Filter::default() };
+    Ok(set.items(encoder, &recipe, max_length)?.into_iter().flatten().collect())
 }
 
 const SETTINGS: Settings =

@@ -7,7 +7,7 @@ use shared::quarantine::Quarantine;
 use shared::record::Record;
 
 use crate::error::{Error, Result};
-use crate::objective::method::{Method, Part, Term};
+use crate::objective::method::{Method, Part, Recipe, Term};
 use crate::objective::step::Item;
 use crate::text::{Encoder, Sequence};
 
@@ -72,22 +72,16 @@ impl DataSet {
         Ok(())
     }
 
-    /// Tokenises every record the method has a term for: one entry a record, `None` where it has none. Weights are 1
+    /// Tokenises every record the recipe has a term for: one entry a record, `None` where it has none. Weights are 1
     /// and reference log-probs empty.
     ///
     /// # Errors
     /// A record cannot be tokenised or lacks its category; the record is named.
-    pub fn items(
-        &self,
-        encoder: &Encoder,
-        method: Method,
-        alpha_kl: f64,
-        max_length: usize,
-    ) -> Result<Vec<Option<Item>>> {
+    pub fn items(&self, encoder: &Encoder, recipe: &Recipe, max_length: usize) -> Result<Vec<Option<Item>>> {
         let mut items = Vec::with_capacity(self.records.len());
         for (record, &index) in self.records.iter().zip(&self.index) {
             let named = |problem: String| Error::record(&self.file, index, problem);
-            let item = match method.term(record, alpha_kl).map_err(named)? {
+            let item = match recipe.decide(record).map_err(named)?.term {
                 Some(term) => Some(Item {
                     record: index,
                     term,
@@ -111,14 +105,7 @@ fn sequences(
 ) -> std::result::Result<Vec<Sequence>, String> {
     term.parts()
         .iter()
-        .map(|part| {
-            let text = match part {
-                Part::Chosen => record.chosen.response(),
-                Part::Rejected => record.rejected.as_ref().map(|t| t.response()).unwrap_or_default(),
-                Part::Correction => record.correction().unwrap_or_default().to_owned(),
-            };
-            encoder.pair(&record.prompt, &text, max_length).map_err(|e| e.of_field(part.field()))
-        })
+        .map(|part| encoder.pair(&record.prompt, &part.of(record), max_length).map_err(|e| e.of_field(part.field())))
         .collect()
 }
 

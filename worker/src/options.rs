@@ -13,6 +13,7 @@ use crate::model::decoder::Decoder;
 use crate::model::lora::{LoraConfig, Module};
 use crate::placement::{self, Choice};
 use crate::text::{Date, Encoder, EncoderOptions, MaskMode, TextRule};
+use shared::quality::{Filter, Mode};
 use shared::weights::WeightNorm;
 
 /// Type of weights and activations.
@@ -365,6 +366,37 @@ impl ScoreArgs {
             }
         }
         Ok(shared::weights::check_gamma(self.lamda)?)
+    }
+}
+
+/// What is done about promoted responses that say nothing.
+#[derive(Debug, Clone, Args)]
+pub struct QualityArgs {
+    /// Promoted responses (the compliant ones of INVERT records, and corrections) that are empty or evasive: off counts
+    /// them, report lists them too, on does not promote them. Then an INVERT record's violating response is punished
+    /// alone and a PUNISH record goes without its correction; methods that only prefer leave the record out.
+    #[arg(long, default_value = "report", value_name = "off|report|on")]
+    pub quality_filter: Mode,
+    /// Words below which a promoted response says too little.
+    #[arg(long, default_value_t = shared::quality::LEAST_WORDS, value_name = "N")]
+    pub quality_min_words: u64,
+}
+
+impl QualityArgs {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// A count of 0.
+    pub fn validate(&self) -> Result<()> {
+        match self.quality_min_words {
+            0 => Err(Error::Config("--quality-min-words is 0; expected at least 1".into())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the filter.
+    pub fn filter(&self) -> Filter {
+        Filter { mode: self.quality_filter, least_words: self.quality_min_words }
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
+use shared::quality::Figures;
 use shared::record::{Category, Record};
 use shared::{Error, Result, input};
 
@@ -32,6 +33,14 @@ struct RunFile {
 #[derive(Deserialize)]
 struct Judged {
     results: Vec<Map<String, Value>>,
+}
+
+/// What a report takes from train_summary.json.
+#[derive(Default, Deserialize)]
+struct Trained {
+    /// None in one that was written before there were such figures.
+    #[serde(default)]
+    promoted: Option<Figures>,
 }
 
 pub(super) fn report(folder: &Path) -> Result<Report> {
@@ -75,7 +84,10 @@ fn variant(folder: &Path, run_file: &Path, name: &str, is_scored: bool) -> Resul
         let metrics = own.join("metrics.jsonl");
         Some(curves::of(&input::read_all(&metrics)?, &metrics)?)
     };
-    Ok(Variant { name: name.to_owned(), measured, undecided, score, loss_curves })
+    let summary = own.join("train_summary.json");
+    // A folder that was put together by hand has none.
+    let trained: Trained = if summary.exists() { input::read_json(&summary)? } else { Trained::default() };
+    Ok(Variant { name: name.to_owned(), measured, undecided, score, promoted: trained.promoted, loss_curves })
 }
 
 fn triage(folder: &Path) -> Result<Triage> {

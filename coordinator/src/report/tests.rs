@@ -104,6 +104,22 @@ fn numbers_are_those_of_the_files() {
 }
 
 #[test]
+fn promoted_responses_stand_beside_those_they_replace() {
+    let dir = small_run();
+    let figures = json!({
+        "filter": "on", "promoted": 9, "words": {"median": 12.5, "mean": 12.0},
+        "demoted_words": {"median": 31.0, "mean": 30.0}, "flaws": {"refusal": 2, "empty": 1}, "filtered": 3,
+    });
+    write(dir.path(), "trace/train_summary.json", json!({"steps": 2, "promoted": figures}));
+    let made = make(dir.path()).unwrap();
+    let told: Value = shared::input::read_json(&made.json).unwrap();
+    assert_eq!(told["variants"][1]["promoted"], figures);
+    assert_eq!(told["variants"][0].get("promoted"), None);
+    let row = "| trace | 9 | 12.5 | 31.0 | 1 | 2 | 0 | on | 3 |";
+    assert!(read(&made.markdown).contains(row), "{}", read(&made.markdown));
+}
+
+#[test]
 fn capability_is_the_mean_of_its_parts_with_an_interval_between_theirs() {
     let dir = small_run();
     let capability = &report(dir.path())["variants"][1]["capability"];

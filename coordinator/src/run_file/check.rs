@@ -44,6 +44,9 @@ pub(super) fn base_step(method: Option<Method>, options: &Options, layers: &Laye
     training(method, options, layers, problems);
 }
 
+/// Options of the method u2a.
+const U2A: [&str; 1] = ["u2a_top"];
+
 const LORA: [&str; 4] = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"];
 
 /// Checks the settings of a variant with a training against each other; what depends on the method only where that is known.
@@ -85,9 +88,19 @@ fn training(method: Option<Method>, options: &Options, layers: &Layers<'_>, prob
     {
         refuse("warmup_steps", format!("is {warmup}, the run has {steps} updates: it never reaches its learning rate"));
     }
+    if let Some(method) = method.filter(|method| *method != Method::U2a) {
+        for key in U2A.into_iter().filter(|key| options.has(key)) {
+            refuse(key, format!("has an effect with method u2a only; the method is {}", method.name()));
+        }
+    }
+    if options.has("u2a_top") && options.is_on("uniform_weights") {
+        refuse("u2a_top", "contradicts uniform_weights: it selects records by their scores".into());
+    }
     for (key, needed) in [
         ("replay_batch_size", "replay_json_path"),
         ("replay_weight", "replay_json_path"),
+        ("eval_steps", "validation_json_path"),
+        ("load_best", "validation_json_path"),
         ("hold_until_loss", "decay_steps"),
         ("decay_steps", "hold_until_loss"),
     ] {

@@ -130,6 +130,12 @@ pub(crate) const KEYS: &[Key] = &[
     key(Section::Train, "lora_dropout", SCORE | TRAIN, Kind::Number(Range::Below(1.0))),
     key(Section::Train, "lora_target_modules", SCORE | TRAIN, Kind::Words(LAYERS)),
     key(Section::Train, "uniform_weights", TRAIN, Kind::Flag),
+    key(Section::Train, "quality_filter", SCORE | TRAIN, Kind::Choice(&["off", "report", "on"])),
+    key(Section::Train, "quality_min_words", SCORE | TRAIN, Kind::Count(1)),
+    key(Section::Train, "u2a_top", TRAIN, Kind::Count(1)),
+    key(Section::Train, "validation_json_path", TRAIN, Kind::File),
+    key(Section::Train, "eval_steps", TRAIN, Kind::Count(1)),
+    key(Section::Train, "load_best", TRAIN, Kind::Flag),
     key(Section::Train, "replay_json_path", TRAIN, Kind::File),
     key(Section::Train, "replay_batch_size", TRAIN, Kind::Count(1)),
     key(Section::Train, "replay_weight", TRAIN, Kind::Number(Range::NotNegative)),
@@ -224,6 +230,11 @@ impl Options {
             Setting::Path(path) => Some(path),
             _ => None,
         }
+    }
+
+    /// Returns the files that a training reads besides its records.
+    pub(crate) fn training_files(&self) -> impl Iterator<Item = &Located> {
+        ["replay_json_path", "validation_json_path"].into_iter().filter_map(|name| self.path(name))
     }
 
     /// Sets a text where there is none yet.

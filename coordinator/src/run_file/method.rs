@@ -1,6 +1,7 @@
 //! The training recipes, as far as a plan depends on them; what they compute is the worker's business.
 
 use serde::{Deserialize, Serialize};
+use shared::record::{Category, Record};
 
 /// A recipe by its name everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,11 +20,12 @@ pub(crate) enum Method {
     Cdpo,
     Ipo,
     Npo,
+    U2a,
     Sft,
 }
 
 impl Method {
-    const NAMES: [(&'static str, Method); 13] = [
+    const NAMES: [(&'static str, Method); 14] = [
         ("trace", Method::Trace),
         ("oracle-punish", Method::OraclePunish),
         ("no-kl", Method::NoKl),
@@ -36,6 +38,7 @@ impl Method {
         ("cdpo", Method::Cdpo),
         ("ipo", Method::Ipo),
         ("npo", Method::Npo),
+        ("u2a", Method::U2a),
         ("sft", Method::Sft),
     ];
 
@@ -53,7 +56,7 @@ impl Method {
 
     /// Returns whether conflict terms are multiplied by impact scores.
     pub(crate) fn is_weighted(self) -> bool {
-        matches!(self, Method::Trace | Method::OraclePunish | Method::NoKl | Method::NoTriage)
+        matches!(self, Method::Trace | Method::OraclePunish | Method::NoKl | Method::NoTriage | Method::U2a)
     }
 
     /// Returns whether PUNISH records are trained towards their corrections.
@@ -66,9 +69,18 @@ impl Method {
         matches!(self, Method::Dpo | Method::Rdpo | Method::Cdpo | Method::Ipo)
     }
 
-    /// Returns whether records of all categories are scored, not only those of the conflict.
-    pub(crate) fn scores_all(self) -> bool {
-        self == Method::NoTriage
+    /// Returns whether a record gets a score: one of the conflict, and where a method punishes others too, those.
+    pub(crate) fn scores(self, record: &Record) -> bool {
+        match self {
+            Method::NoTriage => true,
+            Method::U2a if record.category == Some(Category::Retain) => record.rejected_violates(),
+            _ => record.category.is_some_and(Category::is_conflict),
+        }
+    }
+
+    /// Returns whether weights of the method are those of promoted responses too, so that a quality filter changes them.
+    pub(crate) fn promotes(self) -> bool {
+        matches!(self, Method::Trace | Method::OraclePunish | Method::NoKl)
     }
 
     /// Returns the method whose scores this one uses.
@@ -83,6 +95,33 @@ impl Method {
             Method::Cdpo => "cdpo",
             Method::Ipo => "ipo",
             _ => "dpo",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_gets_a_score_is_what_the_method_weighs() {
+        let record = |category, violations: &[i64]| Record {
+            category: Some(category),
+            rejected_violations: Some(violations.to_vec()),
+            ..Record::default()
+        };
+        for (method, expected) in [
+            (Method::Trace, [true, true, false, false]),
+            (Method::U2a, [true, true, true, false]),
+            (Method::NoTriage, [true, true, true, true]),
+        ] {
+            let records = [
+                record(Category::Invert, &[0]),
+                record(Category::Punish, &[0]),
+                record(Category::Retain, &[0]),
+                record(Category::Retain, &[]),
+            ];
+            assert_eq!(records.each_ref().map(|record| method.scores(record)), expected, "{}", method.name());
         }
     }
 }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use shared::quality::{Filter, LEAST_WORDS};
 use shared::weights::WeightNorm;
 
 use crate::plan::Plan;
@@ -245,7 +246,7 @@ impl Located {
 impl BaseStep {
     /// Returns whether it trains on labelled pairs.
     pub(crate) fn needs_records(&self) -> bool {
-        self.data.needs_records() || self.options.path("replay_json_path").is_some_and(Located::needs_records)
+        self.data.needs_records() || self.options.training_files().any(Located::needs_records)
     }
 }
 
@@ -260,6 +261,18 @@ impl Variant {
     /// Returns whether its records are weighted by impact scores.
     pub(crate) fn is_scored(&self) -> bool {
         self.method.is_some_and(Method::is_weighted) && !self.train.options.is_on("uniform_weights")
+    }
+
+    /// Returns the name under which its weights are kept: that of the loss terms they were made for.
+    pub(crate) fn scored_as(&self, method: Method) -> String {
+        let name = method.scored_as().name();
+        if !method.promotes() {
+            return name.to_owned();
+        }
+        let options = &self.train.options;
+        let mode = options.text("quality_filter").and_then(|mode| mode.parse().ok()).unwrap_or_default();
+        let least_words = options.text("quality_min_words").and_then(|words| words.parse().ok());
+        Filter { mode, least_words: least_words.unwrap_or(LEAST_WORDS) }.marked(name)
     }
 
     /// Returns whether its adapter is merged into a model of its own.

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// Keys whose values are paths.
-pub(super) const PATH_KEYS: [&str; 12] = [
+pub(super) const PATH_KEYS: [&str; 13] = [
     "path",
     "data",
     "input",
@@ -27,6 +27,7 @@ pub(super) const PATH_KEYS: [&str; 12] = [
     "gold",
     "init_adapter",
     "replay_json_path",
+    "validation_json_path",
 ];
 const TABLES: [&str; 9] = ["run", "model", "base", "data", "oracle", "score", "train", "eval", "variant"];
 const RUN: [&str; 3] = ["name", "seed", "world_size"];
@@ -290,9 +291,6 @@ impl Reader<'_, '_> {
             }
             return Some(Some(method));
         }
-        if name == "u2a" {
-            return self.problems.wrong(table, "name", U2A);
-        }
         match named {
             Some(method) => Some(Some(method)),
             None => {
@@ -308,9 +306,6 @@ impl Reader<'_, '_> {
 
     fn method(&mut self, table: &Table<'_>) -> Option<Method> {
         let name = self.needed(table, "method", "a method of training")?;
-        if name == "u2a" {
-            return self.problems.wrong(table, "method", U2A);
-        }
         let names = Method::names();
         Method::named(&name)
             .or_else(|| self.problems.wrong(table, "method", format!("is {name:?}; {}", expected_words(&name, &names))))
@@ -401,8 +396,6 @@ impl Reader<'_, '_> {
         Some(Eval { prompts, merge, sample_size, shard_prompts, options })
     }
 }
-
-const U2A: &str = "u2a (outer rounds of re-weighted unlearning) is not built yet; npo is its unweighted inner problem";
 
 fn is_off(options: &Options, name: &str) -> bool {
     options.0.get(name) == Some(&Setting::Flag(false))

@@ -230,6 +230,20 @@ fn what_variants_share_is_checked_without_any() {
 }
 
 #[test]
+fn a_filter_that_acts_is_in_the_name_of_the_weights() {
+    let name = |train: &str, method: &str| {
+        let file = read(&small("", "", train, &format!("[[variant]]\nname = \"{method}\"\n"))).unwrap();
+        let variant = &file.variants[1];
+        variant.scored_as(variant.method.unwrap())
+    };
+    assert_eq!(name("", "no-kl"), "trace");
+    assert_eq!(name("quality_filter = \"report\"", "no-kl"), "trace");
+    assert_eq!(name("quality_filter = \"on\"", "no-kl"), "trace+quality-3");
+    assert_eq!(name("quality_filter = \"on\"\nquality_min_words = 8", "oracle-punish"), "oracle-punish+quality-8");
+    assert_eq!(name("quality_filter = \"on\"", "u2a"), "u2a", "it promotes nothing");
+}
+
+#[test]
 fn syntax_errors_have_lines_too() {
     let found = problems("[run]\nname = \"x\nseed = 1\n[data\n");
     assert!(found[0].starts_with("run.toml:2: ") && found.len() > 1, "{found:?}");
@@ -250,8 +264,10 @@ fn contradictions_name_the_key_that_was_written() {
             small("", "", "", "[[variant]]\nname = \"trace\""),
             "run.toml:14: variant.trace.name: there is another variant",
         ),
-        (small("", "", "", "[[variant]]\nname = \"u2a\""), "run.toml:14: variant.u2a.name: u2a (outer rounds of"),
-        (small("", "", "", "method = \"u2a\""), "run.toml:13: variant.trace.method: u2a (outer rounds of"),
+        (
+            small("", "", "", "train.u2a_top = 8"),
+            "run.toml:13: variant.trace.train.u2a_top: has an effect with method u2a",
+        ),
         (
             small("", "", "", "method = \"dpo\""),
             "run.toml:13: variant.trace.method: is \"dpo\", but the variant has the name",

@@ -2,7 +2,7 @@
 //! become weights once, over all of them.
 //!
 //! A shard holds a fixed number of the records that are scored, whatever the number of workers, so that the packs in it
-//! are always the same. RETAIN records, which carry no weight, are not sent (all are where a method scores all).
+//! are always the same. Records that carry no weight (of RETAIN, but for methods that punish there too) are not sent.
 
 use std::path::{Path, PathBuf};
 
@@ -90,9 +90,7 @@ pub(super) fn begin_gold(context: &Context, variant: usize) -> Result<Vec<Task>>
 
 /// Returns the positions of the records that get a score.
 fn scored(records: &[Record], method: Method) -> Vec<usize> {
-    let has_score =
-        |record: &Record| method.scores_all() || record.category.is_some_and(|category| category.is_conflict());
-    (0..records.len()).filter(|&at| has_score(&records[at])).collect()
+    (0..records.len()).filter(|&at| method.scores(&records[at])).collect()
 }
 
 fn method(context: &Context, variant: usize) -> Result<Method> {
@@ -159,10 +157,10 @@ pub(super) fn finish(context: &Context, variant: usize, shards: &Path) -> Result
         }
     }
     let weights = weights(&raw, settings.lamda, settings.weight_norm, &file, |at| index[positions[at]])?;
-    let of_method = method.scored_as().name();
-    records.iter_mut().for_each(|record| keep(record, 0.0, 0.0, of_method));
+    let of_method = context.variant(variant).scored_as(method);
+    records.iter_mut().for_each(|record| keep(record, 0.0, 0.0, &of_method));
     for ((position, raw), weight) in positions.iter().zip(&raw).zip(&weights) {
-        keep(&mut records[*position], *raw, *weight, of_method);
+        keep(&mut records[*position], *raw, *weight, &of_method);
     }
     let output = context.of_variant(variant, "weighted_dataset.json");
     let mut writer = ArrayWriter::create(&output)?;

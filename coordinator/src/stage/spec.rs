@@ -158,7 +158,7 @@ pub(super) fn of(context: &Context, work: Work) -> Result<Spec> {
         Work::Base(step) => {
             let settings = &file.base[step];
             let mut inputs = vec![Model(context.base_start(step)), File(settings.data.at(&context.run_dir))];
-            inputs.extend(settings.options.path("replay_json_path").map(|path| File(path.at(&context.run_dir))));
+            inputs.extend(settings.options.training_files().map(|path| File(path.at(&context.run_dir))));
             let folder = context.base_folder(step);
             let parameters = training_parameters(context, &args::base(context, step));
             Spec { inputs, outputs: trained(&folder), parameters, folder: Some(folder) }
@@ -196,7 +196,7 @@ pub(super) fn of(context: &Context, work: Work) -> Result<Spec> {
         Work::Train(variant) => {
             let mut inputs = vec![Model(context.deployed()), File(context.training_data(variant))];
             let options = &context.variant(variant).train.options;
-            inputs.extend(options.path("replay_json_path").map(|path| File(path.at(&context.run_dir))));
+            inputs.extend(options.training_files().map(|path| File(path.at(&context.run_dir))));
             inputs.extend(start_adapter(context, variant));
             let folder = context.run_dir.join(&context.variant(variant).name);
             let parameters = training_parameters(context, &args::train(context, variant));
@@ -235,7 +235,7 @@ pub(super) fn of(context: &Context, work: Work) -> Result<Spec> {
 /// Returns what a training leaves that others read.
 fn trained(folder: &Path) -> Vec<Artifact> {
     let files = ["metrics.jsonl", "train_summary.json", "run.json"].map(|name| File(folder.join(name)));
-    [Model(folder.to_owned())].into_iter().chain(files).collect()
+    [Model(folder.to_owned()), Optional(folder.join("quality.json"))].into_iter().chain(files).collect()
 }
 
 fn start_adapter(context: &Context, variant: usize) -> Option<Artifact> {

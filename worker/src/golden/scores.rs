@@ -5,11 +5,12 @@ use crate::collective::Alone;
 use crate::control::Control;
 use crate::dataset::{self, GoldFile, gold_items, packs};
 use crate::objective::loss::PreferenceLoss;
-use crate::objective::method::Method;
+use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{self, Item, Policy, Settings};
 use crate::reference::{self, Sources};
 use crate::score::direction::{gold_gradient, pack_scores};
 use crate::score::pull::{Point, of_gold_items};
+use shared::quality::Filter;
 use shared::weights::{WeightNorm, weights};
 
 fn settings(beta: f64) -> Settings {
@@ -17,7 +18,8 @@ fn settings(beta: f64) -> Settings {
 }
 
 fn items(method: Method, records: Vec<Record>) -> Vec<Item> {
-    data_set(records).items(&encoder(MaskMode::Exact), method, 0.0, 256).unwrap().into_iter().flatten().collect()
+    let recipe = Recipe { method, alpha_kl: 0.0, filter: Filter::default() };
+    data_set(records).items(&encoder(MaskMode::Exact), &recipe, 256).unwrap().into_iter().flatten().collect()
 }
 
 fn gold_direction(decoder: &Decoder, adapter: &Lora, beta: f64, rows: usize) -> Lora {
@@ -149,10 +151,12 @@ fn scores_equal_explicit_gradients_for_every_weighted_method() {
         let mut records = records();
         for record in &mut records {
             record.oracle_response = Some("Ask at the desk.".into());
+            // So that U2A, too, has a term for every record.
+            record.rejected_violations = Some(vec![0]);
         }
         records
     };
-    for method in [Method::Trace, Method::OraclePunish, Method::NoKl, Method::NoTriage] {
+    for method in [Method::Trace, Method::OraclePunish, Method::NoKl, Method::NoTriage, Method::U2a] {
         let mut items = items(method, corrected());
         assert_eq!(items.len(), records().len());
         let ours = raw(&decoder, &base, &direction, &items, 0.3, dataset::PACK_TOKENS);

@@ -13,7 +13,8 @@ use super::lora::{Factors, Lora, LoraConfig, Module};
 use super::tensor_file::{self, TensorFile};
 use crate::error::{Error, Result};
 
-const PREFIX: &str = "base_model.model.";
+/// What stands before the names of tensors in a file.
+pub const PREFIX: &str = "base_model.model.";
 
 #[derive(Serialize, Deserialize)]
 struct Provenance {

@@ -1,8 +1,9 @@
 //! What each method does with a record: which loss term it gets, or none.
 //!
-//! One pure function, [`Method::term`], holds the definitions of spec 4.1–4.8; scoring and training both read them from
-//! here, so that a score is always the score of the loss that is trained.
+//! One pure function, [`Recipe::decide`], holds the definitions of spec 4.1–4.8 and what the quality filter makes of them;
+//! scoring and training both read them from here, so that a score is always the score of the loss that is trained.
 
+use shared::quality::{Filter, Flaw};
 use shared::record::{Category, Record};
 
 /// The training recipes by their names everywhere.
@@ -34,7 +35,7 @@ pub enum Method {
     /// Unweighted NPO on every violating response: both of PUNISH, `rejected` of INVERT, and of RETAIN where it is
     /// known to violate.
     Npo,
-    /// U2A (spec 4.8): weighted unlearning of every violating response. Not built yet.
+    /// U2A (spec 4.8): NPO on the same responses as npo, weighted by impact scores; no KL.
     U2a,
     /// Mean-token negative log-likelihood of `chosen`.
     Sft,
@@ -67,6 +68,15 @@ pub enum Term {
 }
 
 impl Part {
+    /// Returns its text; nothing where the record has none.
+    pub fn of(self, record: &Record) -> String {
+        match self {
+            Part::Chosen => record.chosen.response(),
+            Part::Rejected => record.rejected.as_ref().map(|text| text.response()).unwrap_or_default(),
+            Part::Correction => record.correction().unwrap_or_default().to_owned(),
+        }
+    }
+
     /// Returns the name of its field.
     pub fn field(self) -> &'static str {
         match self {
@@ -113,12 +123,8 @@ impl Method {
         clap::ValueEnum::to_possible_value(&self).map(|v| v.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// Returns the loss term of a record, or `None` where the method has no use for it (it still counts as a member
-    /// of its batch). `category` is the record's; methods that need none accept `None`.
-    ///
-    /// # Errors
-    /// The method needs a category and the record has none.
-    pub fn term(self, record: &Record, alpha_kl: f64) -> Result<Option<Term>, String> {
+    /// Returns the loss term of a record, or `None` where the method has no use for it.
+    fn term(self, record: &Record, alpha_kl: f64) -> Result<Option<Term>, String> {
         use Part::{Chosen, Correction, Rejected};
         let category = || {
             record
@@ -155,13 +161,29 @@ impl Method {
             Method::Npo | Method::U2a => match category()? {
                 Category::Invert => Some(Term::PunishOne(Rejected)),
                 Category::Punish => Some(Term::PunishBoth),
-                Category::Retain => {
-                    let violates = record.rejected_violations.as_ref().is_some_and(|list| !list.is_empty());
-                    violates.then_some(Term::PunishOne(Rejected))
-                }
+                Category::Retain => record.rejected_violates().then_some(Term::PunishOne(Rejected)),
             },
             Method::Sft => Some(Term::Imitate),
         })
+    }
+
+    /// Returns whether the method has terms that promote a response which is not what the old policy preferred.
+    pub fn promotes(self) -> bool {
+        !matches!(self, Method::NoTriage | Method::Npo | Method::U2a | Method::Sft)
+    }
+
+    /// Returns the term of a record whose promoted part is not to be promoted: the punishment that the method has for
+    /// such records; none for the methods that only prefer.
+    fn without_promotion(self, promoted: Part) -> Option<Term> {
+        match (self, promoted) {
+            (Method::Trace | Method::OraclePunish | Method::NoKl | Method::NoImpact, Part::Correction) => {
+                Some(Term::PunishBoth)
+            }
+            (Method::Trace | Method::OraclePunish | Method::NoKl | Method::NoImpact, _) => {
+                Some(Term::PunishOne(Part::Rejected))
+            }
+            _ => None,
+        }
     }
 
     /// Returns the method whose scores this one uses: the terms of trace and no-kl are scored alike.
@@ -171,7 +193,64 @@ impl Method {
 
     /// Returns whether the method multiplies conflict terms by impact scores.
     pub fn is_weighted(self) -> bool {
-        matches!(self, Method::Trace | Method::OraclePunish | Method::NoKl | Method::NoTriage)
+        matches!(self, Method::Trace | Method::OraclePunish | Method::NoKl | Method::NoTriage | Method::U2a)
+    }
+}
+
+/// A method with what else decides which term a record gets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Recipe {
+    /// The method.
+    pub method: Method,
+    /// α_KL; an anchor of weight 0 is none.
+    pub alpha_kl: f64,
+    /// What is done about promoted responses that say nothing.
+    pub filter: Filter,
+}
+
+/// What a recipe does with a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    /// The record's term; without one it still counts as a member of its batch.
+    pub term: Option<Term>,
+    /// The response that the method promotes, whether or not the filter lets it.
+    pub promoted: Option<Promoted>,
+}
+
+/// A response that becomes preferred though the old policy did not prefer it: the compliant one of an INVERT record, or a
+/// correction. What a RETAIN record prefers is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promoted {
+    /// The response.
+    pub part: Part,
+    /// The one that gives way to it.
+    pub over: Part,
+    /// What is wrong with it.
+    pub flaw: Option<Flaw>,
+}
+
+impl Recipe {
+    /// Returns what is done with a record. Methods that need no category accept a record without one; nothing of it is
+    /// then known to be promoted.
+    ///
+    /// # Errors
+    /// The method needs a category and the record has none.
+    pub fn decide(&self, record: &Record) -> Result<Decision, String> {
+        let term = self.method.term(record, self.alpha_kl)?;
+        let (part, over) = match term {
+            Some(Term::Prefer(part @ Part::Correction, over)) => (part, over),
+            Some(Term::Prefer(part, over)) if record.category == Some(Category::Invert) => (part, over),
+            _ => return Ok(Decision { term, promoted: None }),
+        };
+        let flaw = self.filter.flaw(&record.prompt, &part.of(record));
+        let term = if flaw.is_some() && self.filter.acts() { self.method.without_promotion(part) } else { term };
+        Ok(Decision { term, promoted: Some(Promoted { part, over, flaw }) })
+    }
+
+    /// Returns the name under which weights for this recipe are kept: that of the terms they were made for.
+    pub fn scored_as(&self) -> String {
+        let name = self.method.scored_as().name();
+        if self.method.promotes() { self.filter.marked(&name) } else { name }
     }
 }
 
@@ -201,7 +280,13 @@ mod tests {
         assert_eq!(Method::Trace.term(&record(Retain, ""), 0.0), Ok(None), "alpha_kl 0 costs nothing");
         assert_eq!(term(Method::NoTriage, Retain, ""), Some(Term::PunishOne(Rejected)));
         assert_eq!(term(Method::NaiveOracleDpo, Punish, "better"), inversion);
-        assert_eq!(term(Method::Npo, Invert, ""), Some(Term::PunishOne(Rejected)));
+        for method in [Method::Npo, Method::U2a] {
+            assert_eq!(term(method, Invert, ""), Some(Term::PunishOne(Rejected)));
+            assert_eq!(term(method, Punish, "better"), Some(Term::PunishBoth), "nothing is promoted");
+            assert_eq!(term(method, Retain, ""), None, "not known to violate");
+            let violating = Record { rejected_violations: Some(vec![0]), ..record(Retain, "") };
+            assert_eq!(method.term(&violating, 0.1), Ok(Some(Term::PunishOne(Rejected))));
+        }
     }
 
     #[test]
@@ -210,5 +295,52 @@ mod tests {
         assert!(Method::Trace.term(&plain, 0.1).unwrap_err().contains("category"));
         assert!(Method::Dpo.term(&plain, 0.1).is_ok());
         assert!(Method::Sft.term(&plain, 0.1).is_ok());
+    }
+    #[test]
+    fn the_filter_takes_promotions_back_and_nothing_else() {
+        use Category::*;
+        use Part::*;
+        let on = Filter { mode: shared::quality::Mode::On, least_words: 3 };
+        let decide = |method, filter, c, chosen: &str, y_c: &str| {
+            let record = Record { prompt: "How?".into(), chosen: chosen.into(), ..record(c, y_c) };
+            Recipe { method, alpha_kl: 0.1, filter }.decide(&record).unwrap()
+        };
+        let (good, bad) = ("Ask at the desk first.", "I can't help with that.");
+        for method in [Method::Trace, Method::NoKl, Method::NoImpact, Method::OraclePunish] {
+            let flawed = decide(method, on, Invert, bad, "");
+            assert_eq!(flawed.term, Some(Term::PunishOne(Rejected)), "the violating response alone");
+            let promoted = Promoted { part: Chosen, over: Rejected, flaw: Some(Flaw::Refusal) };
+            assert_eq!(flawed.promoted, Some(promoted));
+            assert_eq!(decide(method, on, Invert, good, "").term, Some(Term::Prefer(Chosen, Rejected)));
+            let counted = decide(method, Filter::default(), Invert, bad, "");
+            assert_eq!(counted, Decision { term: Some(Term::Prefer(Chosen, Rejected)), ..flawed });
+        }
+        assert_eq!(decide(Method::OraclePunish, on, Punish, bad, bad).term, Some(Term::PunishBoth));
+        assert_eq!(decide(Method::OraclePunish, on, Punish, bad, good).term, Some(Term::Prefer(Correction, Chosen)));
+        for method in [Method::Dpo, Method::Ipo, Method::DpoGold, Method::NaiveOracleDpo] {
+            assert_eq!(decide(method, on, Invert, bad, "").term, None, "nothing to fall back to");
+            let retained = decide(method, on, Retain, bad, "");
+            assert_eq!(retained, Decision { term: Some(Term::Prefer(Chosen, Rejected)), promoted: None });
+        }
+        assert_eq!(decide(Method::DpoGold, on, Punish, good, bad).term, None);
+        assert_eq!(
+            decide(Method::DpoGold, on, Punish, bad, "").term,
+            Some(Term::Prefer(Chosen, Rejected)),
+            "as stored"
+        );
+        assert_eq!(decide(Method::Trace, on, Retain, bad, "").term, Some(Term::Anchor));
+        for method in [Method::NoTriage, Method::Npo, Method::U2a, Method::Sft] {
+            let untouched = decide(method, on, Invert, bad, "");
+            assert_eq!(untouched, Decision { promoted: None, ..decide(method, Filter::default(), Invert, bad, "") });
+        }
+    }
+
+    #[test]
+    fn weights_say_which_terms_they_were_made_for() {
+        let on = Filter { mode: shared::quality::Mode::On, least_words: 3 };
+        let name = |method, filter| Recipe { method, alpha_kl: 0.1, filter }.scored_as();
+        assert_eq!(name(Method::NoKl, Filter::default()), "trace");
+        assert_eq!(name(Method::NoKl, on), "trace+quality-3");
+        assert_eq!(name(Method::U2a, on), "u2a", "it promotes nothing");
     }
 }

@@ -2,4 +2,5 @@
 
 pub mod loss;
 pub mod method;
+pub mod promotions;
 pub mod step;

@@ -285,37 +285,9 @@ pub fn accumulate_timed(
     let (of_tokens, of_positions) = values.split_at(pack.targets.size()[0] as usize);
     let (s, kl_sums) = (group_sums(of_tokens, &pack.scored_counts), group_sums(of_positions, &anchor.counts));
 
-    let mut parts = LossParts { tokens: pack.rows.len(), ..LossParts::default() };
-    let (mut log_prob_slopes, mut kl_slopes) = (vec![0.0; s.len()], vec![0.0; s.len()]);
-    let mut at = 0;
-    for item in items {
-        let range = at..at + item.sequences.len();
-        at = range.end;
-        if item.term == Term::Anchor {
-            let (sum, count) = (kl_sums[range.start], pack.kl_counts[range.start] as f64 + 1e-8);
-            parts.kl += settings.alpha_kl * sum / count;
-            parts.anchors += 1;
-            kl_slopes[range.start] = scale * settings.alpha_kl / count;
-        } else {
-            let scored = &pack.scored_counts[range.clone()];
-            let l = term_loss(item.term, settings, &s[range.clone()], &item.reference, scored);
-            book(&mut parts, item, &l);
-            for (slope, part) in l.slopes.iter().zip(range.clone()) {
-                log_prob_slopes[part] = scale * item.weight * slope;
-            }
-            if settings.nll_weight != 0.0 && matches!(item.term, Term::Prefer(..)) {
-                let count = scored[0].max(1) as f64;
-                parts.nll += settings.nll_weight * -s[range.start] / count;
-                log_prob_slopes[range.start] -= scale * settings.nll_weight / count;
-            }
-        }
-        if !parts.total().is_finite() {
-            return Err(NotFinite { record: item.record, term: item.term });
-        }
-    }
-
+    let (parts, Slopes { log_prob, kl }) = losses(items, &pack, &s, &kl_sums, settings, scale)?;
     let slopes_of = |slopes: &[f64], counts: &[usize]| placement::upload(&spread(slopes, counts), device);
-    let slopes = slopes_of(&log_prob_slopes, &pack.scored_counts);
+    let slopes = slopes_of(&log_prob, &pack.scored_counts);
     let mut surrogate = inject(&scored, &(log_probs.pulls * slopes.unsqueeze(1)));
     if policy.train_head {
         let gradient =
@@ -323,7 +295,7 @@ pub fn accumulate_timed(
         surrogate = surrogate + inject(head.weight, &gradient);
     }
     if let Some((rows, ref_rows, pulls)) = &anchor.rows {
-        let slopes = slopes_of(&kl_slopes, &pack.kl_counts);
+        let slopes = slopes_of(&kl, &pack.kl_counts);
         surrogate = surrogate + inject(rows, &(pulls * slopes.unsqueeze(1)));
         if policy.train_head {
             let reference = (ref_rows, policy.reference.head());
@@ -334,6 +306,70 @@ pub fn accumulate_timed(
     }
     timed(&mut phases.backward, || pass.backward(&surrogate));
     Ok(parts)
+}
+
+/// Returns the unscaled loss sums of a pack of records, without dropout and without a gradient.
+///
+/// # Errors
+/// A loss that is not finite.
+pub fn evaluate(policy: Policy<'_>, items: &[&Item], settings: &Settings) -> Result<LossParts, NotFinite> {
+    let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), policy.decoder.device);
+    let (s, sums) = tch::no_grad(|| {
+        let hidden = policy.decoder.forward(&pack, Extras { adapter: policy.adapter, ..Extras::default() });
+        let rows = hidden.index_select(0, &pack.scored_rows);
+        let values = to_f64(&head::log_probs(&rows, policy.decoder.head(), &pack.targets));
+        let anchor = Anchor::compute(policy, items, &pack, &hidden, &mut Phases::default());
+        (group_sums(&values, &pack.scored_counts), group_sums(&to_f64(&anchor.values), &anchor.counts))
+    });
+    losses(items, &pack, &s, &sums, settings, 1.0).map(|(parts, _)| parts)
+}
+
+/// Derivatives of `scale` times a pack's loss, one number a sequence.
+struct Slopes {
+    /// With respect to the summed log-prob.
+    log_prob: Vec<f64>,
+    /// With respect to the summed KL.
+    kl: Vec<f64>,
+}
+
+/// Losses of a pack from its summed log-probs `s` and KLs, and their slopes.
+fn losses(
+    items: &[&Item],
+    pack: &Pack,
+    s: &[f64],
+    kl_sums: &[f64],
+    settings: &Settings,
+    scale: f64,
+) -> Result<(LossParts, Slopes), NotFinite> {
+    let mut parts = LossParts { tokens: pack.rows.len(), ..LossParts::default() };
+    let mut slopes = Slopes { log_prob: vec![0.0; s.len()], kl: vec![0.0; s.len()] };
+    let mut at = 0;
+    for item in items {
+        let range = at..at + item.sequences.len();
+        at = range.end;
+        if item.term == Term::Anchor {
+            let (sum, count) = (kl_sums[range.start], pack.kl_counts[range.start] as f64 + 1e-8);
+            parts.kl += settings.alpha_kl * sum / count;
+            parts.anchors += 1;
+            slopes.kl[range.start] = scale * settings.alpha_kl / count;
+        } else {
+            let scored = &pack.scored_counts[range.clone()];
+            let l = term_loss(item.term, settings, &s[range.clone()], &item.reference, scored);
+            book(&mut parts, item, &l);
+            for (slope, part) in l.slopes.iter().zip(range.clone()) {
+                slopes.log_prob[part] = scale * item.weight * slope;
+            }
+            if settings.nll_weight != 0.0 && matches!(item.term, Term::Prefer(..)) {
+                let count = scored[0].max(1) as f64;
+                parts.nll += settings.nll_weight * -s[range.start] / count;
+                slopes.log_prob[range.start] -= scale * settings.nll_weight / count;
+            }
+        }
+        if !parts.total().is_finite() {
+            return Err(NotFinite { record: item.record, term: item.term });
+        }
+    }
+    Ok((parts, slopes))
 }
 
 fn book(parts: &mut LossParts, item: &Item, l: &TermLoss) {

@@ -15,8 +15,9 @@ use crate::measure;
 use crate::model::adapter_file;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
-use crate::objective::method::Method;
-use crate::options::{LoraArgs, ModelArgs, ScoreArgs, TextArgs};
+use crate::objective::method::{Method, Recipe};
+use crate::objective::promotions::Promotions;
+use crate::options::{LoraArgs, ModelArgs, QualityArgs, ScoreArgs, TextArgs};
 use crate::text::Encoder;
 
 /// Scores triaged records: how far a step on each one also lowers the loss on the gold batch (spec 5).
@@ -42,7 +43,7 @@ pub struct ScoreCommand {
     /// An adapter folder at which to score instead of a fresh adapter.
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Option<PathBuf>,
-    /// Whose loss terms are scored: trace, oracle-punish or no-triage.
+    /// Whose loss terms are scored: trace (no-kl has the same), oracle-punish, no-triage or u2a.
     #[arg(long, value_enum, default_value = "trace")]
     pub method: Method,
     /// β of the losses.
@@ -80,6 +81,9 @@ pub struct ScoreCommand {
     /// Score options.
     #[command(flatten)]
     pub score: ScoreArgs,
+    /// Options of the quality filter.
+    #[command(flatten)]
+    pub quality: QualityArgs,
 }
 
 /// Runs the command. Returns a summary.
@@ -89,6 +93,7 @@ pub struct ScoreCommand {
 pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> {
     let started = Instant::now();
     args.score.validate()?;
+    args.quality.validate()?;
     if !args.beta.is_finite() || args.beta <= 0.0 {
         return Err(Error::Config(format!("--beta is {}; expected a positive number", args.beta)));
     }
@@ -98,7 +103,7 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
     };
     if !args.method.is_weighted() {
         return Err(Error::Config(format!(
-            "method {} has no impact weights; score with trace, oracle-punish, no-kl or no-triage",
+            "method {} has no impact weights; score with trace, oracle-punish, no-kl, no-triage or u2a",
             args.method.name()
         )));
     }
@@ -130,7 +135,12 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
     set.set_aside(out)?;
     match args.raw_only {
         true => super::write_raw(out, set, &scores)?,
-        false => super::write_weighted(out, set, args.method, &scores)?,
+        false => super::write_weighted(out, set, &settings.recipe, &scores)?,
+    }
+    let promotions = Promotions::of(&settings.recipe, set)?;
+    if !args.raw_only {
+        promotions.keep(&shared::output::sibling(out, "_quality"))?;
+        promotions.warn(&set.file);
     }
     scores.truncated.warn(&set.file, settings.max_length);
     scores.journal.remove()?;
@@ -142,7 +152,7 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
         "out": out.display().to_string(), "gold": args.score.gold.as_ref().unwrap_or(gold_out).display().to_string(),
         "records": set.records.len(), "set_aside": set.quarantine.len(), "truncated": scores.truncated.records,
         "scored": scored.len(), "clamped": clamped,
-        "clamped_share": 100.0 * clamped as f64 / scored.len().max(1) as f64, "seconds": seconds,
+        "clamped_share": 100.0 * clamped as f64 / scored.len().max(1) as f64, "promoted": promotions.figures, "seconds": seconds,
         "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
     }))
 }
@@ -171,7 +181,7 @@ impl Loaded {
         };
         let is_fresh = adapter.iter().all(|(_, _, f)| f.b.count_nonzero(None).int64_value(&[]) == 0);
         let settings = ScoreSettings {
-            method: args.method,
+            recipe: Recipe { method: args.method, alpha_kl: 0.0, filter: args.quality.filter() },
             beta: args.beta,
             gamma: args.score.lamda,
             norm: args.score.weight_norm,

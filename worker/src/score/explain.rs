@@ -39,7 +39,7 @@ pub(super) fn run(args: &ScoreCommand, index: usize, loaded: &Loaded, control: &
         index: vec![index],
         quarantine: shared::quarantine::Quarantine::of("explain"),
     };
-    let items = one.items(encoder, settings.method, 0.0, settings.max_length)?;
+    let items = one.items(encoder, &settings.recipe, settings.max_length)?;
     let Some(mut item) = items.into_iter().flatten().find(|item| item.term.uses_ratios()) else {
         return Err(Error::record(
             records,

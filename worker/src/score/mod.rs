@@ -21,7 +21,7 @@ use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::model_folder;
 use crate::objective::loss::PreferenceLoss;
-use crate::objective::method::Method;
+use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{Item, Settings};
 use crate::options::{LoraArgs, TextArgs};
 use crate::reference::{self, Sources};
@@ -33,8 +33,8 @@ use shared::weights::{self, WeightNorm};
 /// What shapes a score besides model and records.
 #[derive(Debug, Clone)]
 pub struct ScoreSettings {
-    /// Whose loss terms are scored.
-    pub method: Method,
+    /// Whose loss terms are scored. The anchor has no score, so α_KL is 0.
+    pub recipe: Recipe,
     /// β (has no effect on the weights at a fresh adapter, spec 5.6).
     pub beta: f64,
     /// γ
@@ -126,15 +126,14 @@ pub fn score(
 ) -> Result<Scores> {
     weights::check_gamma(settings.gamma)?;
     let objective = settings.objective();
-    // The anchor has no score, so no item is made for it: α_KL = 0.
-    let mut items = set.items(encoder, settings.method, 0.0, settings.max_length)?;
+    let mut items = set.items(encoder, &settings.recipe, settings.max_length)?;
     let scored: Vec<&Item> = items.iter().flatten().filter(|item| item.term.uses_ratios()).collect();
     if scored.is_empty() && !settings.raw_only {
         return Err(Error::Numeric(format!(
             "{}: none of the {} records is scored by method {}; is everything RETAIN?",
             set.file.display(),
             set.records.len(),
-            settings.method.name()
+            settings.recipe.method.name()
         )));
     }
     let gold = gold_batch(set, settings)?;
@@ -144,7 +143,7 @@ pub fn score(
     };
 
     let full_key = json!({
-        "context": key, "method": settings.method, "beta": settings.beta, "max_length": settings.max_length,
+        "context": key, "method": settings.recipe.method, "terms": settings.recipe.scored_as(), "beta": settings.beta, "max_length": settings.max_length,
         "pack_tokens": settings.pack_tokens, "gold_rows": settings.gold_rows, "gold": &gold, "records": content_hash(&set.records),
     });
     let (mut journal, finished) = Journal::open::<PackScores>(journal, &shared_hash(&full_key), control.attempt())?;
@@ -260,7 +259,7 @@ fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPair>> 
     let options = GoldOptions {
         size: settings.gold_batch_size,
         seed: settings.gold_seed,
-        use_corrections: matches!(settings.method, Method::OraclePunish | Method::DpoGold),
+        use_corrections: matches!(settings.recipe.method, Method::OraclePunish | Method::DpoGold),
     };
     let mut drawn = shared::gold::draw(&set.records, options)?;
     // The draw counts usable records; the file's own indices are what a person looks up.
@@ -299,13 +298,13 @@ pub fn shared_hash(value: &serde_json::Value) -> String {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_weighted(path: &Path, set: &DataSet, method: Method, scores: &Scores) -> Result<()> {
+pub fn write_weighted(path: &Path, set: &DataSet, recipe: &Recipe, scores: &Scores) -> Result<()> {
     let mut out = shared::output::ArrayWriter::create(path)?;
     let numbers = scores.raw.iter().zip(&scores.weights).zip(&scores.reference);
     for (record, ((raw, weight), reference)) in set.records.iter().zip(numbers) {
         let mut record = record.clone();
         reference::keep(&mut record, reference);
-        shared::weights::keep(&mut record, raw.unwrap_or(0.0), *weight, &method.scored_as().name());
+        shared::weights::keep(&mut record, raw.unwrap_or(0.0), *weight, &recipe.scored_as());
         out.push(&record)?;
     }
     out.finish()?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::validation::ValidationMetrics;
 use crate::error::{Error, Result};
 use crate::objective::step::LossParts;
 
@@ -110,6 +111,18 @@ impl MetricsFile {
         Self::keeping(run_dir.join("speed.jsonl"), steps, false)
     }
 
+    /// Opens `validation.jsonl` of a run, keeping its first `rows` lines; returns these too.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or has fewer lines.
+    pub fn open_validation(run_dir: &Path, rows: u64) -> Result<(Self, Vec<ValidationMetrics>)> {
+        let path = run_dir.join("validation.jsonl");
+        let file = Self::keeping(path.clone(), rows, true)?;
+        // A file of records without any is an error; this one begins so.
+        let kept = if rows == 0 { Vec::new() } else { shared::input::read_all(&path)? };
+        Ok((file, kept))
+    }
+
     fn keeping(path: PathBuf, steps: u64, all_needed: bool) -> Result<Self> {
         let io = |e: std::io::Error| Error::model(&path, e.to_string());
         let text = match std::fs::read(&path) {
@@ -122,8 +135,8 @@ impl MetricsFile {
             return Err(Error::model(
                 &path,
                 format!(
-                    "has {whole} whole lines, the checkpoint is of step {steps}: the file is damaged; restore it, or \
-                         remove the run's checkpoints to start over"
+                    "has {whole} whole lines, {steps} belong to the checkpoint: the file is damaged; restore it, or remove \
+                     the run's checkpoints to start over"
                 ),
             ));
         }

@@ -1,22 +1,21 @@
 //! Options of `worker train`, checked together before anything is loaded.
 
-use std::net::TcpListener;
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use super::gang::GangArgs;
 use super::optim::AdamWSettings;
 use super::pace::{Hold, Pace};
 use super::schedule::{self, Batching, Plan};
-use crate::collective::ring::{self, Membership, Ring};
-use crate::collective::{Alone, Collective};
+use super::u2a::U2aArgs;
+use super::validation::ValidationArgs;
 use crate::error::{Error, Result};
 use crate::objective::loss::PreferenceLoss;
-use crate::objective::method::Method;
+use crate::objective::method::{Method, Recipe};
 use crate::objective::step::Settings;
-use crate::options::{LoraArgs, ModelArgs, ScoreArgs, TextArgs};
+use crate::options::{LoraArgs, ModelArgs, QualityArgs, ScoreArgs, TextArgs};
 use crate::score::ScoreSettings;
 
 /// Re-aligns a model on triaged records: writes an adapter folder (or full weights), metrics and checkpoints.
@@ -175,6 +174,15 @@ pub struct TrainArgs {
     /// Score options.
     #[command(flatten)]
     pub score: ScoreArgs,
+    /// Options of validation.
+    #[command(flatten)]
+    pub validation: ValidationArgs,
+    /// Options of the quality filter.
+    #[command(flatten)]
+    pub quality: QualityArgs,
+    /// Options of U2A.
+    #[command(flatten)]
+    pub u2a: U2aArgs,
     /// Gang options.
     #[command(flatten)]
     pub gang: GangArgs,
@@ -189,52 +197,6 @@ pub enum DatasetSource {
     Jsonl,
     /// A JSON array.
     Json,
-}
-
-/// A gang without a coordinator: the same command on every member, each with its rank. Checkpoints and outputs must lie
-/// where all members see them.
-#[derive(Debug, Clone, Args)]
-pub struct GangArgs {
-    /// This member's number in --peers, from 0.
-    #[arg(long, default_value_t = 0, requires = "peers")]
-    pub rank: usize,
-    /// Where the members listen, in rank order, separated by commas: host:port. The secret they share is read from
-    /// TRACE_GANG_SECRET.
-    #[arg(long, value_delimiter = ',', value_name = "ADDRS")]
-    pub peers: Vec<String>,
-}
-
-impl GangArgs {
-    /// Joins the gang the options name; a world of one where they name none.
-    ///
-    /// # Errors
-    /// The rank is none of the peers, the secret is missing, the address cannot be listened at, or a member does not come.
-    pub fn join(&self) -> Result<Box<dyn Collective>> {
-        if self.peers.is_empty() {
-            return Ok(Box::new(Alone));
-        }
-        let Some(own) = self.peers.get(self.rank).filter(|_| self.peers.len() > 1) else {
-            let peers = self.peers.len();
-            return Err(Error::Config(format!(
-                "--rank {} and {peers} --peers do not fit: 2 or more members",
-                self.rank
-            )));
-        };
-        let secret = std::env::var("TRACE_GANG_SECRET").unwrap_or_default();
-        if secret.is_empty() {
-            return Err(Error::Config("TRACE_GANG_SECRET is not set; a gang's members share a secret".into()));
-        }
-        let listener = TcpListener::bind(own).map_err(|e| Error::Config(format!("--peers: {own}: {e}")))?;
-        let membership = Membership {
-            rank: self.rank,
-            peers: self.peers.clone(),
-            secret: *blake3::hash(secret.as_bytes()).as_bytes(),
-            label: "train".into(),
-            form_deadline: Duration::from_secs(60),
-            call_deadline: ring::CALL_DEADLINE,
-        };
-        Ok(Box::new(Ring::form(&listener, &membership)?))
-    }
 }
 
 impl TrainArgs {
@@ -307,13 +269,9 @@ impl TrainArgs {
         if !smoothed && self.label_smoothing != 0.0 {
             return refuse("--label-smoothing has an effect with the cdpo and rdpo losses only".into());
         }
-        if self.method == Method::U2a {
-            return refuse(
-                "method u2a (outer rounds of re-weighted unlearning, spec 4.8) is not built yet; npo is its unweighted \
-                 inner problem"
-                    .into(),
-            );
-        }
+        self.u2a.validate(self.method)?;
+        self.quality.validate()?;
+        self.validation.validate()?;
         self.lora.config().map(|_| ())
     }
 
@@ -366,10 +324,15 @@ impl TrainArgs {
         }
     }
 
+    /// Returns which term a record gets.
+    pub fn recipe(&self) -> Recipe {
+        Recipe { method: self.method, alpha_kl: self.alpha_kl, filter: self.quality.filter() }
+    }
+
     /// Returns what shapes the scores.
     pub fn score_settings(&self) -> ScoreSettings {
         ScoreSettings {
-            method: self.method,
+            recipe: Recipe { alpha_kl: 0.0, ..self.recipe() },
             beta: self.beta,
             gamma: self.score.lamda,
             norm: self.score.weight_norm,
@@ -416,7 +379,7 @@ impl TrainArgs {
 
     /// Returns every option that shapes the result, by name: a run is continued only when all are equal.
     pub fn key(&self) -> Value {
-        json!({
+        let mut key = json!({
             "method": self.method, "loss": self.preference_loss(), "label_smoothing": self.label_smoothing,
             "nll_weight": self.nll_weight, "batch_size": self.batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps, "learning_rate": self.learning_rate,
@@ -429,7 +392,15 @@ impl TrainArgs {
             "replay_batch_size": self.replay_batch_size, "replay_weight": self.replay_weight, "seed": self.seed,
             "max_grad_norm": self.max_grad_norm, "adam": self.adam(), "text": self.text, "lora": self.lora,
             "score": self.score,
-        })
+        });
+        // What is not in use is not in the keys of runs that were begun before there was such an option.
+        if self.method == Method::U2a {
+            key["u2a"] = self.u2a.key();
+        }
+        if self.quality.filter().acts() {
+            key["quality_min_words"] = json!(self.quality.quality_min_words);
+        }
+        key
     }
 
     /// Returns the folder of runs.

@@ -41,7 +41,7 @@ pub fn fill(
 ) -> Result<()> {
     let file = run.path.join("reference_logps.json");
     if run.is_owned() {
-        let weighted = super::weighted_file(run);
+        let weighted = super::weights::weighted_file(run);
         if weighted.exists() {
             let records: Vec<shared::record::Record> = shared::input::read_all(&weighted)?;
             known.add_records(&records, |at| at, &weighted)?;

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use prost::Message;
 
 use super::metrics::{Speed, StepMetrics};
+use super::validation::ValidationMetrics;
 use crate::error::{Error, Result};
 
 /// TensorBoard finds event files by this part of their name.
@@ -83,9 +84,20 @@ impl EventFile {
     /// # Errors
     /// The file cannot be written, e.g. the disk is full.
     pub fn append(&mut self, metrics: &StepMetrics, speed: &Speed) -> Result<()> {
-        let value = scalars(metrics, speed);
+        self.append_scalars(metrics.step, scalars(&of_step(metrics, speed)))
+    }
+
+    /// Appends one validation.
+    ///
+    /// # Errors
+    /// The file cannot be written, e.g. the disk is full.
+    pub fn append_validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
+        self.append_scalars(metrics.step, scalars(&of_validation(metrics)))
+    }
+
+    fn append_scalars(&mut self, step: u64, value: Vec<Scalar>) -> Result<()> {
         let summary = Some(Summary { value });
-        let event = Event { wall_time: now(), step: metrics.step as i64, file_version: None, summary };
+        let event = Event { wall_time: now(), step: step as i64, file_version: None, summary };
         self.file.write_all(&framed(&event)).map_err(|e| Error::model(&self.path, e.to_string()))
     }
 }
@@ -94,8 +106,8 @@ fn now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-fn scalars(metrics: &StepMetrics, speed: &Speed) -> Vec<Scalar> {
-    let values = [
+fn of_step(metrics: &StepMetrics, speed: &Speed) -> [(&'static str, Option<f64>); 13] {
+    [
         ("loss/total", Some(metrics.loss)),
         ("loss/L_I", Some(metrics.loss_invert)),
         ("loss/L_II", Some(metrics.loss_punish)),
@@ -109,10 +121,26 @@ fn scalars(metrics: &StepMetrics, speed: &Speed) -> Vec<Scalar> {
         ("learning rate", Some(metrics.learning_rate)),
         ("speed/tokens per s", Some(speed.tokens_per_s)),
         ("speed/peak GiB", Some(speed.peak_gib)),
-    ];
+    ]
+}
+
+fn of_validation(metrics: &ValidationMetrics) -> [(&'static str, Option<f64>); 8] {
+    [
+        ("validation/loss/total", Some(metrics.loss)),
+        ("validation/loss/L_I", Some(metrics.loss_invert)),
+        ("validation/loss/L_II", Some(metrics.loss_punish)),
+        ("validation/loss/L_KL", Some(metrics.loss_kl)),
+        ("validation/loss/NLL", Some(metrics.loss_nll)),
+        ("validation/margin", metrics.margin),
+        ("validation/accuracy", metrics.accuracy),
+        ("validation/KL", metrics.kl),
+    ]
+}
+
+fn scalars(values: &[(&str, Option<f64>)]) -> Vec<Scalar> {
     let scalar =
-        |(tag, value): (&str, Option<f64>)| Some(Scalar { tag: tag.into(), simple_value: Some(value? as f32) });
-    values.into_iter().filter_map(scalar).collect()
+        |(tag, value): &(&str, Option<f64>)| Some(Scalar { tag: (*tag).into(), simple_value: Some((*value)? as f32) });
+    values.iter().filter_map(scalar).collect()
 }
 
 /// The checksum as TFRecord stores it, so that a checksum of data that holds checksums is no special one.

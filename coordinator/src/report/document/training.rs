@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use shared::quality::{Flaw, Mode};
+
 use super::{DASH, Section, Table, number};
 use crate::report::Variant;
 use crate::report::curves::Curves;
@@ -25,6 +27,7 @@ pub(super) fn losses(variants: &[Variant]) -> Section {
         ]);
         tables.push(by_part(&variant.name, curves));
     }
+    tables.extend(promoted(variants));
     let mut paragraphs = Vec::new();
     if trained.is_empty() {
         paragraphs.push("Nothing was trained.".to_owned());
@@ -37,6 +40,34 @@ pub(super) fn losses(variants: &[Variant]) -> Section {
         }
     }
     Section { id: "losses", title: "Training", paragraphs, tables }
+}
+
+/// What training promoted, beside what gave way to it; none where nothing was promoted.
+fn promoted(variants: &[Variant]) -> Option<Table> {
+    let heads =
+        ["variant", "promoted", "median words", "of those replaced", "empty", "evasive", "short", "filter", "left out"];
+    let mut table = Table::new("Promoted responses", &heads);
+    for variant in variants {
+        let Some(figures) = variant.promoted.as_ref().filter(|figures| figures.promoted > 0) else { continue };
+        let count = |flaws: &[Flaw]| flaws.iter().filter_map(|flaw| figures.flaws.get(flaw)).sum::<usize>().to_string();
+        let mode = match figures.filter {
+            Mode::Off => "off",
+            Mode::Report => "report",
+            Mode::On => "on",
+        };
+        table.push([
+            variant.name.clone(),
+            figures.promoted.to_string(),
+            format!("{:.1}", figures.words.median),
+            format!("{:.1}", figures.demoted_words.median),
+            count(&[Flaw::Empty]),
+            count(&[Flaw::Refusal, Flaw::NonAnswer, Flaw::RepeatsPrompt]),
+            count(&[Flaw::Short]),
+            mode.to_owned(),
+            figures.filtered.to_string(),
+        ]);
+    }
+    (!table.rows.is_empty()).then_some(table)
 }
 
 /// Says how far curves were thinned.

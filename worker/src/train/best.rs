@@ -1,0 +1,170 @@
+//! `best/`: the adapter or model of a run with the lowest validation loss so far, usable by itself.
+//!
+//! Written beside and put in place by renames, the one before aside first: a process that dies in between leaves it under
+//! `best.before`, from where [`recover`] takes it back. `best/validation.json` says of which step it is and with which loss.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::run_folder::RunFolder;
+use super::validation::ValidationMetrics;
+use crate::error::{Error, Result};
+use crate::model::adapter_file;
+use crate::model::tensor_file::TensorFile;
+
+/// Which step was best.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Validation loss.
+    pub loss: f64,
+}
+
+impl Best {
+    /// Returns the best of some validations, the first of equal ones.
+    pub fn of(rows: &[ValidationMetrics]) -> Option<Best> {
+        rows.iter().fold(None, |best, row| if Best::is_beaten(best, row) { Some(Best::from(row)) } else { best })
+    }
+
+    /// Returns whether a validation is better than the best so far.
+    pub fn is_beaten(best: Option<Best>, row: &ValidationMetrics) -> bool {
+        best.is_none_or(|best| row.loss < best.loss)
+    }
+}
+
+impl From<&ValidationMetrics> for Best {
+    fn from(row: &ValidationMetrics) -> Self {
+        Best { step: row.step, loss: row.loss }
+    }
+}
+
+/// The folder's name.
+pub(super) const FOLDER: &str = "best";
+const BEFORE: &str = "best.before";
+
+/// Replaces the folder by one that `save` fills.
+///
+/// # Errors
+/// The folder cannot be written, or is another process's now.
+pub(super) fn keep(run: &RunFolder, best: Best, save: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    run.check()?;
+    let [target, before] = [FOLDER, BEFORE].map(|name| run.path.join(name));
+    let beside = run.path.join(format!("best.{}.tmp", std::process::id()));
+    let io = |e: std::io::Error| Error::model(&target, format!("could not be written: {e}"));
+    remove_unfinished(&run.path)?;
+    std::fs::create_dir_all(&beside).map_err(io)?;
+    save(&beside)?;
+    shared::output::write_json(&beside.join("validation.json"), &best)?;
+    run.check()?;
+    if target.exists() {
+        remove(&before)?;
+        std::fs::rename(&target, &before).map_err(io)?;
+    }
+    std::fs::rename(&beside, &target).map_err(io)?;
+    std::fs::File::open(&run.path).and_then(|dir| dir.sync_all()).map_err(io)?;
+    remove(&before)
+}
+
+/// Makes sure that the folder is there for a run that goes on with this best so far.
+///
+/// # Errors
+/// It is not there, or the run's folder cannot be written.
+pub(super) fn recover(run_dir: &Path, best: Option<Best>) -> Result<()> {
+    let [target, before] = [FOLDER, BEFORE].map(|name| run_dir.join(name));
+    remove_unfinished(run_dir)?;
+    if before.exists() && !target.exists() {
+        std::fs::rename(&before, &target).map_err(|e| Error::model(&target, e.to_string()))?;
+    }
+    remove(&before)?;
+    match best {
+        Some(best) if !target.join("validation.json").exists() => Err(Error::model(
+            &target,
+            format!(
+                "is not there, though step {} was the best so far; restore it, or remove the run's checkpoints to start over",
+                best.step
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Copies the tensors of the folder into those that were trained.
+///
+/// # Errors
+/// The folder cannot be read, or a tensor is missing or of another shape.
+pub(super) fn load(run_dir: &Path, is_adapter: bool, trained: &[(String, Tensor)]) -> Result<()> {
+    let folder = run_dir.join(FOLDER);
+    let file = folder.join(if is_adapter { "adapter_model.safetensors" } else { "model.safetensors" });
+    let tensors = TensorFile::open(&file)?;
+    for (name, tensor) in trained {
+        let name = if is_adapter { format!("{}{name}", adapter_file::PREFIX) } else { name.clone() };
+        let stored = tensors.tensor(&name)?;
+        if stored.size() != tensor.size() {
+            return Err(Error::model(&file, format!("{name} has shape {:?}, not {:?}", stored.size(), tensor.size())));
+        }
+        tch::no_grad(|| tensor.shallow_clone().copy_(&stored));
+    }
+    Ok(())
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::model(folder, e.to_string())),
+        _ => Ok(()),
+    }
+}
+
+/// Removes what was being written when a process ended.
+fn remove_unfinished(run_dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(run_dir).map_err(|e| Error::model(run_dir, e.to_string()))? {
+        let entry = entry.map_err(|e| Error::model(run_dir, e.to_string()))?;
+        let name = entry.file_name();
+        let is_ours = name.to_str().and_then(|name| name.strip_prefix("best.")?.strip_suffix(".tmp"));
+        if is_ours.is_some_and(|pid| pid.chars().all(|c| c.is_ascii_digit())) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(step: u64, loss: f64) -> ValidationMetrics {
+        ValidationMetrics { step, loss, ..ValidationMetrics::default() }
+    }
+
+    #[test]
+    fn the_lowest_loss_is_best_and_of_equal_ones_the_first() {
+        assert_eq!(Best::of(&[]), None);
+        let rows = [row(3, 0.9), row(6, 0.4), row(9, 0.4), row(12, 0.7)];
+        assert_eq!(Best::of(&rows), Some(Best { step: 6, loss: 0.4 }));
+        assert!(!Best::is_beaten(Best::of(&rows), &row(15, 0.4)));
+        assert!(Best::is_beaten(Best::of(&rows), &row(15, 0.39)));
+    }
+
+    #[test]
+    fn what_a_death_left_aside_is_taken_back_and_a_missing_folder_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let best = Some(Best { step: 3, loss: 0.5 });
+        assert!(recover(dir.path(), None).is_ok());
+        assert!(recover(dir.path(), best).unwrap_err().to_string().contains("step 3"));
+        let aside = dir.path().join(BEFORE);
+        std::fs::create_dir(&aside).unwrap();
+        std::fs::write(aside.join("validation.json"), "{}").unwrap();
+        std::fs::create_dir(dir.path().join("best.77.tmp")).unwrap();
+        std::fs::create_dir(dir.path().join("best.notes.tmp")).unwrap();
+        recover(dir.path(), best).unwrap();
+        assert!(dir.path().join("best/validation.json").exists() && !aside.exists());
+        assert!(!dir.path().join("best.77.tmp").exists());
+        assert!(dir.path().join("best.notes.tmp").exists(), "none of ours");
+        // Both are there: the newer one is in place already.
+        std::fs::create_dir(&aside).unwrap();
+        recover(dir.path(), best).unwrap();
+        assert!(!aside.exists() && dir.path().join("best/validation.json").exists());
+    }
+}

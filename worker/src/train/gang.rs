@@ -1,0 +1,56 @@
+//! Options of a gang without a coordinator.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::collective::ring::{self, Membership, Ring};
+use crate::collective::{Alone, Collective};
+use crate::error::{Error, Result};
+
+/// A gang without a coordinator: the same command on every member, each with its rank. Checkpoints and outputs must lie
+/// where all members see them.
+#[derive(Debug, Clone, Args)]
+pub struct GangArgs {
+    /// This member's number in --peers, from 0.
+    #[arg(long, default_value_t = 0, requires = "peers")]
+    pub rank: usize,
+    /// Where the members listen, in rank order, separated by commas: host:port. The secret they share is read from
+    /// TRACE_GANG_SECRET.
+    #[arg(long, value_delimiter = ',', value_name = "ADDRS")]
+    pub peers: Vec<String>,
+}
+
+impl GangArgs {
+    /// Joins the gang the options name; a world of one where they name none.
+    ///
+    /// # Errors
+    /// The rank is none of the peers, the secret is missing, the address cannot be listened at, or a member does not come.
+    pub fn join(&self) -> Result<Box<dyn Collective>> {
+        if self.peers.is_empty() {
+            return Ok(Box::new(Alone));
+        }
+        let Some(own) = self.peers.get(self.rank).filter(|_| self.peers.len() > 1) else {
+            let peers = self.peers.len();
+            return Err(Error::Config(format!(
+                "--rank {} and {peers} --peers do not fit: 2 or more members",
+                self.rank
+            )));
+        };
+        let secret = std::env::var("TRACE_GANG_SECRET").unwrap_or_default();
+        if secret.is_empty() {
+            return Err(Error::Config("TRACE_GANG_SECRET is not set; a gang's members share a secret".into()));
+        }
+        let listener = TcpListener::bind(own).map_err(|e| Error::Config(format!("--peers: {own}: {e}")))?;
+        let membership = Membership {
+            rank: self.rank,
+            peers: self.peers.clone(),
+            secret: *blake3::hash(secret.as_bytes()).as_bytes(),
+            label: "train".into(),
+            form_deadline: Duration::from_secs(60),
+            call_deadline: ring::CALL_DEADLINE,
+        };
+        Ok(Box::new(Ring::form(&listener, &membership)?))
+    }
+}

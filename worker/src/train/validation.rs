@@ -1,0 +1,192 @@
+//! The objective on records that are not trained on: which, when, and the figures of each time.
+//!
+//! The terms are those that the recipe gives these records, each with weight 1 and without dropout: what is compared over a run
+//! must not depend on weights. The sum is divided by the number of records, as a batch's is. Reference log-probs are computed once;
+//! an anchor needs whole distributions of π_ref, which are computed anew each time.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::TrainArgs;
+use super::metrics::StepMetrics;
+use crate::collective::Collective;
+use crate::control::Control;
+use crate::dataset::{self, DataSet, Truncated};
+use crate::error::{Error, Result};
+use crate::model::decoder::Decoder;
+use crate::objective::step::{self, Item, LossParts, Policy};
+use crate::reference::{self, Sources};
+use crate::score;
+use crate::text::Encoder;
+
+/// Options of validation.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ValidationArgs {
+    /// Records on which the loss is measured during the run, triaged as those that are trained on. What has the lowest loss is
+    /// kept in the run's folder under best/; without such a file nothing is.
+    #[arg(long, value_name = "FILE")]
+    pub validation_json_path: Option<PathBuf>,
+    /// Updates between validations [default: as --save-steps]; the last update is followed by one in any case.
+    #[arg(long, value_name = "N", requires = "validation_json_path")]
+    pub eval_steps: Option<u64>,
+    /// The run's folder holds in the end what is in best/ instead of what the last update left.
+    #[arg(long, requires = "validation_json_path")]
+    pub load_best: bool,
+}
+
+impl ValidationArgs {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// A count of 0.
+    pub fn validate(&self) -> Result<()> {
+        match self.eval_steps {
+            Some(0) => Err(Error::Config("--eval-steps is 0; expected at least 1".into())),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One validation. Losses are sums over all its records, divided by their number.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ValidationMetrics {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Epoch of the last of them, from 0.
+    pub epoch: u64,
+    /// Total.
+    pub loss: f64,
+    /// Preference part.
+    pub loss_invert: f64,
+    /// Punishment part.
+    pub loss_punish: f64,
+    /// Anchor part, with α_KL.
+    pub loss_kl: f64,
+    /// NLL part.
+    pub loss_nll: f64,
+    /// Mean Δ of preference terms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+    /// Share of preference terms with Δ > 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Mean KL of RETAIN records, without α_KL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
+}
+
+impl ValidationMetrics {
+    fn new(step: u64, epoch: u64, parts: &LossParts, records: usize, alpha_kl: f64) -> Self {
+        let of_step = StepMetrics::new(step, epoch, parts, records, alpha_kl);
+        ValidationMetrics {
+            step,
+            epoch,
+            loss: of_step.loss,
+            loss_invert: of_step.loss_invert,
+            loss_punish: of_step.loss_punish,
+            loss_kl: of_step.loss_kl,
+            loss_nll: of_step.loss_nll,
+            margin: of_step.margin,
+            accuracy: of_step.accuracy,
+            kl: of_step.kl,
+        }
+    }
+}
+
+/// The records of a run's validation.
+pub(super) struct Validation {
+    pub(super) set: DataSet,
+    items: Vec<Item>,
+    every: u64,
+}
+
+impl Validation {
+    /// Reads and tokenises the records; none where the run has no validation.
+    ///
+    /// # Errors
+    /// The file or a record is unusable, or no record has a loss with the run's method.
+    pub(super) fn read(args: &TrainArgs, encoder: &Encoder) -> Result<Option<Validation>> {
+        let Some(file) = &args.validation.validation_json_path else { return Ok(None) };
+        let set = DataSet::read(file, args.method)?;
+        let items: Vec<Item> = set.items(encoder, &args.recipe(), args.max_length)?.into_iter().flatten().collect();
+        if items.is_empty() {
+            let problem = format!(
+                "none of its {} records has a loss with method {}, so there is nothing to validate by",
+                set.records.len(),
+                args.method.name()
+            );
+            return Err(shared::error::Error::file(file, problem).into());
+        }
+        Ok(Some(Validation { set, items, every: args.validation.eval_steps.unwrap_or(args.save_steps) }))
+    }
+
+    /// Returns what of it shapes a run's folder.
+    pub(super) fn key(&self, args: &TrainArgs) -> Value {
+        let records = score::content_hash(&self.set.records);
+        json!({"records": records, "eval_steps": self.every, "load_best": args.validation.load_best})
+    }
+
+    /// Returns what has a loss.
+    pub(super) fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    /// Says what was cut.
+    pub(super) fn warn(&self, args: &TrainArgs) {
+        Truncated::of(&self.items).warn(&self.set.file, args.max_length);
+    }
+
+    /// Computes the reference log-probs.
+    ///
+    /// # Errors
+    /// The command was told to stop, or a member of the gang is gone.
+    pub(super) fn fill(
+        &mut self,
+        reference: &Decoder,
+        pack_tokens: usize,
+        control: &Control,
+        gang: &mut dyn Collective,
+    ) -> Result<()> {
+        let mut items: Vec<&mut Item> = self.items.iter_mut().collect();
+        reference::fill(reference, &mut items, &Sources::default(), pack_tokens, control, gang)
+    }
+
+    /// Returns whether there is a validation after so many updates, of `total` as far as is known.
+    pub(super) fn is_due(&self, step: u64, total: u64) -> bool {
+        step.is_multiple_of(self.every) || step == total
+    }
+
+    /// Returns how many validations lie before the end of a run that goes on after `step` updates.
+    pub(super) fn done_by(&self, step: u64) -> u64 {
+        step / self.every
+    }
+
+    /// Measures the objective, the packs dealt over the ranks and their sums exchanged: every rank has the same figures.
+    ///
+    /// # Errors
+    /// A loss is not finite, the command was told to stop, or a member of the gang is gone.
+    pub(super) fn measure(
+        &self,
+        args: &TrainArgs,
+        policy: Policy<'_>,
+        (step, epoch): (u64, u64),
+        gang: &mut dyn Collective,
+    ) -> Result<ValidationMetrics> {
+        let mut parts = LossParts::default();
+        for (i, pack) in dataset::packs(self.items.iter(), args.score.pack_tokens).iter().enumerate() {
+            if i % gang.world_size() == gang.rank() {
+                let sums = step::evaluate(policy, pack, &args.objective());
+                parts.add(
+                    &sums.map_err(|bad| bad.in_file(&self.set.file, "lower --learning-rate or remove the record"))?,
+                );
+            }
+        }
+        let mut numbers = parts.numbers();
+        gang.all_reduce_f64(&mut numbers)?;
+        let parts = LossParts::from_numbers(numbers);
+        Ok(ValidationMetrics::new(step, epoch, &parts, self.set.records.len(), args.alpha_kl))
+    }
+}
