@@ -70,6 +70,13 @@ fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
 #[test]
 fn full_training_in_bf16_with_replay_ends_with_the_same_bytes() {
     let folder = Folder::new();
+    // One response twice, in packs apart: its two log-probs would differ by rounding.
+    let mut records = folder.json("records.json");
+    let list = records.as_array_mut().unwrap();
+    let mut twin = list.iter().find(|record| record["category"] == "INVERT").unwrap().clone();
+    twin["rejected"] = "Another answer.".into();
+    list.push(twin);
+    folder.write_json("records.json", &records);
     folder.succeed(&format!("{FULL} --run-name whole"));
     // The base's config.json names float32; what was trained and written is bf16.
     assert_eq!(folder.json("runs/whole/config.json")["dtype"], "bfloat16");

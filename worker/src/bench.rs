@@ -26,7 +26,7 @@ use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{Item, Settings};
 use crate::options::{LoraArgs, ModelArgs, TextArgs};
 use crate::placement;
-use crate::reference::{self, Sources};
+use crate::reference::{self, Known};
 use crate::score::direction;
 use crate::text::Encoder;
 
@@ -192,7 +192,7 @@ fn score(
 ) -> Result<Value> {
     let gold_pairs = items.len().min(args.batch_size);
     let mut gold: Vec<&mut Item> = items[..gold_pairs].iter_mut().collect();
-    reference::fill(decoder, &mut gold, &Sources::default(), args.pack_tokens, control, &mut Alone)?;
+    reference::fill(decoder, &mut gold, &Known::default(), None, args.pack_tokens, control, &mut Alone)?;
     let begun = Instant::now();
     let direction = direction::gold_gradient(decoder, adapter, &items[..gold_pairs], &SETTINGS, 2, &args.pairs)?;
     let gold_seconds = begun.elapsed().as_secs_f64();

@@ -30,7 +30,7 @@ use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::method::{Part, Term};
 use crate::objective::step::Item;
-use crate::reference::Sources;
+use crate::reference::Known;
 use crate::text::{Encoder, EncoderOptions, MaskMode};
 
 /// Largest relative error allowed where rounding in f32 is the only difference.
@@ -102,7 +102,7 @@ fn all_terms(mask: MaskMode, max_length: usize) -> Vec<Item> {
 
 fn with_references(decoder: &Decoder, mut items: Vec<Item>) -> Vec<Item> {
     let mut all: Vec<&mut Item> = items.iter_mut().collect();
-    crate::reference::fill(decoder, &mut all, &Sources::default(), 400, &Control::default(), &mut Alone).unwrap();
+    crate::reference::fill(decoder, &mut all, &Known::default(), None, 400, &Control::default(), &mut Alone).unwrap();
     items
 }
 

@@ -4,7 +4,7 @@
 //! those it computes into the records, training writes all it used into its folder; whoever needs one of these later
 //! does not run the reference model for it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -15,29 +15,42 @@ use crate::collective::Collective;
 use crate::control::Control;
 use crate::dataset;
 use crate::error::{Error, Result};
+use crate::fence::Attempt;
 use crate::journal::Journal;
 use crate::model::decoder::Decoder;
 use crate::model::pack::Pack;
 use crate::objective::step::{Item, log_prob_sums};
 use crate::text::Sequence;
 
-/// Returns what a sequence's log-prob under a decoder depends on, as a short name; `None` for a decoder whose weights
-/// have no name (drawn from a seed).
-pub fn key(decoder: &Decoder, sequence: &Sequence) -> Option<String> {
-    if decoder.fingerprint.is_empty() {
-        return None;
+/// Names what the log-probs of sequences under a decoder depend on: weights, configuration, type, tokens, and which of
+/// them are scored.
+pub struct Keys {
+    of_decoder: blake3::Hasher,
+    /// The weights have a name; without one, keys mean nothing to another process.
+    is_named: bool,
+}
+
+impl Keys {
+    /// Prepares the keys of a decoder.
+    pub fn of(decoder: &Decoder) -> Keys {
+        let mut of_decoder = blake3::Hasher::new();
+        of_decoder.update(decoder.content.as_bytes());
+        of_decoder.update(format!("{:?}{:?}", decoder.config, decoder.dtype).as_bytes());
+        Keys { of_decoder, is_named: !decoder.content.is_empty() }
     }
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(decoder.fingerprint.as_bytes());
-    hasher.update(format!("{:?}{:?}", decoder.config, decoder.dtype).as_bytes());
-    for token in &sequence.tokens {
-        hasher.update(&token.to_le_bytes());
+
+    /// Returns the key of a sequence.
+    pub fn key(&self, sequence: &Sequence) -> String {
+        let mut hasher = self.of_decoder.clone();
+        for token in &sequence.tokens {
+            hasher.update(&token.to_le_bytes());
+        }
+        hasher.update(b"scored");
+        for position in &sequence.scored {
+            hasher.update(&(*position as u64).to_le_bytes());
+        }
+        hasher.finalize().to_hex()[..20].to_owned()
     }
-    hasher.update(b"scored");
-    for position in &sequence.scored {
-        hasher.update(&(*position as u64).to_le_bytes());
-    }
-    Some(hasher.finalize().to_hex()[..20].to_owned())
 }
 
 /// Log-probs known beforehand.
@@ -90,11 +103,18 @@ impl Known {
         self.of.into_iter().chain(others).collect()
     }
 
-    fn get(&self, decoder: &Decoder, sequence: &Sequence) -> Option<f64> {
-        if self.of.is_empty() {
-            return None;
-        }
-        self.of.get(&key(decoder, sequence)?).copied()
+    fn get(&self, key: &str) -> Option<f64> {
+        self.of.get(key).copied()
+    }
+
+    /// Opens the journal of a computation that was interrupted, or begins one, and adds what it holds.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn resume(&mut self, file: &Path, attempt: Option<&Attempt>) -> Result<Journal> {
+        let (journal, lines) = Journal::open::<BTreeMap<String, f64>>(file, "reference log-probs", attempt)?;
+        self.of.extend(lines.into_iter().flatten());
+        Ok(journal)
     }
 }
 
@@ -106,135 +126,109 @@ pub fn keep(record: &mut Record, logps: &BTreeMap<String, f64>) {
     };
 }
 
-/// Returns the log-probs that items hold, by key, in a fixed order.
-pub fn by_key<'a>(decoder: &Decoder, items: impl Iterator<Item = &'a Item>) -> BTreeMap<String, f64> {
+/// Returns the log-probs that items hold, by key, in a fixed order; none where keys mean nothing to another process.
+pub fn by_key<'a>(keys: &Keys, items: impl Iterator<Item = &'a Item>) -> BTreeMap<String, f64> {
+    if !keys.is_named {
+        return BTreeMap::new();
+    }
     let parts = items.flat_map(|item| item.sequences.iter().zip(&item.reference));
-    let finite = parts.filter(|(_, value)| value.is_finite());
-    finite.filter_map(|(sequence, value)| Some((key(decoder, sequence)?, *value))).collect()
+    parts.filter(|(_, value)| value.is_finite()).map(|(sequence, value)| (keys.key(sequence), *value)).collect()
 }
 
-/// Where log-probs come from besides the model, and where finished packs are kept until all are done.
-#[derive(Debug, Default)]
-pub struct Sources<'a> {
-    /// Those that need not be computed.
-    pub known: Known,
-    /// Kept by the first rank; gone when [`fill`] returns.
-    pub journal: Option<&'a Path>,
-}
-
-/// Sets `reference` of all items that use ratios: as known, else computed in packs cut by content. The ranks of a gang
-/// share the packs and exchange their sums, so that every rank has all of them; what the first rank knows counts.
+/// Sets `reference` of all items that use ratios: as known, else computed in packs cut by content. Equal sequences get
+/// equal numbers. The ranks of a gang share the packs and exchange their sums, so that every rank has all of them; what
+/// the first rank knows counts, and its journal gets every pack that is finished.
 ///
 /// # Errors
-/// The command was told to stop, a member of the gang is gone, or the journal cannot be used.
+/// A rank was told to stop, a member of the gang is gone, or the journal cannot be written.
 pub fn fill(
     decoder: &Decoder,
     items: &mut [&mut Item],
-    sources: &Sources<'_>,
+    known: &Known,
+    mut journal: Option<&mut Journal>,
     pack_tokens: usize,
     control: &Control,
     gang: &mut dyn Collective,
 ) -> Result<()> {
-    let is_first = gang.rank() == 0;
-    let sequences = items.iter().filter(|item| item.term.uses_ratios()).flat_map(|item| &item.sequences);
-    let known = sequences.map(|sequence| sources.known.get(decoder, sequence).filter(|_| is_first));
-    let mut known: Vec<f64> =
-        known.flat_map(|value| [f64::from(u8::from(value.is_some())), value.unwrap_or(0.0)]).collect();
-    gang.all_reduce_f64(&mut known)?;
-    let mut known = known.chunks_exact(2).map(|pair| (pair[0] == 1.0).then_some(pair[1]));
-    for item in items.iter_mut().filter(|item| item.term.uses_ratios()) {
-        let values: Vec<Option<f64>> = known.by_ref().take(item.sequences.len()).collect();
-        item.reference = values.into_iter().collect::<Option<Vec<f64>>>().unwrap_or_default();
+    let keys = Keys::of(decoder);
+    let mut items: Vec<(&mut Item, Vec<String>)> = items
+        .iter_mut()
+        .filter(|item| item.term.uses_ratios())
+        .map(|item| {
+            let keys = item.sequences.iter().map(|sequence| keys.key(sequence)).collect();
+            (&mut **item, keys)
+        })
+        .collect();
+    let mut values = shared_by_first(known, items.iter().flat_map(|(_, keys)| keys), gang)?;
+
+    // One that repeats what another brings is not computed. So the packs after those in the journal are the same as if
+    // there had been no interruption.
+    let mut covered: HashSet<&str> = values.keys().map(String::as_str).collect();
+    let mut needing = Vec::new();
+    for (item, keys) in &items {
+        if keys.iter().any(|key| !covered.contains(key.as_str())) {
+            covered.extend(keys.iter().map(String::as_str));
+            needing.push((&**item, keys));
+        }
     }
-    let is_needed = |item: &Item| item.term.uses_ratios() && item.reference.is_empty();
-    let needing: Vec<&Item> = items.iter().map(|item| &**item).filter(|item| is_needed(item)).collect();
-    let packs = dataset::packs(needing.iter().copied(), pack_tokens);
-    let mut sums = computed(decoder, &packs, sources.journal, control, gang)?.into_iter();
-    for item in items.iter_mut().filter(|item| is_needed(item)) {
-        item.reference = sums.by_ref().take(item.sequences.len()).collect();
+    let packs = dataset::packs(needing.iter().map(|(item, _)| *item), pack_tokens);
+    let mut keys_of_packs = needing.iter().map(|(_, keys)| *keys);
+    let bar = control.bar("reference log-probs", needing.len() as u64);
+    let world_size = gang.world_size();
+    for turn in packs.chunks(world_size) {
+        control.pass("reference.pack");
+        let mut sums = Vec::new();
+        for (rank, pack) in turn.iter().enumerate() {
+            if rank == gang.rank() {
+                let groups: Vec<_> = pack.iter().map(|item| item.group()).collect();
+                sums.extend(log_prob_sums(decoder, None, &Pack::new(&groups, decoder.device)));
+            } else {
+                sums.resize(sums.len() + pack.iter().map(|item| item.sequences.len()).sum::<usize>(), 0.0);
+            }
+        }
+        // All obey at the same pack.
+        sums.push(f64::from(u8::from(control.stop().is_some())));
+        gang.all_reduce_f64(&mut sums)?;
+        if sums.pop() != Some(0.0) {
+            return Err(Error::Stopped);
+        }
+        let of_turn = keys_of_packs.by_ref().take(turn.iter().map(Vec::len).sum()).flatten();
+        let mut found = BTreeMap::new();
+        for (key, sum) in of_turn.zip(sums) {
+            // The log of a probability near 1 may round to above 0.
+            let sum = if sum > 0.0 { 0.0 } else { sum };
+            if !values.contains_key(key) {
+                values.insert(key.clone(), sum);
+                found.insert(key.as_str(), sum);
+            }
+        }
+        // What is not finite is told with its record when its loss is computed, now or when the command is given again.
+        found.retain(|_, sum| sum.is_finite());
+        if let Some(journal) = &mut journal {
+            journal.append(&[found])?;
+        }
+        bar.inc(turn.iter().map(Vec::len).sum::<usize>() as u64);
+    }
+    bar.finish_and_clear();
+    for (item, keys) in &mut items {
+        item.reference = keys.iter().map(|key| values[key]).collect();
     }
     Ok(())
 }
 
-/// Computes the sums of all sequences of packs, one pack a rank at a time.
-fn computed(
-    decoder: &Decoder,
-    packs: &[Vec<&Item>],
-    journal: Option<&Path>,
-    control: &Control,
+/// Returns what the first rank knows of keys, on every rank.
+fn shared_by_first<'k>(
+    known: &Known,
+    keys: impl Iterator<Item = &'k String> + Clone,
     gang: &mut dyn Collective,
-) -> Result<Vec<f64>> {
-    if packs.is_empty() {
-        return Ok(Vec::new());
-    }
-    let counts: Vec<usize> = packs.iter().map(|pack| pack.iter().map(|item| item.sequences.len()).sum()).collect();
-    let is_named = !decoder.fingerprint.is_empty();
-    let (mut journal, finished) = match journal.filter(|_| gang.rank() == 0 && is_named) {
-        Some(file) => {
-            let (journal, finished) = Journal::open::<Vec<f64>>(file, &name(decoder, packs), control.attempt())?;
-            if finished.len() > packs.len() || finished.iter().zip(&counts).any(|(sums, n)| sums.len() != *n) {
-                return Err(Error::model(file, "does not fit these records; remove it to start over"));
-            }
-            (Some(journal), finished)
-        }
-        None => (None, Vec::new()),
-    };
-    // The first rank alone has what was finished before; all go on from there.
-    let done = gang.first_of(finished.len() as f64)? as usize;
-    let mut sums: Vec<f64> = finished.concat();
-    sums.resize(counts[..done].iter().sum(), 0.0);
-    gang.all_reduce_f64(&mut sums)?;
-
-    let bar = control.bar("reference log-probs", packs.iter().map(Vec::len).sum::<usize>() as u64);
-    bar.start_at(packs[..done].iter().map(Vec::len).sum::<usize>() as u64);
-    let mut at = done;
-    while at < packs.len() {
-        control.pass("reference.pack");
-        control.go_on()?;
-        let turn = at..(at + gang.world_size()).min(packs.len());
-        let mut of_turn = Vec::new();
-        for (rank, i) in turn.clone().enumerate() {
-            if rank == gang.rank() {
-                let groups: Vec<_> = packs[i].iter().map(|item| item.group()).collect();
-                of_turn.extend(log_prob_sums(decoder, None, &Pack::new(&groups, decoder.device)));
-            } else {
-                of_turn.resize(of_turn.len() + counts[i], 0.0);
-            }
-        }
-        gang.all_reduce_f64(&mut of_turn)?;
-        if let Some(journal) = &mut journal {
-            let mut rest = of_turn.as_slice();
-            let lines: Vec<&[f64]> = turn
-                .clone()
-                .map(|i| {
-                    let (own, tail) = rest.split_at(counts[i]);
-                    rest = tail;
-                    own
-                })
-                .collect();
-            journal.append(&lines)?;
-        }
-        sums.extend(of_turn);
-        bar.inc(packs[turn.clone()].iter().map(Vec::len).sum::<usize>() as u64);
-        at = turn.end;
-    }
-    bar.finish_and_clear();
-    if let Some(journal) = journal {
-        journal.remove()?;
-    }
-    Ok(sums)
-}
-
-/// Returns what the sums of packs depend on.
-fn name(decoder: &Decoder, packs: &[Vec<&Item>]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for pack in packs {
-        for sequence in pack.iter().flat_map(|item| &item.sequences) {
-            hasher.update(key(decoder, sequence).unwrap_or_default().as_bytes());
-        }
-        hasher.update(b"pack");
-    }
-    hasher.finalize().to_hex()[..32].to_owned()
+) -> Result<HashMap<String, f64>> {
+    let is_first = gang.rank() == 0;
+    let found = keys.clone().map(|key| known.get(key).filter(|_| is_first));
+    let mut found: Vec<f64> =
+        found.flat_map(|value| [f64::from(u8::from(value.is_some())), value.unwrap_or(0.0)]).collect();
+    gang.all_reduce_f64(&mut found)?;
+    let pairs = keys.zip(found.chunks_exact(2));
+    Ok(pairs.filter(|(_, pair)| pair[0] == 1.0).map(|(key, pair)| (key.clone(), pair[1])).collect())
 }
 
 #[cfg(test)]

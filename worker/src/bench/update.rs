@@ -18,7 +18,7 @@ use crate::model::lora::Lora;
 use crate::model::pack::Pack;
 use crate::objective::step::{self, Item, Policy};
 use crate::placement;
-use crate::reference::{self, Sources};
+use crate::reference::{self, Known};
 use crate::train::optim::{AdamW, AdamWSettings};
 
 /// What an update is measured on.
@@ -51,7 +51,7 @@ pub fn measure(
     let known = args.case != Case::WithReference;
     let fill = |items: &mut [Item]| {
         let mut all: Vec<&mut Item> = items.iter_mut().collect();
-        reference::fill(decoder, &mut all, &Sources::default(), args.pack_tokens, control, &mut Alone)
+        reference::fill(decoder, &mut all, &Known::default(), None, args.pack_tokens, control, &mut Alone)
     };
     let adapter = (args.case != Case::Full).then_some(adapter);
     let trained = adapter.map_or_else(|| decoder.named_parameters(), Lora::named_parameters);

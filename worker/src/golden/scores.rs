@@ -7,7 +7,7 @@ use crate::dataset::{self, GoldFile, gold_items, packs};
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{self, Item, Policy, Settings};
-use crate::reference::{self, Sources};
+use crate::reference::{self, Keys, Known};
 use crate::score::direction::{gold_gradient, pack_scores};
 use crate::score::pull::{Point, of_gold_items};
 use shared::quality::Filter;
@@ -27,7 +27,8 @@ fn gold_direction(decoder: &Decoder, adapter: &Lora, beta: f64, rows: usize) -> 
     reference::fill(
         decoder,
         &mut gold.iter_mut().collect::<Vec<_>>(),
-        &Sources::default(),
+        &Known::default(),
+        None,
         dataset::PACK_TOKENS,
         &Control::default(),
         &mut Alone,
@@ -72,7 +73,7 @@ fn scoring_knows_the_reference_log_probs() {
         let all: Vec<&Item> = items.iter().collect();
         let scores = pack_scores(&decoder, &adapter, &direction, &all, &settings(0.3), is_fresh(&adapter));
         let mut all: Vec<&mut Item> = items.iter_mut().collect();
-        reference::fill(&decoder, &mut all, &Sources::default(), 300, &Control::default(), &mut Alone).unwrap();
+        reference::fill(&decoder, &mut all, &Known::default(), None, 300, &Control::default(), &mut Alone).unwrap();
         let computed: Vec<f64> = items.iter().flat_map(|item| item.reference.clone()).collect();
         close(name, &scores.reference, &computed, TIGHT);
     }
@@ -92,7 +93,7 @@ fn pulls_of_gold_pairs_add_up_to_the_score() {
             let mut gold =
                 gold_items(&encoder(MaskMode::Exact), &gold(), GoldFile::Given(Path::new("g")), 256).unwrap();
             let mut all: Vec<&mut Item> = items.iter_mut().chain(&mut gold).collect();
-            reference::fill(&decoder, &mut all, &Sources::default(), 300, &Control::default(), &mut Alone).unwrap();
+            reference::fill(&decoder, &mut all, &Known::default(), None, 300, &Control::default(), &mut Alone).unwrap();
             let gold: Vec<&Item> = gold.iter().collect();
             let pulls = |item| of_gold_items(point, item, &gold, &settings(0.3), 300, Path::new("r")).unwrap();
             let sums: Vec<f64> = items.iter().map(|item| pulls(item).iter().sum()).collect();
@@ -106,19 +107,19 @@ fn pulls_of_gold_pairs_add_up_to_the_score() {
 fn known_reference_log_probs_are_taken_by_content() {
     let decoder = decoder("tied");
     let mut items = items(Method::Trace, records());
-    let key = reference::key(&decoder, &items[1].sequences[0]).unwrap();
-    let other = reference::key(&decoder, &items[1].sequences[1]).unwrap();
+    let keys = Keys::of(&decoder);
+    let (key, other) = (keys.key(&items[1].sequences[0]), keys.key(&items[1].sequences[1]));
     let mut record = Record::default();
     record.extra.insert(shared::weights::REFERENCE_LOGPS.to_owned(), serde_json::json!({key: -1.25, other: -2.5}));
-    let mut sources = Sources::default();
-    sources.known.add_records(&[record], |at| at, Path::new("records")).unwrap();
+    let mut known = Known::default();
+    known.add_records(&[record], |at| at, Path::new("records")).unwrap();
     let mut all: Vec<&mut Item> = items.iter_mut().collect();
-    reference::fill(&decoder, &mut all, &sources, 300, &Control::default(), &mut Alone).unwrap();
+    reference::fill(&decoder, &mut all, &known, None, 300, &Control::default(), &mut Alone).unwrap();
     assert_eq!(items[1].reference, [-1.25, -2.5]);
     assert!(items[0].reference.iter().all(|logp| *logp < 0.0 && *logp != -1.25));
     let mut cut = items[1].sequences[0].clone();
     cut.scored.pop();
-    assert_ne!(reference::key(&decoder, &cut), reference::key(&decoder, &items[1].sequences[0]), "other tokens scored");
+    assert_ne!(keys.key(&cut), keys.key(&items[1].sequences[0]), "other tokens scored");
 }
 
 #[test]
@@ -163,7 +164,8 @@ fn scores_equal_explicit_gradients_for_every_weighted_method() {
         reference::fill(
             &decoder,
             &mut items.iter_mut().collect::<Vec<_>>(),
-            &Sources::default(),
+            &Known::default(),
+            None,
             dataset::PACK_TOKENS,
             &Control::default(),
             &mut Alone,

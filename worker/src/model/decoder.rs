@@ -64,6 +64,8 @@ pub struct Decoder {
     pub device: Device,
     /// Short name of the weights (see [`Checkpoint::fingerprint`]); empty when drawn from a seed.
     pub fingerprint: String,
+    /// Hash of all bytes of the weights (see [`Checkpoint::content_hash`]); empty when drawn from a seed.
+    pub content: String,
     embed: Tensor,
     embedding_scale: Option<f64>,
     layers: Vec<Layer>,
@@ -96,6 +98,7 @@ impl Decoder {
         let fingerprint = checkpoint.fingerprint();
         let mut decoder = Self::build(config, dtype, device, |name, _| checkpoint.tensor(name, dtype, device))?;
         decoder.fingerprint = fingerprint;
+        decoder.content = checkpoint.content_hash();
         Ok(decoder)
     }
 
@@ -158,6 +161,7 @@ impl Decoder {
             dtype,
             device,
             fingerprint: String::new(),
+            content: String::new(),
             embed,
             embedding_scale,
             layers,

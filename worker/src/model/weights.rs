@@ -179,6 +179,19 @@ impl Checkpoint {
         self.files[self.place[name]].planned(name)
     }
 
+    /// Returns a hash of names, types, shapes and all bytes of the tensors. Takes as long as reading them does.
+    pub fn content_hash(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (name, &i) in &self.place {
+            let infos = self.files[i].infos();
+            let info = infos[name];
+            hasher.update(name.as_bytes());
+            hasher.update(format!("{:?}{:?}", info.dtype, info.shape).as_bytes());
+            hasher.update(self.files[i].bytes(info));
+        }
+        hasher.finalize().to_hex()[..32].to_owned()
+    }
+
     /// Returns a short name of these very weights: a hash over names, shapes and samples of every tensor's bytes.
     /// It tells one base model from another without reading gigabytes.
     pub fn fingerprint(&self) -> String {

@@ -126,7 +126,8 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
         }));
     };
     let journal = journal::beside(out);
-    let scores = super::score(&decoder, &adapter, is_fresh, &encoder, set, &settings, &journal, &key, control)?;
+    let scores =
+        super::score(&decoder, &adapter, is_fresh, &encoder, set, &settings, &journal, &key, control, &mut || Ok(()))?;
     scores.journal.check()?;
     // A gold batch that was given stays as it is.
     if args.score.gold.is_none() {

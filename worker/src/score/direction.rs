@@ -94,6 +94,18 @@ pub struct PackScores {
     pub reference: Vec<f64>,
 }
 
+impl PackScores {
+    /// Returns the first item of the pack with a number that is not finite.
+    pub fn first_not_finite(&self, items: &[&Item]) -> Option<usize> {
+        let mut reference = self.reference.iter();
+        items.iter().zip(&self.raw).position(|(item, raw)| {
+            let own = reference.by_ref().take(item.sequences.len());
+            // All parts are taken, also where the score itself is not finite.
+            own.filter(|logp| !logp.is_finite()).count() > 0 || !raw.is_finite()
+        })
+    }
+}
+
 /// Returns the raw score ⟨g_J, g_i⟩ of every item of one pack. `is_fresh` says that the adapter computes nothing yet
 /// (B = 0), so that π_θ = π_ref and no reference pass is needed.
 pub fn pack_scores(

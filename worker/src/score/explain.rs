@@ -13,7 +13,7 @@ use crate::control::Control;
 use crate::dataset::{self, DataSet, GoldFile};
 use crate::error::{Error, Result};
 use crate::objective::step::Item;
-use crate::reference::{self, Sources};
+use crate::reference::{self, Known};
 
 /// Runs the command for the record of an index. Returns the answer as JSON, or as a table where no JSON is asked for.
 ///
@@ -50,7 +50,7 @@ pub(super) fn run(args: &ScoreCommand, index: usize, loaded: &Loaded, control: &
     let pairs = shared::gold::read(file)?;
     let mut gold = dataset::gold_items(encoder, &pairs, GoldFile::Given(file), settings.max_length)?;
     let mut all: Vec<&mut Item> = std::iter::once(&mut item).chain(&mut gold).collect();
-    reference::fill(decoder, &mut all, &Sources::default(), settings.pack_tokens, control, &mut Alone)?;
+    reference::fill(decoder, &mut all, &Known::default(), None, settings.pack_tokens, control, &mut Alone)?;
     let point = Point { decoder, adapter, is_fresh: *is_fresh };
     let gold: Vec<&Item> = gold.iter().collect();
     let pulls = pull::of_gold_items(point, &item, &gold, &objective, settings.pack_tokens, records)?;

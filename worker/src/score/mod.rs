@@ -24,7 +24,7 @@ use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{Item, Settings};
 use crate::options::{LoraArgs, TextArgs};
-use crate::reference::{self, Sources};
+use crate::reference::{self, Keys, Known};
 use crate::text::Encoder;
 use direction::PackScores;
 use pull::Point;
@@ -108,7 +108,8 @@ pub fn context(
 /// Scores a set of records at the adapter given.
 ///
 /// `journal` is where finished packs are kept until the caller has written its result; a run with the same key goes on
-/// from there. `adapter_is_fresh` says that B = 0. `key` is the [`context`].
+/// from there. `adapter_is_fresh` says that B = 0. `key` is the [`context`]. `beat` is called after every pack, for those
+/// who wait.
 ///
 /// # Errors
 /// Anything of the records, the gold batch or the numbers that makes scores meaningless.
@@ -123,6 +124,7 @@ pub fn score(
     journal: &Path,
     key: &serde_json::Value,
     control: &Control,
+    beat: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Scores> {
     weights::check_gamma(settings.gamma)?;
     let objective = settings.objective();
@@ -159,9 +161,11 @@ pub fn score(
                 control.pass("score.pack");
                 control.go_on()?;
                 let scores = direction::pack_scores(decoder, adapter, &direction, pack, &objective, adapter_is_fresh);
-                if let Some(bad) = scores.raw.iter().position(|score| !score.is_finite()) {
+                beat()?;
+                if let Some(bad) = scores.first_not_finite(pack) {
                     let problem = format!(
-                        "its score is {}; look at the record's text, and at the model's weights and --dtype",
+                        "its score is {}, or a log-prob of it is not finite; look at the record's text, and at the model's \
+                         weights and --dtype",
                         scores.raw[bad]
                     );
                     return Err(Error::record(&set.file, pack[bad].record, problem));
@@ -196,6 +200,7 @@ pub fn score(
     let (mut raw, mut weights) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
     let mut next = raw_scored.iter().zip(&weights_scored);
     let mut references = references.into_iter();
+    let keys = Keys::of(decoder);
     let mut by_key = Vec::with_capacity(items.len());
     for item in &mut items {
         let pair = match item {
@@ -205,7 +210,7 @@ pub fn score(
             }
             _ => None,
         };
-        by_key.push(reference::by_key(decoder, item.iter()));
+        by_key.push(reference::by_key(&keys, item.iter()));
         raw.push(pair.map(|(raw, _)| *raw));
         weights.push(pair.map_or(0.0, |(_, weight)| *weight));
     }
@@ -238,7 +243,7 @@ pub fn direction_along(
     }
     let mut items = dataset::gold_items(encoder, gold, file, settings.max_length)?;
     let mut all: Vec<&mut Item> = items.iter_mut().collect();
-    reference::fill(decoder, &mut all, &Sources::default(), settings.pack_tokens, control, &mut Alone)?;
+    reference::fill(decoder, &mut all, &Known::default(), None, settings.pack_tokens, control, &mut Alone)?;
     let objective = settings.objective();
     let made = direction::gold_gradient(decoder, adapter, &items, &objective, settings.gold_rows, file.path())?;
     if let Some(kept) = &settings.gold_gradient {

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::step::{Item, Settings};
-use crate::reference::{self, Sources};
+use crate::reference::{self, Known};
 
 /// A model at which records are scored.
 #[derive(Clone, Copy)]
@@ -78,7 +78,7 @@ pub fn leave_own_out(
         let mut item = (*item).clone();
         let mut gold: Vec<Item> = own.iter().map(|&at| gold[at].clone()).collect();
         let mut all: Vec<&mut Item> = std::iter::once(&mut item).chain(&mut gold).collect();
-        reference::fill(point.decoder, &mut all, &Sources::default(), pack_tokens, control, &mut Alone)?;
+        reference::fill(point.decoder, &mut all, &Known::default(), None, pack_tokens, control, &mut Alone)?;
         let gold: Vec<&Item> = gold.iter().collect();
         *raw -= of_gold_items(point, &item, &gold, settings, pack_tokens, &set.file)?.iter().sum::<f64>();
         changed += 1;

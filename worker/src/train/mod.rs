@@ -129,7 +129,11 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
             validation.warn(args);
         }
         let scores = match &stored_weights {
-            None => weights::made_scores(args, &run, &decoder, adapter.as_ref(), &encoder, &set, control)?,
+            None => {
+                // The other ranks wait for this one, and must hear of it.
+                let mut beat = || gang.first_of(1.0).map(|_| ());
+                weights::made_scores(args, &run, &decoder, adapter.as_ref(), &encoder, &set, control, &mut beat)?
+            }
             Some(_) => None,
         };
         // From here on the folder belongs to these settings: nothing is refused any more for what they are.
@@ -146,7 +150,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         Some(weights) => weights,
         None => {
             // The other ranks wait here until the file is whole.
-            gang.first_of(0.0)?;
+            while gang.first_of(0.0)? != 0.0 {}
             weights::own_weights(&run)?
         }
     };

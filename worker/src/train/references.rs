@@ -4,9 +4,10 @@ use crate::collective::Collective;
 use crate::control::Control;
 use crate::dataset::DataSet;
 use crate::error::Result;
+use crate::journal::Journal;
 use crate::model::decoder::Decoder;
 use crate::objective::step::Item;
-use crate::reference::{self, Known, Sources};
+use crate::reference::{self, Keys, Known};
 
 use super::options::TrainArgs;
 use super::run_folder::RunFolder;
@@ -49,13 +50,15 @@ pub fn fill(
         // The run's own come last: what it began with it goes on with.
         known.add_file(&file)?;
     }
-    let journal = run.path.join("reference_logps.journal");
-    let sources = Sources { known, journal: Some(&journal) };
+    let mut journal = match run.is_owned() {
+        true => Some(known.resume(&run.path.join("reference_logps.journal"), control.attempt())?),
+        false => None,
+    };
     let mut all: Vec<&mut Item> = items.iter_mut().flatten().collect();
-    reference::fill(decoder, &mut all, &sources, args.score.pack_tokens, control, gang)?;
+    reference::fill(decoder, &mut all, &known, journal.as_mut(), args.score.pack_tokens, control, gang)?;
     if run.is_owned() {
         run.check()?;
-        let used = reference::by_key(decoder, items.iter().flatten());
+        let used = reference::by_key(&Keys::of(decoder), items.iter().flatten());
         if !used.is_empty() {
             shared::output::write_json(&file, &used)?;
             if let Some(given) = &args.reference_logps {
@@ -65,5 +68,5 @@ pub fn fill(
             }
         }
     }
-    Ok(())
+    journal.map_or(Ok(()), Journal::remove)
 }

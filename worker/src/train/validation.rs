@@ -18,7 +18,7 @@ use crate::dataset::{self, DataSet, Truncated};
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::objective::step::{self, Item, LossParts, Policy};
-use crate::reference::{self, Sources};
+use crate::reference::{self, Known};
 use crate::score;
 use crate::text::Encoder;
 
@@ -151,7 +151,7 @@ impl Validation {
         gang: &mut dyn Collective,
     ) -> Result<()> {
         let mut items: Vec<&mut Item> = self.items.iter_mut().collect();
-        reference::fill(reference, &mut items, &Sources::default(), pack_tokens, control, gang)
+        reference::fill(reference, &mut items, &Known::default(), None, pack_tokens, control, gang)
     }
 
     /// Returns whether there is a validation after so many updates, of `total` as far as is known.

@@ -13,7 +13,8 @@ use crate::score::{self, Scores};
 use crate::text::Encoder;
 
 /// Scores the records, unless this run did before it was interrupted; finished packs are kept in the folder until
-/// [`keep_scores`].
+/// [`keep_scores`]. `beat` as in [`score::score`].
+#[allow(clippy::too_many_arguments)]
 pub(super) fn made_scores(
     args: &TrainArgs,
     run: &RunFolder,
@@ -22,6 +23,7 @@ pub(super) fn made_scores(
     encoder: &Encoder,
     set: &DataSet,
     control: &Control,
+    beat: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Option<Scores>> {
     if weighted_file(run).exists() {
         // Written whole before training began.
@@ -39,7 +41,7 @@ pub(super) fn made_scores(
     let settings = args.score_settings();
     let model_dir = &args.model.model_name_or_path;
     let key = score::context(decoder, model_dir, &args.text, &args.lora, args.seed, args.init_adapter.as_deref())?;
-    score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &key, control).map(Some)
+    score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &key, control, beat).map(Some)
 }
 
 /// Writes the gold batch and the weighted records, which end the scoring.
