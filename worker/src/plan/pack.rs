@@ -23,7 +23,7 @@ impl PackShape {
         let pair = pair_tokens(max_length);
         let rows = pack_tokens.max(pair);
         let mut blocks = vec![pair as f64; rows / pair];
-        if rows % pair > 0 {
+        if !rows.is_multiple_of(pair) {
             blocks.push((rows % pair) as f64);
         }
         let rows = rows as f64;
