@@ -21,6 +21,7 @@ WORDS = "the library opens at nine and closes when last reader has gone home wit
 OWN, OTHER = ("own", "cpu"), ("other", DEVICE)
 
 rows = []
+problems = []
 
 
 class Failed(Exception):
@@ -123,7 +124,8 @@ def check(name, compute, limit):
         apart = relative(other, own)
         rows.append((name, f"{own[0]:.5g}", f"{other[0]:.5g}", f"{apart:.1e} / {limit:.0e}", apart <= limit))
     except Failed as failed:
-        rows.append((name, "", "", str(failed), False))
+        rows.append((name, "", "", "see below", False))
+        problems.append(f"{name}: {failed}")
 
 
 def check_texts():
@@ -134,7 +136,8 @@ def check_texts():
         same = sum(a == b for a, b in zip(own, other))
         rows.append((name, len(own), len(other), f"{len(own) - same} differ / 1", len(own) - same <= 1 and len(own) == len(other)))
     except Failed as failed:
-        rows.append((name, "", "", str(failed), False))
+        rows.append((name, "", "", "see below", False))
+        problems.append(f"{name}: {failed}")
 
 
 def measure(name, what, dtype, *options):
@@ -146,7 +149,8 @@ def measure(name, what, dtype, *options):
         own, other = speed(OWN[1]), speed(OTHER[1])
         rows.append((f"{name}, {dtype}, pairs/s", f"{own:.1f}", f"{other:.1f}", f"{other / own:.2f} times", True))
     except Failed as failed:
-        rows.append((f"{name}, {dtype}, pairs/s", "", "", str(failed), False))
+        rows.append((f"{name}, {dtype}, pairs/s", "", "", "see below", False))
+        problems.append(f"{name}: {failed}")
 
 
 def main():
@@ -172,7 +176,8 @@ def main():
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     failed = [row[0] for row in rows if not row[4]]
-    print(f"\n{len(rows) - len(failed)} of {len(rows)} passed" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    print("".join(f"\n{problem}" for problem in dict.fromkeys(problems)))
+    print(f"{len(rows) - len(failed)} of {len(rows)} passed" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 
