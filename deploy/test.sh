@@ -25,6 +25,7 @@ step deploy/libtorch.sh
 step cargo fmt --all --check
 step cargo clippy --locked --workspace --all-targets -- -D warnings
 step cargo test --locked --workspace
+step env TRACE_BIN=target/debug deploy/gpu-smoke.sh --on cpu
 if [ $python = yes ]; then
   [ -x .venv/bin/python ] || python3 -m venv .venv
   step .venv/bin/python -m pip install -q --disable-pip-version-check -r tests/python/requirements.txt

@@ -120,6 +120,7 @@ impl Cluster {
             .env_remove("TRACE_TOKEN")
             .env_remove("TRACE_COORDINATOR")
             .env_remove("TRACE_FAULT")
+            .env("TRACE_DEVICE", "cpu")
             .env_remove("RUST_LOG");
         command.envs(env.iter().map(|(key, value)| (key, value)));
         command.stdout(log(".out")).stderr(log(".log")).spawn().expect("the program can be started")

@@ -205,7 +205,7 @@ impl Folder {
         if !words.starts_with("merge") {
             program.args(["--threads", "1"]);
         }
-        program.current_dir(self.0.path()).env_remove("RUST_LOG").env_remove("TRACE_FAULT");
+        program.current_dir(self.0.path()).env_remove("RUST_LOG").env_remove("TRACE_FAULT").env("TRACE_DEVICE", "cpu");
         program.env_remove("RUST_BACKTRACE");
         let output = program.output().expect("the program can be started");
         Outcome {

@@ -38,7 +38,7 @@ pub struct ModelArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: Dtype,
     /// What to compute on; auto is the first CUDA device where this build finds one, else the processor.
-    #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda|cuda:N")]
+    #[arg(long, env = "TRACE_DEVICE", default_value = "auto", value_name = "auto|cpu|cuda|cuda:N")]
     pub device: Choice,
     /// Threads for computation; all cores where not given. Results are equal to the bit only for equal thread counts.
     #[arg(long, value_name = "N")]

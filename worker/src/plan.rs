@@ -32,7 +32,7 @@ use crate::model::pack::Pack;
 use crate::model::weights::Checkpoint;
 use crate::objective::step::Item;
 use crate::options::{LoraArgs, ModelArgs, TextArgs};
-use crate::placement;
+use crate::placement::{self, Choice};
 
 /// What is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,7 +56,7 @@ pub struct PlanCommand {
     /// Devices that train together. Every one holds all that is listed: records are shared out, weights are not.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub gpus: usize,
-    /// Memory of one device [default: on the CPU, the machine's].
+    /// Memory of one device, which need not be here: a GPU's, but with --device cpu [default: that of --device].
     #[arg(long, value_name = "GIB")]
     pub gpu_memory: Option<f64>,
     /// What is trained.
@@ -160,8 +160,11 @@ fn made(args: &PlanCommand) -> Result<Plan> {
     let folder = &args.model.model_name_or_path;
     let config = ModelConfig::load(folder)?;
     // A plan for GPUs can be made where there are none.
-    let is_for_gpu = args.gpu_memory.is_some() && args.model.device == placement::Choice::Auto;
-    let device = if is_for_gpu { Device::Cuda(0) } else { args.model.device()? };
+    let device = match (args.gpu_memory, args.model.device) {
+        (Some(_), Choice::Auto) => Device::Cuda(0),
+        (Some(_), Choice::Cuda(number)) => Device::Cuda(number),
+        (_, choice) => placement::device(choice)?,
+    };
     let store = placement::held_as(dtype, device);
     let adapter: Option<LoraConfig> = match args.method {
         Trained::Lora => Some(args.lora.fresh(&config)?),

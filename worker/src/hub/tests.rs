@@ -111,6 +111,19 @@ fn model_folder_names(folder: &Path) -> (String, String) {
 }
 
 #[test]
+fn a_description_is_fetched_without_weights_and_is_no_model() {
+    let world = World::of(sharded(), Plan::default());
+    let folder = resolve_description(Path::new("org/tiny"), &world.args(), &Control::default()).unwrap();
+    assert!(folder.join("config.json").exists() && folder.join("tokenizer.json").exists());
+    assert!(!folder.join(SHARD).exists());
+    assert!(world.resolve_with("org/tiny", &world.offline()).is_err(), "the weights are missing");
+    assert_eq!(world.resolve("org/tiny").unwrap(), folder);
+    assert!(folder.join(SHARD).exists());
+    let offline = resolve_description(Path::new("org/tiny"), &world.offline(), &Control::default());
+    assert_eq!(offline.unwrap(), folder);
+}
+
+#[test]
 fn weights_in_one_file_are_preferred_to_shards() {
     let mut files = files("tiny-llama/tied");
     files.insert("model.safetensors.index.json".into(), b"{}".to_vec());

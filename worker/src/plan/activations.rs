@@ -46,13 +46,16 @@ impl Activations<'_> {
     }
 
     /// What a layer's backward pass has at hand at once: gradients of the feed-forward layer's three products and of the
-    /// residual stream; and of one block's scores.
+    /// residual stream; and of one block's scores, which the fused kernel makes in tiles.
     pub fn backward_buffers(&self) -> f64 {
         let (stream, store) = (self.setting.stream_bytes(), self.setting.store_bytes());
         let f = self.setting.config.intermediate_size as f64;
         let cast = if stream == store { 0.0 } else { store };
         let feed_forward = self.pack.rows * f * (3.0 * stream + cast);
-        let scores = 3.0 * store * self.setting.config.heads as f64 * self.pack.widest();
+        let scores = match self.setting.kernel.able(self.setting.config.attention(0)) {
+            Kernel::Products => 3.0 * store * self.setting.config.heads as f64 * self.pack.widest(),
+            Kernel::Fused => 0.0,
+        };
         feed_forward.max(scores) + 3.0 * F32 * self.pack.rows * self.width()
     }
 

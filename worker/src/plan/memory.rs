@@ -112,7 +112,7 @@ pub struct Work {
     pub head: f64,
     /// What the backward pass of a layer, or the optimiser, takes beyond these.
     pub buffers: f64,
-    /// Logits of a chunk: a part of `head`.
+    /// Tensors of a chunk that come and go in the heap: a part of `head`.
     pub logits: f64,
 }
 
@@ -177,10 +177,11 @@ impl Head<'_> {
         rows.min((head::CHUNK_BYTES / row).max(1) as f64) * self.setting.config.vocab_size as f64
     }
 
-    /// Bytes of a chunk's logits.
+    /// Bytes of a chunk's logits, twice where a cap makes more of them.
     fn logits(&self) -> f64 {
         let log_probs = self.numbers(self.pack.head_rows, self.setting.store) * self.setting.store_bytes();
-        log_probs.max(self.numbers(self.pack.kl_rows, Kind::Float) * F32)
+        let capped = if self.setting.config.final_softcap.is_some() { 2.0 } else { 1.0 };
+        capped * log_probs.max(self.numbers(self.pack.kl_rows, Kind::Float) * F32)
     }
 
     /// Logits of one chunk and what is made of them.

@@ -128,7 +128,7 @@ fn the_largest_budget_is_the_last_that_fits() {
     assert!(room.largest_budget(&setting, 20, true, true) > room.largest_budget(&setting, 20, true, false));
     assert_eq!(Room { memory: 1.5e5, ..room }.largest_budget(&setting, 20, true, true), None);
     // A budget below a pair's tokens is one.
-    let budget = Room { memory: 3e5, ..room }.largest_budget(&setting, 20, true, true).unwrap();
+    let budget = Room { memory: 4e5, ..room }.largest_budget(&setting, 20, true, true).unwrap();
     assert!(budget >= 39, "{budget}");
 }
 

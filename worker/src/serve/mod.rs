@@ -31,7 +31,7 @@ pub struct ServeCommand {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// What to compute on; auto is the first CUDA device where this build finds one, else the processor.
-    #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda|cuda:N")]
+    #[arg(long, env = "TRACE_DEVICE", default_value = "auto", value_name = "auto|cpu|cuda|cuda:N")]
     device: Choice,
     /// Threads for computation; all cores where not given. Results are equal to the bit only for equal thread counts.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
