@@ -30,6 +30,23 @@ pub fn gold_gradient(
     rows: usize,
     file: &Path,
 ) -> Result<Lora> {
+    let (_, direction) = objective_gradient(decoder, adapter, gold, settings, rows, file)?;
+    check(&direction, file)?;
+    Ok(direction)
+}
+
+/// Returns J, the summed preference loss over the gold items, and its gradient, at the adapter given. No items give zeros.
+///
+/// # Errors
+/// A loss is not finite.
+pub fn objective_gradient(
+    decoder: &Decoder,
+    adapter: &Lora,
+    gold: &[Item],
+    settings: &Settings,
+    rows: usize,
+    file: &Path,
+) -> Result<(f64, Lora)> {
     for (_, _, factors) in adapter.iter() {
         for tensor in [&factors.a, &factors.b] {
             let mut tensor = tensor.set_requires_grad(true);
@@ -37,9 +54,9 @@ pub fn gold_gradient(
         }
     }
     let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false, recompute: false };
-    let result = gold.chunks(rows.max(1)).try_for_each(|items| {
+    let result = gold.chunks(rows.max(1)).try_fold(0.0, |sum, items| {
         let items: Vec<&Item> = items.iter().collect();
-        step::accumulate(policy, &items, settings, 1.0, None).map(|_| ())
+        step::accumulate(policy, &items, settings, 1.0, None).map(|parts| sum + parts.total())
     });
     let taken = |tensor: &Tensor| {
         let gradient = tensor.grad();
@@ -53,10 +70,17 @@ pub fn gold_gradient(
         .iter()
         .map(|modules| modules.each_ref().map(|f| f.as_ref().map(|f| Factors { a: taken(&f.a), b: taken(&f.b) })))
         .collect();
-    result.map_err(|bad| {
+    let objective = result.map_err(|bad| {
         bad.in_file(file, "it is in the gold batch: look at the record's text, and at the model's weights and --dtype")
     })?;
-    let direction = Lora { config: adapter.config.clone(), factors };
+    Ok((objective, Lora { config: adapter.config.clone(), factors }))
+}
+
+/// Makes sure that a gradient of a gold batch means something.
+///
+/// # Errors
+/// It is not finite, or zero everywhere.
+pub fn check(direction: &Lora, file: &Path) -> Result<()> {
     let square: f64 =
         direction.named_parameters().iter().map(|(_, t)| t.square().sum(Kind::Double).double_value(&[])).sum();
     if !square.is_finite() || square == 0.0 {
@@ -68,7 +92,7 @@ pub fn gold_gradient(
             ),
         ));
     }
-    Ok(direction)
+    Ok(())
 }
 
 /// Returns the raw score ⟨g_J, g_i⟩ of every item of one pack. `is_fresh` says that the adapter computes nothing yet
