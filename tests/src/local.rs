@@ -1,4 +1,5 @@
-//! `coordinator run --local 2` with the quickstart's chain on a tiny setting: its folder, its processes, its results.
+//! `coordinator run --local 2` with a run file of `runs/`, that of the quickstart's chain unless another is named: its folder, its
+//! processes, its results.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -9,11 +10,15 @@ use serde_json::Value;
 
 use crate::cluster::poll_until;
 use crate::program;
-use crate::runs::tiny;
+use crate::runs::run_file;
 
 /// A folder for such runs. It is the same for a run and its repetition, since results name the files they were made of.
 #[derive(Debug)]
-pub struct LocalRun(tempfile::TempDir);
+pub struct LocalRun {
+    folder: tempfile::TempDir,
+    /// Of the run file, and of the run in it.
+    name: &'static str,
+}
 
 impl Default for LocalRun {
     fn default() -> Self {
@@ -22,14 +27,19 @@ impl Default for LocalRun {
 }
 
 impl LocalRun {
-    /// Returns one that has not begun.
+    /// Returns one of the quickstart's chain that has not begun.
     pub fn new() -> LocalRun {
-        LocalRun(tempfile::tempdir().expect("a temporary folder can be made"))
+        LocalRun::of("tiny")
+    }
+
+    /// Returns one of a run file that has not begun.
+    pub fn of(name: &'static str) -> LocalRun {
+        LocalRun { folder: tempfile::tempdir().expect("a temporary folder can be made"), name }
     }
 
     /// Returns the artifact folder.
     pub fn artifacts(&self) -> PathBuf {
-        self.0.path().join("a")
+        self.folder.path().join("a")
     }
 
     /// Returns the command.
@@ -38,7 +48,7 @@ impl LocalRun {
             program(name);
         }
         let mut command = Command::new(program("coordinator"));
-        command.args(["run", &tiny(), "--local", "2", "--artifacts"]).arg(self.artifacts());
+        command.args(["run", &run_file(self.name), "--local", "2", "--artifacts"]).arg(self.artifacts());
         command.env_remove("TRACE_TOKEN").env_remove("TRACE_FAULT").env_remove("OPENAI_API_KEY").stdin(Stdio::null());
         command
     }
@@ -61,12 +71,13 @@ impl LocalRun {
     /// It is not there.
     #[track_caller]
     pub fn product(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.artifacts().join("tiny").join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+        std::fs::read(self.artifacts().join(self.name).join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     /// Returns the run's own log.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.artifacts().join(".coordinator/logs/tiny.jsonl")).unwrap_or_default()
+        let log = format!(".coordinator/logs/{}.jsonl", self.name);
+        std::fs::read_to_string(self.artifacts().join(log)).unwrap_or_default()
     }
 
     /// Waits until the run's own log says something.

@@ -12,7 +12,12 @@ use crate::cluster::{Cluster, poll_until};
 
 /// Returns the run file of the quickstart's chain on a tiny setting; its run is named `tiny`.
 pub fn tiny() -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("runs/tiny.toml").display().to_string()
+    run_file("tiny")
+}
+
+/// Returns a run file of `runs/`; its run has the same name.
+pub fn run_file(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("runs/{name}.toml")).display().to_string()
 }
 
 /// Returns a stage of a run's status.

@@ -45,7 +45,7 @@ pub(super) fn base_step(method: Option<Method>, options: &Options, layers: &Laye
 }
 
 /// Options of the method u2a.
-const U2A: [&str; 1] = ["u2a_top"];
+const U2A: [&str; 4] = ["u2a_top", "u2a_rounds", "u2a_eta", "u2a_tolerance"];
 
 const LORA: [&str; 4] = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"];
 
@@ -93,12 +93,26 @@ fn training(method: Option<Method>, options: &Options, layers: &Layers<'_>, prob
             refuse(key, format!("has an effect with method u2a only; the method is {}", method.name()));
         }
     }
-    if options.has("u2a_top") && options.is_on("uniform_weights") {
-        refuse("u2a_top", "contradicts uniform_weights: it selects records by their scores".into());
+    for key in ["u2a_top", "u2a_rounds"].into_iter().filter(|key| options.has(key)) {
+        if options.is_on("uniform_weights") {
+            refuse(key, "contradicts uniform_weights: it goes by the records' scores".into());
+        }
+    }
+    if options.number("u2a_rounds").is_some_and(|rounds| rounds > 1.0) {
+        for key in
+            ["full", "hold_until_loss"].into_iter().filter(|key| options.is_on(key) || options.number(key).is_some())
+        {
+            refuse(
+                "u2a_rounds",
+                format!("contradicts {key}: rounds score an adapter again after known numbers of updates"),
+            );
+        }
     }
     for (key, needed) in [
         ("replay_batch_size", "replay_json_path"),
         ("replay_weight", "replay_json_path"),
+        ("u2a_eta", "u2a_rounds"),
+        ("u2a_tolerance", "u2a_rounds"),
         ("eval_steps", "validation_json_path"),
         ("load_best", "validation_json_path"),
         ("hold_until_loss", "decay_steps"),

@@ -263,6 +263,11 @@ impl Variant {
         self.method.is_some_and(Method::is_weighted) && !self.train.options.is_on("uniform_weights")
     }
 
+    /// Returns whether its training looks at the gold batch that its records were scored with: U2A does from round to round.
+    pub(crate) fn needs_gold_in_training(&self) -> bool {
+        self.is_scored() && ["u2a_top", "u2a_rounds"].into_iter().any(|key| self.train.options.has(key))
+    }
+
     /// Returns the name under which its weights are kept: that of the loss terms they were made for.
     pub(crate) fn scored_as(&self, method: Method) -> String {
         let name = method.scored_as().name();

@@ -269,6 +269,18 @@ fn contradictions_name_the_key_that_was_written() {
             "run.toml:13: variant.trace.train.u2a_top: has an effect with method u2a",
         ),
         (
+            small("", "", "full = true", "[[variant]]\nname = \"u2a\"\ntrain.u2a_rounds = 3"),
+            "run.toml:15: variant.u2a.train.u2a_rounds: contradicts full",
+        ),
+        (
+            small("", "", "", "[[variant]]\nname = \"u2a\"\ntrain.u2a_eta = 0.1"),
+            "run.toml:15: variant.u2a.train.u2a_eta: has no effect without u2a_rounds",
+        ),
+        (
+            small("", "", "load_best = true", ""),
+            "run.toml:10: train.load_best: has no effect without validation_json_path",
+        ),
+        (
             small("", "", "", "method = \"dpo\""),
             "run.toml:13: variant.trace.method: is \"dpo\", but the variant has the name",
         ),

@@ -34,7 +34,11 @@ pub(super) fn train(context: &Context, variant: usize) -> Vec<String> {
     let options = context.file.model.options.overlaid(&settings.train.options);
     let (model, data) = (context.deployed(), context.training_data(variant));
     let folder = context.run_dir.join(&settings.name);
-    training(context, (&model, &data), &method_name(context, variant), &folder, &options)
+    let mut args = training(context, (&model, &data), &method_name(context, variant), &folder, &options);
+    if settings.needs_gold_in_training() {
+        args.extend(pairs(&[("--gold", text(&context.of_variant(variant, "gold.json")))]));
+    }
+    args
 }
 
 fn training(

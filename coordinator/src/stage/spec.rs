@@ -198,6 +198,9 @@ pub(super) fn of(context: &Context, work: Work) -> Result<Spec> {
             let options = &context.variant(variant).train.options;
             inputs.extend(options.training_files().map(|path| File(path.at(&context.run_dir))));
             inputs.extend(start_adapter(context, variant));
+            if context.variant(variant).needs_gold_in_training() {
+                inputs.push(File(context.of_variant(variant, "gold.json")));
+            }
             let folder = context.run_dir.join(&context.variant(variant).name);
             let parameters = training_parameters(context, &args::train(context, variant));
             Spec { inputs, outputs: trained(&folder), parameters, folder: Some(folder) }

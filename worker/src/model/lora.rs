@@ -145,6 +145,13 @@ impl Lora {
         Lora { config: self.config.clone(), factors }
     }
 
+    /// Returns a copy that takes no part in training.
+    pub fn detached(&self) -> Self {
+        let copy = |f: &Factors| Factors { a: f.a.detach().copy(), b: f.b.detach().copy() };
+        let factors = self.factors.iter().map(|modules| modules.each_ref().map(|f| f.as_ref().map(copy))).collect();
+        Lora { config: self.config.clone(), factors }
+    }
+
     /// Returns the factors of one layer's module, if it carries an adapter.
     pub fn get(&self, layer: usize, module: Module) -> Option<&Factors> {
         self.factors.get(layer)?[module as usize].as_ref()

@@ -18,7 +18,7 @@ use crate::model::tangent::Move;
 use crate::model::tensor_file::{self, TensorFile};
 use crate::objective::step::{self, Item, NotFinite, Policy, Settings, term_loss, to_f64};
 
-/// Returns the gradient, at the adapter given, of the items' summed loss, with the adapter's own shape; `rows` items are
+/// Returns the items' summed loss and its gradient at the adapter given, with the adapter's own shape; `rows` items are
 /// computed together.
 ///
 /// # Errors
@@ -29,7 +29,7 @@ pub fn gradient(
     items: &[Item],
     settings: &Settings,
     rows: usize,
-) -> std::result::Result<Lora, NotFinite> {
+) -> std::result::Result<(f64, Lora), NotFinite> {
     for (_, _, factors) in adapter.iter() {
         for tensor in [&factors.a, &factors.b] {
             let mut tensor = tensor.set_requires_grad(true);
@@ -37,9 +37,9 @@ pub fn gradient(
         }
     }
     let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false, recompute: false };
-    let result = items.chunks(rows.max(1)).try_for_each(|items| {
+    let result = items.chunks(rows.max(1)).try_fold(0.0, |sum, items| {
         let items: Vec<&Item> = items.iter().collect();
-        step::accumulate(policy, &items, settings, 1.0, None).map(|_| ())
+        step::accumulate(policy, &items, settings, 1.0, None).map(|parts| sum + parts.total())
     });
     let taken = |tensor: &Tensor| {
         let gradient = tensor.grad();
@@ -53,7 +53,7 @@ pub fn gradient(
         .iter()
         .map(|modules| modules.each_ref().map(|f| f.as_ref().map(|f| Factors { a: taken(&f.a), b: taken(&f.b) })))
         .collect();
-    result.map(|()| Lora { config: adapter.config.clone(), factors })
+    result.map(|value| (value, Lora { config: adapter.config.clone(), factors }))
 }
 
 /// Returns g_J: the [`gradient`] of the summed preference loss over the gold items. Their records are those of `file`.
@@ -68,9 +68,33 @@ pub fn gold_gradient(
     rows: usize,
     file: &Path,
 ) -> Result<Lora> {
-    let direction = gradient(decoder, adapter, gold, settings, rows).map_err(|bad| {
+    let (_, direction) = objective_gradient(decoder, adapter, gold, settings, rows, file)?;
+    check(&direction, file)?;
+    Ok(direction)
+}
+
+/// Returns J, the summed preference loss over the gold items, and its gradient, at the adapter given. No items give zeros.
+///
+/// # Errors
+/// A loss is not finite.
+pub fn objective_gradient(
+    decoder: &Decoder,
+    adapter: &Lora,
+    gold: &[Item],
+    settings: &Settings,
+    rows: usize,
+    file: &Path,
+) -> Result<(f64, Lora)> {
+    gradient(decoder, adapter, gold, settings, rows).map_err(|bad| {
         bad.in_file(file, "it is in the gold batch: look at the record's text, and at the model's weights and --dtype")
-    })?;
+    })
+}
+
+/// Makes sure that a gradient of a gold batch means something.
+///
+/// # Errors
+/// It is not finite, or zero everywhere.
+pub fn check(direction: &Lora, file: &Path) -> Result<()> {
     let square: f64 =
         direction.named_parameters().iter().map(|(_, t)| t.square().sum(Kind::Double).double_value(&[])).sum();
     if !square.is_finite() || square == 0.0 {
@@ -82,7 +106,7 @@ pub fn gold_gradient(
             ),
         ));
     }
-    Ok(direction)
+    Ok(())
 }
 
 /// What scoring finds out about the items of one pack.

@@ -63,7 +63,7 @@ pub struct ScoreSettings {
 
 impl ScoreSettings {
     /// Returns the loss that scores are derivatives of: DPO's, whatever is trained.
-    fn objective(&self) -> Settings {
+    pub fn objective(&self) -> Settings {
         Settings { beta: self.beta, epsilon: 0.0, alpha_kl: 0.0, loss: PreferenceLoss::Dpo, nll_weight: 0.0 }
     }
 }
@@ -252,7 +252,11 @@ pub fn direction_along(
     Ok(made)
 }
 
-fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPair>> {
+/// Returns the gold batch: the one that is given, or drawn.
+///
+/// # Errors
+/// The file cannot be read, or there is nothing to draw from.
+pub fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPair>> {
     if let Some(file) = &settings.gold {
         return Ok(shared::gold::read(file)?);
     }

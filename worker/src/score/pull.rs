@@ -43,7 +43,7 @@ pub fn of_gold_items(
     file: &Path,
 ) -> Result<Vec<f64>> {
     let Point { decoder, adapter, is_fresh } = point;
-    let own = direction::gradient(decoder, adapter, std::slice::from_ref(item), settings, 1)
+    let (_, own) = direction::gradient(decoder, adapter, std::slice::from_ref(item), settings, 1)
         .map_err(|bad| bad.in_file(file, "look at the record's text, and at the model's weights and --dtype"))?;
     let packs = dataset::packs(gold.iter().copied(), pack_tokens);
     let scores = packs.iter().map(|pack| pack_scores(decoder, adapter, &own, pack, settings, is_fresh));

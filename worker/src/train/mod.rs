@@ -12,6 +12,7 @@ pub mod optim;
 pub mod options;
 pub mod pace;
 mod references;
+mod rounds;
 pub mod run_folder;
 mod saved;
 pub mod schedule;
@@ -45,6 +46,7 @@ use curves::Curves;
 use metrics::StepMetrics;
 use optim::AdamW;
 pub use options::TrainArgs;
+use rounds::Rounds;
 use run_folder::RunFolder;
 use update::StepSums;
 use validation::{Validation, ValidationMetrics};
@@ -62,7 +64,9 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     let count = args.sample_size.unwrap_or(usize::MAX);
     let set = DataSet::read_first(&args.dataset_json_path, args.method, count)?;
     let replay_set = args.replay_json_path.as_ref().map(|file| DataSet::read(file, Method::Sft)).transpose()?;
-    args.pace(args.plan(set.records.len()).total_steps())?;
+    let total = args.plan(set.records.len()).total_steps();
+    args.pace(total)?;
+    args.u2a.check_rounds(total, args.hold_until_loss.is_some(), args.full)?;
     let dtype = args.model.prepare()?;
     let model_dir = &args.model.model_name_or_path;
     let device = args.model.device()?;
@@ -155,8 +159,11 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         }
     };
     let forget_set = items.iter().flatten().count();
+    let scores = match args.u2a.has_rounds() {
+        true => weights::raw_scores(&run, &set, &items, is_scored_here)?,
+        false => Vec::new(),
+    };
     if let Some(count) = args.u2a.u2a_top {
-        let scores = weights::raw_scores(&run, &set, &items, is_scored_here)?;
         weights = u2a::top(&scores, count);
         if count > forget_set {
             tracing::warn!(
@@ -206,8 +213,10 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         recompute: args.recompute,
     };
     let groups = args.batching.groups(&set.records);
-    let sets = Sets { items: &items, groups: &groups, replay: &replay, validation: validation.as_ref() };
-    let Trained { tokens, best, last } = train(args, &run, policy, &sets, &mut optimizer, control, gang)?;
+    let mut rounds = Rounds::new(args, &set, &encoder, policy, total, control, gang)?;
+    let u2a = rounds.as_mut().map(|rounds| U2a { rounds, scores: &scores });
+    let sets = Sets { items: &mut items, groups: &groups, replay: &replay, validation: validation.as_ref(), u2a };
+    let Trained { tokens, best, last } = train(args, &run, policy, sets, &mut optimizer, control, gang)?;
 
     let seconds = started.elapsed().as_secs_f64();
     let mut summary = json!({
@@ -218,7 +227,12 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         "threads": tch::get_num_threads(), "promoted": promotions.figures,
     });
     if args.method == Method::U2a {
-        summary["u2a"] = json!({"forget_set": forget_set, "selected": items.iter().flatten().count()});
+        let selected = items.iter().flatten().count();
+        summary["u2a"] = json!({"forget_set": forget_set, "selected": selected});
+        if let Some(rounds) = &rounds {
+            summary["u2a"]["rounds"] = json!(rounds.told());
+            summary["u2a"]["objective_after"] = json!(rounds.objective(policy, gang)?);
+        }
     }
     if let Some(validation) = &validation {
         summary["validation"] = json!({
@@ -250,11 +264,18 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
 
 /// What a run computes on.
 struct Sets<'a> {
-    items: &'a [Option<Item>],
+    items: &'a mut [Option<Item>],
     /// The group of each item, for batches by category.
     groups: &'a [usize],
     replay: &'a [Item],
     validation: Option<&'a Validation>,
+    u2a: Option<U2a<'a>>,
+}
+
+/// The rounds of U2A, and the scores that the first begins with.
+struct U2a<'a> {
+    rounds: &'a mut Rounds,
+    scores: &'a [Option<f64>],
 }
 
 /// What the loop came to.
@@ -272,12 +293,12 @@ fn train(
     args: &TrainArgs,
     run: &RunFolder,
     policy: Policy<'_>,
-    sets: &Sets<'_>,
+    sets: Sets<'_>,
     optimizer: &mut AdamW,
     control: &Control,
     gang: &mut dyn Collective,
 ) -> Result<Trained> {
-    let Sets { items, groups, replay, validation } = *sets;
+    let Sets { items, groups, replay, validation, mut u2a } = sets;
     let plan = args.plan(items.len());
     let mut pace = args.pace(plan.total_steps())?;
     let dropout_probability = match policy.adapter {
@@ -299,13 +320,18 @@ fn train(
     } else {
         None
     };
+    if let Some(U2a { rounds, scores }) = &mut u2a {
+        rounds.start(run, policy, items, scores, start, gang)?;
+    }
     let bar = control.bar("train", pace.total());
     bar.start_at(start);
     let (mut order, mut order_epoch) = (Vec::new(), u64::MAX);
     let (mut tokens, mut last) = (0, None);
 
     let (mut step, mut begun) = (start, Instant::now());
-    while step < pace.total() {
+    // Earlier than the pace's where a round ends the run.
+    let mut end = u64::MAX;
+    while step < pace.total().min(end) {
         let epoch = plan.epoch_of(step);
         if epoch != order_epoch {
             (order, order_epoch) = (plan.epoch_order(epoch, groups), epoch);
@@ -366,7 +392,13 @@ fn train(
         bar.set_length(pace.total());
         bar.advance(1, format!("loss {:.4}", metrics.loss));
         control.pass("train.step");
-        if let Some(validation) = validation.filter(|validation| validation.is_due(step, pace.total())) {
+        if let Some(U2a { rounds, .. }) = &mut u2a
+            && rounds.begin(run, policy, items, step, gang)?
+        {
+            end = step;
+        }
+        let total = pace.total().min(end);
+        if let Some(validation) = validation.filter(|validation| validation.is_due(step, total)) {
             let measured = validation.measure(args, policy, (step, epoch), gang)?;
             run.check()?;
             if let Some(curves) = &mut curves
@@ -380,13 +412,13 @@ fn train(
         }
         let is_due = step % args.save_steps == 0 || sums.stop == Some(Stop::Paused);
         if is_due
-            && step < pace.total()
+            && step < total
             && let Some(curves) = &curves
         {
             curves.sync()?;
             checkpoint::save(&run.path, optimizer, pace.seen(), &run.key, args.save_total_limit, &|| run.check())?;
         }
-        if sums.stop.is_some() && step < pace.total() {
+        if sums.stop.is_some() && step < total {
             // Whoever goes on from here finds the checkpoint whole.
             gang.first_of(0.0)?;
             return Err(Error::Stopped);

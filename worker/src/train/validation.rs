@@ -167,7 +167,7 @@ impl Validation {
     /// Measures the objective, the packs dealt over the ranks and their sums exchanged: every rank has the same figures.
     ///
     /// # Errors
-    /// A loss is not finite, the command was told to stop, or a member of the gang is gone.
+    /// A loss is not finite, or a member of the gang is gone.
     pub(super) fn measure(
         &self,
         args: &TrainArgs,
