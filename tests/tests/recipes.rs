@@ -226,7 +226,17 @@ fn u2a_keeps_the_records_with_the_largest_scores() {
     by_score.sort_by(|a, b| b.0.total_cmp(&a.0));
     assert!(by_score.len() > 3 && by_score[1].0 > by_score[2].0, "{by_score:?}");
     let summary = folder.json("runs/top/train_summary.json");
-    assert_eq!(summary["u2a"], json!({"forget_set": by_score.len(), "selected": 2}));
+    assert_eq!((&summary["u2a"]["forget_set"], &summary["u2a"]["selected"]), (&json!(by_score.len()), &json!(2)));
+    let begun = folder.json("runs/top/u2a/round-1.json");
+    let kept: Vec<(f64, u64)> = begun["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|of| (of["delta"].as_f64().unwrap(), of["record"].as_u64().unwrap()))
+        .collect();
+    let mut expected: Vec<(f64, u64)> = by_score[..2].iter().map(|(score, at)| (*score, *at as u64)).collect();
+    expected.sort_by_key(|(_, at)| *at);
+    assert_eq!(kept, expected);
 
     let mut records = scored.clone();
     for (at, record) in records.as_array_mut().unwrap().iter_mut().enumerate() {

@@ -55,10 +55,10 @@ fn generation_by_the_text_rule_of_evaluation() {
 }
 
 #[test]
-fn the_help_shows_short_names_and_what_is_to_come() {
+fn the_help_shows_short_names_and_methods() {
     let folder = Folder::new();
     let help = folder.succeed("train --help").out.split_whitespace().collect::<Vec<_>>().join(" ");
-    for text in ["[alias: --model]", "[alias: --records]", "[alias: --no-lora]", "Not built yet"] {
+    for text in ["[alias: --model]", "[alias: --records]", "[alias: --no-lora]", "u2a: U2A"] {
         assert!(help.contains(text), "{text:?} is not in {help}");
     }
 }
