@@ -30,7 +30,7 @@ fn folder() -> Folder {
         let words = ["library", "opens", "nine", "reader", "river", "book", "gone", "home", "with"];
         (0..count).map(|i| words[(start + i * (start + 2)) % words.len()]).collect::<Vec<_>>().join(" ")
     };
-    let pairs: Vec<Value> = (0..16)
+    let pairs: Vec<Value> = (0..8)
         .map(|i| json!({"prompt": text(i, 20), "chosen": text(i + 3, 25), "rejected": text(i + 5, 40)}))
         .collect();
     folder.write_json("pairs.json", &Value::Array(pairs));
@@ -51,8 +51,7 @@ fn figures_are_those_of_a_measured_update() {
     for (case, method, mode) in
         [("invert", "lora", "plain"), ("invert", "lora", "recomputed"), ("full", "full", "plain")]
     {
-        let common =
-            "--model model --pairs pairs.json --n 16 --batch-size 16 --max-length 128 --pack-tokens 2048 --json";
+        let common = "--model model --pairs pairs.json --n 8 --batch-size 8 --max-length 128 --pack-tokens 2048 --json";
         let recompute = if mode == "recomputed" { "--recompute" } else { "" };
         let measured = object(&folder, &format!("bench train {common} --case {case} {recompute}"));
         let measured = measured["peak_rss_gib"].as_f64().unwrap();
