@@ -68,7 +68,8 @@ pub struct PlanCommand {
     /// Tokens computed together, for the table.
     #[arg(long, default_value_t = dataset::PACK_TOKENS)]
     pub pack_tokens: usize,
-    /// Counts no frozen copy of the weights for --method full: supervised training (sft) has no reference.
+    /// Counts no frozen copy of the weights for --method full: it is held for the KL of RETAIN records alone, which methods
+    /// without an anchor (dpo and its kin, npo, sft) and --alpha-kl 0 have none of.
     #[arg(long)]
     pub no_reference: bool,
     /// Takes the packs of the first pairs of a file, as `worker bench train` does, instead of the largest there can be.

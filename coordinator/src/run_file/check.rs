@@ -44,10 +44,13 @@ pub(super) fn base_step(method: Option<Method>, options: &Options, layers: &Laye
     training(method, options, layers, problems);
 }
 
+/// More rounds of U2A are refused by the worker.
+const MOST_ROUNDS: f64 = 100.0;
+
 /// Options of the method u2a.
 const U2A: [&str; 4] = ["u2a_top", "u2a_rounds", "u2a_eta", "u2a_tolerance"];
 
-const LORA: [&str; 4] = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"];
+const LORA: [&str; 5] = ["lora_r", "lora_alpha", "use_rslora", "lora_dropout", "lora_target_modules"];
 
 /// Checks the settings of a variant with a training against each other; what depends on the method only where that is known.
 pub(super) fn variant(method: Option<Method>, options: &Options, layers: &Layers<'_>, problems: &mut Problems<'_>) {
@@ -98,7 +101,16 @@ fn training(method: Option<Method>, options: &Options, layers: &Layers<'_>, prob
             refuse(key, "contradicts uniform_weights: it goes by the records' scores".into());
         }
     }
-    if options.number("u2a_rounds").is_some_and(|rounds| rounds > 1.0) {
+    let rounds = options.number("u2a_rounds").unwrap_or(1.0);
+    for key in ["u2a_eta", "u2a_tolerance"].into_iter().filter(|key| rounds <= 1.0 && options.has(key)) {
+        refuse(key, "has no effect without u2a_rounds above 1".into());
+    }
+    if rounds > MOST_ROUNDS {
+        refuse("u2a_rounds", format!("is {rounds}; expected 1 to {MOST_ROUNDS}"));
+    } else if let Some(steps) = options.number("max_steps").filter(|steps| rounds > *steps) {
+        refuse("u2a_rounds", format!("is {rounds}, the run has {steps} updates: every round needs one"));
+    }
+    if rounds > 1.0 {
         for key in
             ["full", "hold_until_loss"].into_iter().filter(|key| options.is_on(key) || options.number(key).is_some())
         {
@@ -111,8 +123,6 @@ fn training(method: Option<Method>, options: &Options, layers: &Layers<'_>, prob
     for (key, needed) in [
         ("replay_batch_size", "replay_json_path"),
         ("replay_weight", "replay_json_path"),
-        ("u2a_eta", "u2a_rounds"),
-        ("u2a_tolerance", "u2a_rounds"),
         ("eval_steps", "validation_json_path"),
         ("load_best", "validation_json_path"),
         ("hold_until_loss", "decay_steps"),

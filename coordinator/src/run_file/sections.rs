@@ -268,6 +268,11 @@ impl Reader<'_, '_> {
         } else {
             let layers = Layers(vec![own_train, globals.train.clone()]);
             check::variant(method.flatten(), &train.options, &layers, self.problems);
+            let leaves_out = score.as_ref().is_some_and(|score| score.options.is_on("leave_gold_out"));
+            if leaves_out && train.options.number("u2a_rounds").is_some_and(|rounds| rounds > 1.0) {
+                let problem = "contradicts leave_gold_out: the scores of a round count a record's own gold pairs";
+                self.problems.add(table.node.place, "u2a_rounds", problem);
+            }
         }
         Some(Variant { name: name?, method: method?, score: score?, train, eval: eval? })
     }

@@ -37,6 +37,9 @@ pub(super) fn train(context: &Context, variant: usize) -> Vec<String> {
     let mut args = training(context, (&model, &data), &method_name(context, variant), &folder, &options);
     if settings.needs_gold_in_training() {
         args.extend(pairs(&[("--gold", text(&context.of_variant(variant, "gold.json")))]));
+        if let Some(rows) = settings.score.options.number("pa_batch_size") {
+            args.extend(pairs(&[("--pa-batch-size", rows.to_string())]));
+        }
     }
     args
 }

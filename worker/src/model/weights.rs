@@ -168,7 +168,12 @@ impl Checkpoint {
     /// # Errors
     /// As for [`TensorFile::tensor`].
     pub fn stored(&self, name: &str) -> Result<Tensor> {
-        self.files[self.place[name]].tensor(name)
+        self.file_of(name)?.tensor(name)
+    }
+
+    fn file_of(&self, name: &str) -> Result<&TensorFile> {
+        let place = self.place.get(name).map(|&at| &self.files[at]);
+        place.ok_or_else(|| Error::model(self.files[0].path(), format!("has no tensor {name}")))
     }
 
     /// Returns what is stored under a name, without reading it.
@@ -176,7 +181,7 @@ impl Checkpoint {
     /// # Errors
     /// A type that libtorch has no counterpart for.
     pub fn planned(&self, name: &str) -> Result<Planned> {
-        self.files[self.place[name]].planned(name)
+        self.file_of(name)?.planned(name)
     }
 
     /// Returns a hash of names, types, shapes and all bytes of the tensors. Takes as long as reading them does.

@@ -81,7 +81,7 @@ impl Promotions {
     pub fn warn(&self, file: &Path) {
         let Some(first) = self.flawed.first() else { return };
         let done = match self.figures.filtered {
-            0 => "they are promoted all the same (--quality-filter on punishes what they were to replace instead)",
+            0 => "they are promoted all the same (--quality-filter on does otherwise)",
             _ => "they are not promoted",
         };
         tracing::warn!(

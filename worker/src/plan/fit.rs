@@ -7,7 +7,7 @@ use super::pack::{PackShape, pair_tokens};
 pub const PLANNED_SHARE: f64 = 0.9;
 
 /// Budgets are multiples of so many tokens.
-const STEP: usize = 64;
+pub const STEP: usize = 64;
 
 /// No budget is larger.
 pub const LARGEST: usize = 1 << 20;

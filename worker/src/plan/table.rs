@@ -1,6 +1,6 @@
 //! A plan as text.
 
-use super::fit::PLANNED_SHARE;
+use super::fit::{LARGEST, PLANNED_SHARE, STEP};
 use super::memory::Work;
 use super::pack::pair_tokens;
 use super::{GIB, Plan, Trained};
@@ -89,6 +89,10 @@ pub fn of(plan: &Plan) -> String {
 pub fn refusal(plan: &Plan) -> String {
     let smallest = pair_tokens(plan.max_length);
     let help = match plan.trained {
+        Trained::Full if plan.fixed.reference > 0.0 => {
+            "--no-reference where no update needs a KL, --method lora, a shorter --max-length, --dtype bf16, or a device \
+             with more memory"
+        }
         Trained::Full => "--method lora, a shorter --max-length, --dtype bf16, or a device with more memory",
         Trained::Lora => "a lower --lora-r, a shorter --max-length, --dtype bf16, or a device with more memory",
     };
@@ -113,7 +117,11 @@ fn verdict(plan: &Plan, work: &Work) -> &'static str {
 }
 
 fn budget(tokens: Option<usize>) -> String {
-    tokens.map_or("none, not even one pair".to_owned(), |tokens| tokens.to_string())
+    match tokens {
+        None => "none, not even one pair".to_owned(),
+        Some(tokens) if tokens + STEP >= LARGEST => format!("{tokens} (no larger one is looked for)"),
+        Some(tokens) => tokens.to_string(),
+    }
 }
 
 fn millions(count: f64) -> String {

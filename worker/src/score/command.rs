@@ -118,7 +118,9 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
         let file = args.score.gold.as_deref().unwrap_or(Path::new(""));
         let gold = shared::gold::read(file)?;
         let gold_file = GoldFile::Given(file);
-        super::direction_along(&decoder, &adapter, &encoder, &gold, gold_file, &settings, &key, control)?;
+        super::direction_along(&decoder, &adapter, &encoder, &gold, gold_file, &settings, &key, control, &mut || {
+            Ok(())
+        })?;
         let kept = args.score.gold_gradient.as_deref().map(|file| file.display().to_string());
         return Ok(json!({
             "gold_gradient": kept, "gold_pairs": gold.len(), "seconds": started.elapsed().as_secs_f64(),

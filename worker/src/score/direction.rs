@@ -19,7 +19,7 @@ use crate::model::tensor_file::{self, TensorFile};
 use crate::objective::step::{self, Item, NotFinite, Policy, Settings, term_loss, to_f64};
 
 /// Returns the items' summed loss and its gradient at the adapter given, with the adapter's own shape; `rows` items are
-/// computed together.
+/// computed together, and `beat` is called after them.
 ///
 /// # Errors
 /// A loss that is not finite.
@@ -29,6 +29,7 @@ pub fn gradient(
     items: &[Item],
     settings: &Settings,
     rows: usize,
+    beat: &mut dyn FnMut(),
 ) -> std::result::Result<(f64, Lora), NotFinite> {
     for (_, _, factors) in adapter.iter() {
         for tensor in [&factors.a, &factors.b] {
@@ -39,7 +40,9 @@ pub fn gradient(
     let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false, recompute: false };
     let result = items.chunks(rows.max(1)).try_fold(0.0, |sum, items| {
         let items: Vec<&Item> = items.iter().collect();
-        step::accumulate(policy, &items, settings, 1.0, None).map(|parts| sum + parts.total())
+        let parts = step::accumulate(policy, &items, settings, 1.0, None)?;
+        beat();
+        Ok(sum + parts.total())
     });
     let taken = |tensor: &Tensor| {
         let gradient = tensor.grad();
@@ -55,6 +58,9 @@ pub fn gradient(
         .collect();
     result.map(|value| (value, Lora { config: adapter.config.clone(), factors }))
 }
+
+/// What to do about a gold pair whose loss is not finite.
+pub const IN_GOLD: &str = "it is in the gold batch: look at the record's text, and at the model's weights and --dtype";
 
 /// Returns g_J: the [`gradient`] of the summed preference loss over the gold items. Their records are those of `file`.
 ///
@@ -85,9 +91,7 @@ pub fn objective_gradient(
     rows: usize,
     file: &Path,
 ) -> Result<(f64, Lora)> {
-    gradient(decoder, adapter, gold, settings, rows).map_err(|bad| {
-        bad.in_file(file, "it is in the gold batch: look at the record's text, and at the model's weights and --dtype")
-    })
+    gradient(decoder, adapter, gold, settings, rows, &mut || ()).map_err(|bad| bad.in_file(file, IN_GOLD))
 }
 
 /// Makes sure that a gradient of a gold batch means something.

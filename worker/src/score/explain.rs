@@ -55,7 +55,8 @@ pub(super) fn run(args: &ScoreCommand, index: usize, loaded: &Loaded, control: &
     let gold: Vec<&Item> = gold.iter().collect();
     let pulls = pull::of_gold_items(point, &item, &gold, &objective, settings.pack_tokens, records)?;
     let own = pull::own_pairs(&one.records[0], &pairs);
-    let answer = Answer { index, term: item.term.to_string(), pairs: &pairs, pulls, own };
+    let is_left_out = settings.leave_gold_out;
+    let answer = Answer { index, term: item.term.to_string(), pairs: &pairs, pulls, own, is_left_out };
     Ok(if args.json { answer.json() } else { Value::String(answer.table(args.top)) })
 }
 
@@ -68,11 +69,17 @@ struct Answer<'a> {
     pulls: Vec<f64>,
     /// The record's own pairs.
     own: Vec<usize>,
+    /// These do not count for the score.
+    is_left_out: bool,
 }
 
 impl Answer<'_> {
+    fn counts(&self, at: usize) -> bool {
+        !(self.is_left_out && self.own.contains(&at))
+    }
+
     fn raw(&self) -> f64 {
-        self.pulls.iter().sum()
+        self.pulls.iter().enumerate().filter(|(at, _)| self.counts(*at)).map(|(_, pull)| pull).sum()
     }
 
     fn own_pull(&self) -> f64 {
@@ -97,19 +104,21 @@ impl Answer<'_> {
 
     fn table(&self, top: usize) -> String {
         // A sum of nothing is −0.
-        let against = self.pulls.iter().filter(|pull| **pull < 0.0).sum::<f64>() + 0.0;
+        let counted: Vec<f64> = (0..self.pulls.len()).filter(|at| self.counts(*at)).map(|at| self.pulls[at]).collect();
+        let against = counted.iter().filter(|pull| **pull < 0.0).sum::<f64>() + 0.0;
         let mut text = format!(
             "record {}: {}\nraw score {:.4e}: {} of {} gold pairs pull for it, {:+.4e}, the others against, {:+.4e}\n",
             self.index,
             self.term,
             self.raw(),
-            self.pulls.iter().filter(|pull| **pull > 0.0).count(),
-            self.pulls.len(),
+            counted.iter().filter(|pull| **pull > 0.0).count(),
+            counted.len(),
             self.raw() - against,
             against
         );
         if !self.own.is_empty() {
-            let _ = writeln!(text, "its own pair in the gold batch pulls {:+.4e} (--leave-gold-out)", self.own_pull());
+            let counts = if self.is_left_out { "and does not count" } else { "(--leave-gold-out)" };
+            let _ = writeln!(text, "its own pair in the gold batch pulls {:+.4e} {counts}", self.own_pull());
         }
         let shown = if top == 0 { self.pulls.len() } else { top.min(self.pulls.len()) };
         let _ = writeln!(text, "\n{:>5}  {:>12}  {:<18}  prompt", "pair", "pull", "from");

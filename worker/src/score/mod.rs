@@ -77,7 +77,7 @@ pub struct Scores {
     pub weights: Vec<f64>,
     /// The gold batch used.
     pub gold: Vec<GoldPair>,
-    /// log π_ref of the sequences of each record that is scored, by [`reference::key`].
+    /// log π_ref of the sequences of each record that is scored, by [`Keys::key`].
     pub reference: Vec<BTreeMap<String, f64>>,
     /// Records scored on a part of their text.
     pub truncated: Truncated,
@@ -108,8 +108,8 @@ pub fn context(
 /// Scores a set of records at the adapter given.
 ///
 /// `journal` is where finished packs are kept until the caller has written its result; a run with the same key goes on
-/// from there. `adapter_is_fresh` says that B = 0. `key` is the [`context`]. `beat` is called after every pack, for those
-/// who wait.
+/// from there. `adapter_is_fresh` says that B = 0. `key` is the [`context`]. `beat` is called after every pack, gold pairs'
+/// included, for those who wait.
 ///
 /// # Errors
 /// Anything of the records, the gold batch or the numbers that makes scores meaningless.
@@ -149,7 +149,7 @@ pub fn score(
         "pack_tokens": settings.pack_tokens, "gold_rows": settings.gold_rows, "gold": &gold, "records": content_hash(&set.records),
     });
     let (mut journal, finished) = Journal::open::<PackScores>(journal, &shared_hash(&full_key), control.attempt())?;
-    let direction = direction_along(decoder, adapter, encoder, &gold, gold_file, settings, key, control)?;
+    let direction = direction_along(decoder, adapter, encoder, &gold, gold_file, settings, key, control, beat)?;
 
     let packs = dataset::packs(scored.iter().copied(), settings.pack_tokens);
     let bar = control.bar("score", scored.len() as u64);
@@ -184,7 +184,7 @@ pub fn score(
         let gold_items = dataset::gold_items(encoder, &gold, gold_file, settings.max_length)?;
         let (point, pairs) = (Point { decoder, adapter, is_fresh: adapter_is_fresh }, (&gold[..], &gold_items[..]));
         let budget = settings.pack_tokens;
-        pull::leave_own_out(point, set, &scored, &mut raw_scored, pairs, &objective, budget, control)?;
+        pull::leave_own_out(point, set, &scored, &mut raw_scored, pairs, &objective, budget, control, beat)?;
     }
     let weights_scored = match settings.raw_only {
         true => vec![0.0; raw_scored.len()],
@@ -231,6 +231,7 @@ pub fn direction_along(
     settings: &ScoreSettings,
     key: &serde_json::Value,
     control: &Control,
+    beat: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Lora> {
     let key = shared_hash(&json!({
         "context": key, "beta": settings.beta, "max_length": settings.max_length, "gold_rows": settings.gold_rows,
@@ -245,7 +246,13 @@ pub fn direction_along(
     let mut all: Vec<&mut Item> = items.iter_mut().collect();
     reference::fill(decoder, &mut all, &Known::default(), None, settings.pack_tokens, control, &mut Alone)?;
     let objective = settings.objective();
-    let made = direction::gold_gradient(decoder, adapter, &items, &objective, settings.gold_rows, file.path())?;
+    beat()?;
+    let mut told = Ok(());
+    let mut between = || told = std::mem::replace(&mut told, Ok(())).and_then(|()| beat());
+    let made = direction::gradient(decoder, adapter, &items, &objective, settings.gold_rows, &mut between);
+    told?;
+    let (_, made) = made.map_err(|bad| bad.in_file(file.path(), direction::IN_GOLD))?;
+    direction::check(&made, file.path())?;
     if let Some(kept) = &settings.gold_gradient {
         direction::write(kept, &key, &made)?;
     }

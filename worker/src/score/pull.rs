@@ -43,7 +43,7 @@ pub fn of_gold_items(
     file: &Path,
 ) -> Result<Vec<f64>> {
     let Point { decoder, adapter, is_fresh } = point;
-    let (_, own) = direction::gradient(decoder, adapter, std::slice::from_ref(item), settings, 1)
+    let (_, own) = direction::gradient(decoder, adapter, std::slice::from_ref(item), settings, 1, &mut || ())
         .map_err(|bad| bad.in_file(file, "look at the record's text, and at the model's weights and --dtype"))?;
     let packs = dataset::packs(gold.iter().copied(), pack_tokens);
     let scores = packs.iter().map(|pack| pack_scores(decoder, adapter, &own, pack, settings, is_fresh));
@@ -52,7 +52,7 @@ pub fn of_gold_items(
 
 /// Takes each record's own gold pairs out of its raw score: what is left is ⟨Σ g_j, g_i⟩ over the pairs of others, so that
 /// a record is not favoured for having been drawn. `raw` are the scores of `items`, whose records are `positions` of the
-/// set; `gold` is tokenised already. Returns how many scores changed.
+/// set; `gold` is tokenised already, and `beat` is called after every record. Returns how many scores changed.
 ///
 /// # Errors
 /// As [`of_gold_items`]; the command was told to stop.
@@ -66,6 +66,7 @@ pub fn leave_own_out(
     settings: &Settings,
     pack_tokens: usize,
     control: &Control,
+    beat: &mut dyn FnMut() -> Result<()>,
 ) -> Result<usize> {
     let mut changed = 0;
     for (item, raw) in items.iter().zip(raw) {
@@ -81,6 +82,7 @@ pub fn leave_own_out(
         reference::fill(point.decoder, &mut all, &Known::default(), None, pack_tokens, control, &mut Alone)?;
         let gold: Vec<&Item> = gold.iter().collect();
         *raw -= of_gold_items(point, &item, &gold, settings, pack_tokens, &set.file)?.iter().sum::<f64>();
+        beat()?;
         changed += 1;
     }
     Ok(changed)

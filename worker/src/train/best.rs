@@ -4,6 +4,7 @@
 //! `best.before`, from where [`recover`] takes it back. `best/validation.json` says of which step it is and with which loss.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -13,6 +14,7 @@ use super::validation::ValidationMetrics;
 use crate::error::{Error, Result};
 use crate::model::adapter_file;
 use crate::model::tensor_file::TensorFile;
+use crate::model::weights::Checkpoint;
 
 /// Which step was best.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -52,7 +54,9 @@ const BEFORE: &str = "best.before";
 pub(super) fn keep(run: &RunFolder, best: Best, save: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     run.check()?;
     let [target, before] = [FOLDER, BEFORE].map(|name| run.path.join(name));
-    let beside = run.path.join(format!("best.{}.tmp", std::process::id()));
+    // A name of this process's own, in other containers too.
+    let moment = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+    let beside = run.path.join(format!("best.{}.{moment}.tmp", std::process::id()));
     let io = |e: std::io::Error| Error::model(&target, format!("could not be written: {e}"));
     remove_unfinished(&run.path)?;
     std::fs::create_dir_all(&beside).map_err(io)?;
@@ -97,13 +101,20 @@ pub(super) fn recover(run_dir: &Path, best: Option<Best>) -> Result<()> {
 /// The folder cannot be read, or a tensor is missing or of another shape.
 pub(super) fn load(run_dir: &Path, is_adapter: bool, trained: &[(String, Tensor)]) -> Result<()> {
     let folder = run_dir.join(FOLDER);
-    let file = folder.join(if is_adapter { "adapter_model.safetensors" } else { "model.safetensors" });
-    let tensors = TensorFile::open(&file)?;
+    let (adapter, model) = match is_adapter {
+        true => (Some(TensorFile::open(&folder.join("adapter_model.safetensors"))?), None),
+        // In one file or several.
+        false => (None, Some(Checkpoint::open(&folder)?)),
+    };
     for (name, tensor) in trained {
-        let name = if is_adapter { format!("{}{name}", adapter_file::PREFIX) } else { name.clone() };
-        let stored = tensors.tensor(&name)?;
+        let stored = match (&adapter, &model) {
+            (Some(adapter), _) => adapter.tensor(&format!("{}{name}", adapter_file::PREFIX))?,
+            (None, Some(model)) => model.stored(name)?,
+            (None, None) => unreachable!("one of the two was opened"),
+        };
         if stored.size() != tensor.size() {
-            return Err(Error::model(&file, format!("{name} has shape {:?}, not {:?}", stored.size(), tensor.size())));
+            let problem = format!("{name} has shape {:?}, not {:?}", stored.size(), tensor.size());
+            return Err(Error::model(&folder, problem));
         }
         tch::no_grad(|| tensor.shallow_clone().copy_(&stored));
     }
@@ -123,7 +134,7 @@ fn remove_unfinished(run_dir: &Path) -> Result<()> {
         let entry = entry.map_err(|e| Error::model(run_dir, e.to_string()))?;
         let name = entry.file_name();
         let is_ours = name.to_str().and_then(|name| name.strip_prefix("best.")?.strip_suffix(".tmp"));
-        if is_ours.is_some_and(|pid| pid.chars().all(|c| c.is_ascii_digit())) {
+        if is_ours.is_some_and(|own| own.chars().all(|c| c.is_ascii_digit() || c == '.')) {
             remove(&entry.path())?;
         }
     }
@@ -133,6 +144,24 @@ fn remove_unfinished(run_dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_in_several_files_is_loaded_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join(FOLDER);
+        std::fs::create_dir_all(&folder).unwrap();
+        let of = |value: f64| Tensor::full([4], value, (tch::Kind::Float, tch::Device::Cpu));
+        let stored = [("a".to_owned(), of(1.0)), ("b".to_owned(), of(2.0))];
+        let planned: Vec<_> = stored.iter().map(|(name, t)| crate::model::shards::Planned::of(name, t)).collect();
+        let make = |name: &str| Ok(stored.iter().find(|(own, _)| own == name).unwrap().1.copy());
+        crate::model::shards::write(&folder, &planned, 16, make).unwrap();
+        assert!(!folder.join("model.safetensors").exists());
+        let trained = [("a".to_owned(), of(0.0)), ("b".to_owned(), of(0.0))];
+        load(dir.path(), false, &trained).unwrap();
+        assert_eq!(trained.map(|(_, t)| t.double_value(&[3])), [1.0, 2.0]);
+        let other = [("c".to_owned(), of(0.0))];
+        assert!(load(dir.path(), false, &other).unwrap_err().to_string().contains("has no tensor c"));
+    }
 
     fn row(step: u64, loss: f64) -> ValidationMetrics {
         ValidationMetrics { step, loss, ..ValidationMetrics::default() }

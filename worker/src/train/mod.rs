@@ -393,6 +393,7 @@ fn train(
         bar.advance(1, format!("loss {:.4}", metrics.loss));
         control.pass("train.step");
         if let Some(U2a { rounds, .. }) = &mut u2a
+            && step < pace.total()
             && rounds.begin(run, policy, items, step, gang)?
         {
             end = step;

@@ -272,6 +272,11 @@ impl TrainArgs {
         self.u2a.validate(self.method)?;
         self.quality.validate()?;
         self.validation.validate()?;
+        if self.u2a.u2a_rounds > 1 && self.score.leave_gold_out {
+            return refuse(
+                "--leave-gold-out and --u2a-rounds: a round's scores count a record's own gold pairs".into(),
+            );
+        }
         self.lora.config().map(|_| ())
     }
 

@@ -8,6 +8,7 @@ use crate::dataset::DataSet;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
+use crate::objective::method::Method;
 use crate::objective::step::Item;
 use crate::score::{self, Scores};
 use crate::text::Encoder;
@@ -142,9 +143,10 @@ pub(super) fn stored_weights(args: &TrainArgs, set: &DataSet) -> Result<Option<V
             "field \"impact_score\" is missing while other records have one; score the whole file again (--rescore)",
         )),
         None if conflict > 0 && sum == 0.0 => Err(Error::Numeric(format!(
-            "{}: every weight is 0, so training would do nothing; score the file again (--rescore) or use --method \
-             no-impact",
-            set.file.display()
+            "{}: every weight is 0, so training would do nothing; score the file again (--rescore) or use --method {}, \
+             which has no weights",
+            set.file.display(),
+            if args.method == Method::U2a { "npo" } else { "no-impact" }
         ))),
         None => Ok(Some(weights)),
     }
