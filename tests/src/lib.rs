@@ -5,6 +5,7 @@
 //! the program's own output.
 
 pub mod cluster;
+pub mod gang;
 pub mod local;
 pub mod runs;
 pub mod safetensors;
@@ -196,6 +197,18 @@ impl Folder {
     }
 
     fn run_program(&self, mut program: Command, words: &str) -> Outcome {
+        self.prepare(&mut program, words);
+        let output = program.output().expect("the program can be started");
+        Outcome {
+            code: output.status.code(),
+            signal: output.status.signal(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Gives a program its words, this folder, and an environment that tells it nothing.
+    fn prepare(&self, program: &mut Command, words: &str) {
         for word in words.split_whitespace() {
             program.arg(match word.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
                 Some(name) => golden(name).into_os_string(),
@@ -207,13 +220,6 @@ impl Folder {
         }
         program.current_dir(self.0.path()).env_remove("RUST_LOG").env_remove("TRACE_FAULT").env("TRACE_DEVICE", "cpu");
         program.env_remove("RUST_BACKTRACE");
-        let output = program.output().expect("the program can be started");
-        Outcome {
-            code: output.status.code(),
-            signal: output.status.signal(),
-            out: String::from_utf8_lossy(&output.stdout).into_owned(),
-            err: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
     }
 
     /// Runs the worker, which must succeed.

@@ -4,10 +4,9 @@
 //! Deterministic because every rank computes on one thread, records are dealt by cost, and sums go round in rank order.
 #![allow(clippy::unwrap_used)]
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 
-use cluster_tests::{Folder, golden, worker};
+use cluster_tests::Folder;
 use serde_json::Value;
 
 const TRACE: &str = "--method trace --batch-size 4 --gradient-accumulation-steps 1 --num-train-epochs 3 --save-steps 3 \
@@ -17,25 +16,10 @@ const FULL: &str = "--method dpo --full --batch-size 5 --gradient-accumulation-s
 
 /// Starts one rank a process; the last may be planned to die.
 fn start(folder: &Folder, options: &str, name: &str, world: usize, fault: Option<&str>) -> Vec<Child> {
-    let listeners: Vec<TcpListener> = (0..world).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
-    drop(listeners);
-    (0..world)
-        .map(|rank| {
-            let mut command = Command::new(worker());
-            command.args(["train", "--threads", "1", "--dataset-json-path", "records.json", "--output-dir", "runs"]);
-            command.arg("--model-name-or-path").arg(golden("tied")).args(["--run-name", name]);
-            command.args(options.split_whitespace());
-            if world > 1 {
-                command.args(["--rank", &rank.to_string(), "--peers", &peers.join(",")]);
-            }
-            if let Some(fault) = fault.filter(|_| rank + 1 == world) {
-                command.args(["--fault", fault]);
-            }
-            command.current_dir(folder.path("")).env("TRACE_GANG_SECRET", "known to us");
-            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
-        })
-        .collect()
+    let words = format!(
+        "train --model-name-or-path {{tied}} --dataset-json-path records.json --output-dir runs --run-name {name} {options}"
+    );
+    folder.start_gang(&words, world, fault)
 }
 
 /// Runs a gang to its end; returns the exit codes and what was said.

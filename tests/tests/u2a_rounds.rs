@@ -2,10 +2,7 @@
 //! scores by the stated step, and a killed run and a gang end with the same rounds.
 #![allow(clippy::unwrap_used)]
 
-use std::net::TcpListener;
-use std::process::{Command, Stdio};
-
-use cluster_tests::{Folder, golden, worker};
+use cluster_tests::Folder;
 use serde_json::{Value, json};
 
 const SHAPE: &str = "--lora-r 4 --gold-batch-size 6 --pack-tokens 150";
@@ -95,10 +92,7 @@ fn a_killed_run_ends_with_the_same_rounds() {
             folder.killed(&command, point);
         }
         folder.succeed(&command);
-        for file in FILES {
-            let bytes = |run: &str| folder.bytes(&format!("runs/{run}/{file}"));
-            assert!(bytes("whole") == bytes(&name), "{file} after {points:?}");
-        }
+        folder.same_runs(&FILES, ["whole", &name], &format!("after {points:?}"));
     }
     let command = format!("{TRAIN} --run-name lost");
     folder.killed(&command, "train.step=7");
@@ -112,24 +106,7 @@ fn a_killed_run_ends_with_the_same_rounds() {
 fn a_gang_goes_through_the_same_rounds() {
     let folder = Folder::new();
     folder.succeed(&format!("{TRAIN} --run-name alone"));
-    let gang = |name: &str| {
-        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let peers = listeners.each_ref().map(|l| l.local_addr().unwrap().to_string()).join(",");
-        drop(listeners);
-        let rank = |rank: usize| {
-            let mut command = Command::new(worker());
-            let words = TRAIN.split_whitespace();
-            command
-                .args(words.map(|word| if word == "{tied}" { golden("tied").into_os_string() } else { word.into() }));
-            command.args(["--run-name", name, "--threads", "1", "--rank", &rank.to_string(), "--peers", &peers]);
-            command.current_dir(folder.path("")).env("TRACE_GANG_SECRET", "known to us");
-            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
-        };
-        for child in [rank(0), rank(1)] {
-            let output = child.wait_with_output().unwrap();
-            assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-        }
-    };
+    let gang = |name: &str| folder.gang(&format!("{TRAIN} --run-name {name}"), 2);
     gang("gang");
     gang("again");
     for number in [1, 2, 3] {
@@ -140,10 +117,7 @@ fn a_gang_goes_through_the_same_rounds() {
             assert!((a - b).abs() < 1e-3, "{alone}\n{both}");
         }
     }
-    for file in FILES {
-        let bytes = |run: &str| folder.bytes(&format!("runs/{run}/{file}"));
-        assert!(bytes("gang") == bytes("again"), "{file} differs from one time to the next");
-    }
+    folder.same_runs(&FILES, ["gang", "again"], "one time and the next");
 }
 
 #[test]

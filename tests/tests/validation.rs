@@ -2,10 +2,7 @@
 //! resumed runs and gangs end with the same figures and the same best adapter or model.
 #![allow(clippy::unwrap_used)]
 
-use std::net::TcpListener;
-use std::process::{Command, Stdio};
-
-use cluster_tests::{Folder, golden, worker};
+use cluster_tests::Folder;
 use serde_json::{Value, json};
 
 const TRAIN: &str = "train --model-name-or-path {tied} --dataset-json-path records.json --output-dir runs --method dpo \
@@ -118,10 +115,7 @@ fn a_killed_run_ends_with_the_same_best() {
             folder.killed(&command, point);
         }
         folder.succeed(&command);
-        for file in FILES {
-            let bytes = |run: &str| folder.bytes(&format!("runs/{run}/{file}"));
-            assert!(bytes("whole") == bytes(&name), "{file} after {points:?}");
-        }
+        folder.same_runs(&FILES, ["whole", &name], &format!("after {points:?}"));
     }
     let before = format!("{TRAIN} {VALIDATE} --run-name lost");
     folder.killed(&before, "train.step=5");
@@ -136,24 +130,7 @@ fn a_gang_validates_as_one_process_does() {
     let folder = folder();
     let options = format!("{TRAIN} {VALIDATE} --run-name");
     folder.succeed(&format!("{options} alone"));
-    let gang = |name: &str| {
-        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let peers = listeners.each_ref().map(|l| l.local_addr().unwrap().to_string()).join(",");
-        drop(listeners);
-        let rank = |rank: usize| {
-            let mut command = Command::new(worker());
-            let words = options.split_whitespace();
-            command
-                .args(words.map(|word| if word == "{tied}" { golden("tied").into_os_string() } else { word.into() }));
-            command.args([name, "--threads", "1", "--rank", &rank.to_string(), "--peers", &peers]);
-            command.current_dir(folder.path("")).env("TRACE_GANG_SECRET", "known to us");
-            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
-        };
-        for child in [rank(0), rank(1)] {
-            let output = child.wait_with_output().unwrap();
-            assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-        }
-    };
+    let gang = |name: &str| folder.gang(&format!("{options} {name}"), 2);
     gang("gang");
     gang("again");
     let (alone, both) = (losses(&folder, "alone"), losses(&folder, "gang"));
@@ -161,10 +138,7 @@ fn a_gang_validates_as_one_process_does() {
     for (a, b) in alone.iter().zip(&both) {
         assert!((a - b).abs() <= 1e-4 * a, "{b}, alone {a}");
     }
-    for file in FILES {
-        let bytes = |run: &str| folder.bytes(&format!("runs/{run}/{file}"));
-        assert!(bytes("gang") == bytes("again"), "{file} differs from one time to the next");
-    }
+    folder.same_runs(&FILES, ["gang", "again"], "one time and the next");
 }
 
 #[test]

@@ -1,0 +1,58 @@
+//! Gangs without a coordinator: one process a rank, in the folder of a scenario.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+use crate::{Folder, worker};
+
+impl Folder {
+    /// Starts the ranks of a gang, with words as [`Folder::run`] takes them; the last rank may be planned to die. A world of
+    /// one is no gang.
+    ///
+    /// # Panics
+    /// If a process cannot be started.
+    pub fn start_gang(&self, words: &str, world: usize, fault: Option<&str>) -> Vec<Child> {
+        let listeners: Vec<TcpListener> =
+            (0..world).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port is free")).collect();
+        let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().expect("it is bound").to_string()).collect();
+        drop(listeners);
+        let start = |rank: usize| {
+            let mut command = Command::new(worker());
+            self.prepare(&mut command, words);
+            if world > 1 {
+                command.args(["--rank", &rank.to_string(), "--peers", &peers.join(",")]);
+            }
+            if let Some(fault) = fault.filter(|_| rank + 1 == world) {
+                command.args(["--fault", fault]);
+            }
+            command.env("TRACE_GANG_SECRET", "known to us").stdout(Stdio::null()).stderr(Stdio::piped());
+            command.spawn().expect("the program can be started")
+        };
+        (0..world).map(start).collect()
+    }
+
+    /// Runs a gang, of which every rank must succeed.
+    ///
+    /// # Panics
+    /// If one does not.
+    #[track_caller]
+    pub fn gang(&self, words: &str, world: usize) {
+        for (rank, child) in self.start_gang(words, world, None).into_iter().enumerate() {
+            let output = child.wait_with_output().expect("it was started");
+            let err = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(0), "rank {rank} of {world}: {words}\n{err}");
+        }
+    }
+
+    /// Makes sure that two runs under `runs/` hold the same bytes in each of the files.
+    ///
+    /// # Panics
+    /// If they do not; `what` says after what.
+    #[track_caller]
+    pub fn same_runs(&self, files: &[&str], runs: [&str; 2], what: &str) {
+        for file in files {
+            let [one, other] = runs.map(|run| self.bytes(&format!("runs/{run}/{file}")));
+            assert!(one == other, "{file} of {} and {}: {what}", runs[0], runs[1]);
+        }
+    }
+}
