@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use super::metrics::Figures;
 use super::run_folder::RunFolder;
-use super::validation::ValidationMetrics;
 use crate::error::{Error, Result};
 use crate::model::adapter_file;
 use crate::model::tensor_file::TensorFile;
@@ -27,18 +27,18 @@ pub struct Best {
 
 impl Best {
     /// Returns the best of some validations, the first of equal ones.
-    pub fn of(rows: &[ValidationMetrics]) -> Option<Best> {
+    pub fn of(rows: &[Figures]) -> Option<Best> {
         rows.iter().fold(None, |best, row| if Best::is_beaten(best, row) { Some(Best::from(row)) } else { best })
     }
 
     /// Returns whether a validation is better than the best so far.
-    pub fn is_beaten(best: Option<Best>, row: &ValidationMetrics) -> bool {
+    pub fn is_beaten(best: Option<Best>, row: &Figures) -> bool {
         best.is_none_or(|best| row.loss < best.loss)
     }
 }
 
-impl From<&ValidationMetrics> for Best {
-    fn from(row: &ValidationMetrics) -> Self {
+impl From<&Figures> for Best {
+    fn from(row: &Figures) -> Self {
         Best { step: row.step, loss: row.loss }
     }
 }
@@ -163,8 +163,8 @@ mod tests {
         assert!(load(dir.path(), false, &other).unwrap_err().to_string().contains("has no tensor c"));
     }
 
-    fn row(step: u64, loss: f64) -> ValidationMetrics {
-        ValidationMetrics { step, loss, ..ValidationMetrics::default() }
+    fn row(step: u64, loss: f64) -> Figures {
+        Figures { step, loss, ..Figures::default() }
     }
 
     #[test]

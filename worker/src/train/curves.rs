@@ -4,10 +4,9 @@
 use std::time::Instant;
 
 use super::best::{self, Best};
-use super::metrics::{MetricsFile, Speed, StepMetrics};
+use super::metrics::{Figures, MetricsFile, Speed, StepMetrics};
 use super::run_folder::RunFolder;
 use super::tensorboard::EventFile;
-use super::validation::ValidationMetrics;
 use crate::error::Result;
 use crate::measure;
 
@@ -45,7 +44,7 @@ impl Curves {
     ///
     /// # Errors
     /// A file cannot be written, e.g. the disk is full.
-    pub(super) fn append_validation(&mut self, metrics: &ValidationMetrics) -> Result<bool> {
+    pub(super) fn append_validation(&mut self, metrics: &Figures) -> Result<bool> {
         if let Some(file) = &mut self.validation {
             file.append(metrics)?;
         }
@@ -73,7 +72,7 @@ impl Curves {
     pub(super) fn append(&mut self, metrics: &StepMetrics, begun: Instant) -> Result<()> {
         let seconds = begun.elapsed().as_secs_f64();
         let tokens_per_s = metrics.tokens as f64 / seconds;
-        let speed = Speed { step: metrics.step, seconds, tokens_per_s, peak_gib: measure::peak_rss_gib() };
+        let speed = Speed { step: metrics.figures.step, seconds, tokens_per_s, peak_gib: measure::peak_rss_gib() };
         self.metrics.append(metrics)?;
         self.speed.append(&speed)?;
         self.events.append(metrics, &speed)

@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::validation::ValidationMetrics;
 use crate::error::{Error, Result};
 use crate::objective::step::LossParts;
 
-/// One step's figures. Losses are sums over the batch divided by its number of records.
+/// Figures of the objective over a set of records: a step's batch, or a validation. Losses are sums divided by the number of
+/// records.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct StepMetrics {
-    /// Optimiser step, from 1.
+pub struct Figures {
+    /// Optimiser steps done, this one included.
     pub step: u64,
-    /// Epoch, from 0.
+    /// Epoch of the last of them, from 0.
     pub epoch: u64,
     /// Total.
     pub loss: f64,
@@ -30,9 +30,6 @@ pub struct StepMetrics {
     pub loss_kl: f64,
     /// NLL part (SFT, added NLL), replay not included.
     pub loss_nll: f64,
-    /// Mean-token NLL of the replay batch.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub loss_replay: Option<f64>,
     /// Mean Δ of preference terms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
@@ -42,20 +39,14 @@ pub struct StepMetrics {
     /// Mean KL of RETAIN records, without α_KL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl: Option<f64>,
-    /// Norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
-    /// Tokens computed.
-    pub tokens: usize,
 }
 
-impl StepMetrics {
-    /// Makes a line of a step's sums over `records` records; what the optimiser knows is filled in after.
+impl Figures {
+    /// Makes the figures of sums over `records` records.
     pub fn new(step: u64, epoch: u64, parts: &LossParts, records: usize, alpha_kl: f64) -> Self {
         let n = records as f64;
         let mean = |sum: f64| (parts.preferences > 0).then(|| sum / parts.preferences as f64);
-        StepMetrics {
+        Figures {
             step,
             epoch,
             loss: parts.total() / n,
@@ -63,15 +54,28 @@ impl StepMetrics {
             loss_punish: parts.punish / n,
             loss_kl: parts.kl / n,
             loss_nll: parts.nll / n,
-            loss_replay: None,
             margin: mean(parts.margin),
             accuracy: mean(parts.accurate as f64),
             kl: (parts.anchors > 0).then(|| parts.kl / alpha_kl / parts.anchors as f64),
-            grad_norm: 0.0,
-            learning_rate: 0.0,
-            tokens: parts.tokens,
         }
     }
+}
+
+/// A step's figures, and what the optimiser knows of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Those of its batch.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// Mean-token NLL of the replay batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_replay: Option<f64>,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Tokens computed.
+    pub tokens: usize,
 }
 
 /// What a step took, on this machine; of the whole gang where there is one.
@@ -115,7 +119,7 @@ impl MetricsFile {
     ///
     /// # Errors
     /// The file cannot be read or written, or has fewer lines.
-    pub fn open_validation(run_dir: &Path, rows: u64) -> Result<(Self, Vec<ValidationMetrics>)> {
+    pub fn open_validation(run_dir: &Path, rows: u64) -> Result<(Self, Vec<Figures>)> {
         let path = run_dir.join("validation.jsonl");
         let file = Self::keeping(path.clone(), rows, true)?;
         // A file of records without any is an error; this one begins so.

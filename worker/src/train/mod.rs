@@ -43,13 +43,13 @@ use crate::objective::step::{DropoutKey, Item, Policy};
 use crate::score;
 use best::Best;
 use curves::Curves;
-use metrics::StepMetrics;
+use metrics::{Figures, StepMetrics};
 use optim::AdamW;
 pub use options::TrainArgs;
 use rounds::Rounds;
 use run_folder::RunFolder;
 use update::StepSums;
-use validation::{Validation, ValidationMetrics};
+use validation::Validation;
 
 /// Runs the whole training, as one member of a gang or alone. Returns the run's summary as written to
 /// `train_summary.json`. Every member computes; the first rank alone writes.
@@ -285,7 +285,7 @@ struct Trained {
     /// The best validation; known to the first rank alone.
     best: Option<Best>,
     /// The last validation.
-    last: Option<ValidationMetrics>,
+    last: Option<Figures>,
 }
 
 /// The loop.
@@ -369,10 +369,11 @@ fn train(
 
         tokens += sums.parts.tokens;
         let metrics = StepMetrics {
+            figures: Figures::new(step + 1, epoch, &sums.parts, batch.len(), args.alpha_kl),
             loss_replay: (!replay.is_empty()).then_some(sums.replayed),
             grad_norm: norm,
             learning_rate: rate,
-            ..StepMetrics::new(step + 1, epoch, &sums.parts, batch.len(), args.alpha_kl)
+            tokens: sums.parts.tokens,
         };
         run.check()?;
         if let Some(curves) = &mut curves {
@@ -380,7 +381,7 @@ fn train(
         }
         // A batch of records without a loss has no gradient, and says nothing of the others.
         let felt = if sums.parts.tokens > 0 { norm } else { f64::INFINITY };
-        if pace.saw(step, metrics.loss, felt) && run.is_owned() {
+        if pace.saw(step, metrics.figures.loss, felt) && run.is_owned() {
             tracing::warn!(
                 "{}: the loss has not come down to --hold-until-loss; the learning rate falls all the same, so that the run \
                  ends with its {} updates",
@@ -390,7 +391,7 @@ fn train(
         }
         step += 1;
         bar.set_length(pace.total());
-        bar.advance(1, format!("loss {:.4}", metrics.loss));
+        bar.advance(1, format!("loss {:.4}", metrics.figures.loss));
         control.pass("train.step");
         if let Some(U2a { rounds, .. }) = &mut u2a
             && step < pace.total()

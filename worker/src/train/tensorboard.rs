@@ -11,8 +11,7 @@ use std::time::SystemTime;
 
 use prost::Message;
 
-use super::metrics::{Speed, StepMetrics};
-use super::validation::ValidationMetrics;
+use super::metrics::{Figures, Speed, StepMetrics};
 use crate::error::{Error, Result};
 
 /// TensorBoard finds event files by this part of their name.
@@ -84,14 +83,14 @@ impl EventFile {
     /// # Errors
     /// The file cannot be written, e.g. the disk is full.
     pub fn append(&mut self, metrics: &StepMetrics, speed: &Speed) -> Result<()> {
-        self.append_scalars(metrics.step, scalars(&of_step(metrics, speed)))
+        self.append_scalars(metrics.figures.step, scalars(&of_step(metrics, speed)))
     }
 
     /// Appends one validation.
     ///
     /// # Errors
     /// The file cannot be written, e.g. the disk is full.
-    pub fn append_validation(&mut self, metrics: &ValidationMetrics) -> Result<()> {
+    pub fn append_validation(&mut self, metrics: &Figures) -> Result<()> {
         self.append_scalars(metrics.step, scalars(&of_validation(metrics)))
     }
 
@@ -107,16 +106,17 @@ fn now() -> f64 {
 }
 
 fn of_step(metrics: &StepMetrics, speed: &Speed) -> [(&'static str, Option<f64>); 13] {
+    let figures = &metrics.figures;
     [
-        ("loss/total", Some(metrics.loss)),
-        ("loss/L_I", Some(metrics.loss_invert)),
-        ("loss/L_II", Some(metrics.loss_punish)),
-        ("loss/L_KL", Some(metrics.loss_kl)),
-        ("loss/NLL", Some(metrics.loss_nll)),
+        ("loss/total", Some(figures.loss)),
+        ("loss/L_I", Some(figures.loss_invert)),
+        ("loss/L_II", Some(figures.loss_punish)),
+        ("loss/L_KL", Some(figures.loss_kl)),
+        ("loss/NLL", Some(figures.loss_nll)),
         ("loss/replay", metrics.loss_replay),
-        ("preference/margin", metrics.margin),
-        ("preference/accuracy", metrics.accuracy),
-        ("KL", metrics.kl),
+        ("preference/margin", figures.margin),
+        ("preference/accuracy", figures.accuracy),
+        ("KL", figures.kl),
         ("gradient norm", Some(metrics.grad_norm)),
         ("learning rate", Some(metrics.learning_rate)),
         ("speed/tokens per s", Some(speed.tokens_per_s)),
@@ -124,7 +124,7 @@ fn of_step(metrics: &StepMetrics, speed: &Speed) -> [(&'static str, Option<f64>)
     ]
 }
 
-fn of_validation(metrics: &ValidationMetrics) -> [(&'static str, Option<f64>); 8] {
+fn of_validation(metrics: &Figures) -> [(&'static str, Option<f64>); 8] {
     [
         ("validation/loss/total", Some(metrics.loss)),
         ("validation/loss/L_I", Some(metrics.loss_invert)),
@@ -176,7 +176,8 @@ mod tests {
     use super::*;
 
     fn metrics(step: u64) -> StepMetrics {
-        StepMetrics { step, loss: 0.5 / step as f64, margin: Some(1.5), learning_rate: 1e-4, ..StepMetrics::default() }
+        let figures = Figures { step, loss: 0.5 / step as f64, margin: Some(1.5), ..Figures::default() };
+        StepMetrics { figures, learning_rate: 1e-4, ..StepMetrics::default() }
     }
 
     const SPEED: Speed = Speed { step: 0, seconds: 0.5, tokens_per_s: 100.0, peak_gib: 1.25 };

@@ -7,11 +7,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::TrainArgs;
-use super::metrics::StepMetrics;
+use super::metrics::Figures;
 use crate::collective::Collective;
 use crate::control::Control;
 use crate::dataset::{self, DataSet, Truncated};
@@ -46,52 +45,6 @@ impl ValidationArgs {
         match self.eval_steps {
             Some(0) => Err(Error::Config("--eval-steps is 0; expected at least 1".into())),
             _ => Ok(()),
-        }
-    }
-}
-
-/// One validation. Losses are sums over all its records, divided by their number.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ValidationMetrics {
-    /// Optimiser steps done.
-    pub step: u64,
-    /// Epoch of the last of them, from 0.
-    pub epoch: u64,
-    /// Total.
-    pub loss: f64,
-    /// Preference part.
-    pub loss_invert: f64,
-    /// Punishment part.
-    pub loss_punish: f64,
-    /// Anchor part, with α_KL.
-    pub loss_kl: f64,
-    /// NLL part.
-    pub loss_nll: f64,
-    /// Mean Δ of preference terms.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub margin: Option<f64>,
-    /// Share of preference terms with Δ > 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub accuracy: Option<f64>,
-    /// Mean KL of RETAIN records, without α_KL.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kl: Option<f64>,
-}
-
-impl ValidationMetrics {
-    fn new(step: u64, epoch: u64, parts: &LossParts, records: usize, alpha_kl: f64) -> Self {
-        let of_step = StepMetrics::new(step, epoch, parts, records, alpha_kl);
-        ValidationMetrics {
-            step,
-            epoch,
-            loss: of_step.loss,
-            loss_invert: of_step.loss_invert,
-            loss_punish: of_step.loss_punish,
-            loss_kl: of_step.loss_kl,
-            loss_nll: of_step.loss_nll,
-            margin: of_step.margin,
-            accuracy: of_step.accuracy,
-            kl: of_step.kl,
         }
     }
 }
@@ -174,7 +127,7 @@ impl Validation {
         policy: Policy<'_>,
         (step, epoch): (u64, u64),
         gang: &mut dyn Collective,
-    ) -> Result<ValidationMetrics> {
+    ) -> Result<Figures> {
         let mut parts = LossParts::default();
         for (i, pack) in dataset::packs(self.items.iter(), args.score.pack_tokens).iter().enumerate() {
             if i % gang.world_size() == gang.rank() {
@@ -187,6 +140,6 @@ impl Validation {
         let mut numbers = parts.numbers();
         gang.all_reduce_f64(&mut numbers)?;
         let parts = LossParts::from_numbers(numbers);
-        Ok(ValidationMetrics::new(step, epoch, &parts, self.set.records.len(), args.alpha_kl))
+        Ok(Figures::new(step, epoch, &parts, self.set.records.len(), args.alpha_kl))
     }
 }
