@@ -23,11 +23,38 @@ pub const METHOD_FIELD: &str = "score_method";
 /// tokens) by what they depend on, so that training need not run the reference model for them.
 pub const REFERENCE_LOGPS: &str = "reference_logps";
 
+/// The field of a scored record that holds its raw score at each of several adapters; `raw_score` is their mean.
+pub const BY_SEED: &str = "score_by_seed";
+
+/// The field of a scored record that holds what each layer adds to its raw score.
+pub const BY_LAYER: &str = "score_by_layer";
+
+/// The fields that come with a raw score, and go with it from a shard to the whole.
+pub const WITH_SCORE: [&str; 3] = [REFERENCE_LOGPS, BY_SEED, BY_LAYER];
+
+/// Puts numbers into a field of a record, or removes what an earlier scoring left there.
+pub fn keep_numbers(record: &mut Record, field: &str, numbers: Option<&Vec<f64>>) {
+    match numbers {
+        Some(numbers) => record.extra.insert(field.to_owned(), numbers.as_slice().into()),
+        None => record.extra.remove(field),
+    };
+}
+
 /// Puts a score, a weight and the method they were made for into a record (spec 1.6).
 pub fn keep(record: &mut Record, raw: f64, weight: f64, method: &str) {
     record.raw_score = Some(raw);
     record.impact_score = Some(weight);
     record.extra.insert(METHOD_FIELD.to_owned(), method.into());
+}
+
+impl WeightNorm {
+    /// Returns its name in options and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightNorm::Mean1 => "mean1",
+            WeightNorm::Reference => "reference",
+        }
+    }
 }
 
 impl std::str::FromStr for WeightNorm {

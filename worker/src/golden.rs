@@ -6,6 +6,7 @@
 //! and the scores give those values. Where no such value exists, [`naive`] writes the loss out in the plainest way, one
 //! sequence at a time, and automatic differentiation and finite differences of it are what the engine must equal.
 
+mod curvature;
 mod families;
 mod fast_path;
 mod generation;
@@ -13,6 +14,7 @@ mod gradients;
 mod logits;
 mod naive;
 mod refused;
+mod score_options;
 mod scores;
 
 use std::path::{Path, PathBuf};

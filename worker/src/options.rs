@@ -14,7 +14,6 @@ use crate::model::lora::{LoraConfig, Module};
 use crate::placement::{self, Choice};
 use crate::text::{Date, Encoder, EncoderOptions, MaskMode, TextRule};
 use shared::quality::{Filter, Mode};
-use shared::weights::WeightNorm;
 
 /// Type of weights and activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
@@ -310,62 +309,6 @@ impl LoraArgs {
             adapter.dropout = wanted.dropout;
         }
         Ok(())
-    }
-}
-
-/// How impact scores are made.
-#[derive(Debug, Clone, Args, serde::Serialize)]
-pub struct ScoreArgs {
-    /// Pairs of the gold batch that stands for the new policy.
-    #[arg(long, default_value_t = 64)]
-    pub gold_batch_size: usize,
-    /// Gold pairs a forward pass.
-    #[arg(long, default_value_t = 2)]
-    pub pa_batch_size: usize,
-    /// A gold batch to use instead of drawing one: [{prompt, chosen, rejected}].
-    #[arg(long, value_name = "FILE")]
-    // Runs are told apart by its content, not by its name.
-    #[serde(skip)]
-    pub gold: Option<PathBuf>,
-    /// Where the gold batch's gradient is kept: read if it is there and of the same model, adapter and batch, else written.
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip)]
-    pub gold_gradient: Option<PathBuf>,
-    /// Seed of the draw of the gold batch.
-    #[arg(long, default_value_t = 42)]
-    pub gold_seed: u64,
-    /// Scores a record that is in the gold batch along the gradient of the other pairs only.
-    #[arg(long)]
-    // Not given, it is not in the keys of runs that were begun before there was such an option.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub leave_gold_out: bool,
-    /// Damping γ that stands for the Hessian; any positive value gives the same weights (spec 5.6).
-    #[arg(long, default_value_t = 1.0)]
-    pub lamda: f64,
-    /// How weights are normalised: mean 1 over the conflict records, or sum 1 as the reference.
-    #[arg(long, default_value = "mean1", value_name = "mean1|reference")]
-    pub weight_norm: WeightNorm,
-    /// Tokens computed together at most; the prompt of a pair counts once.
-    #[arg(long, default_value_t = crate::dataset::PACK_TOKENS)]
-    pub pack_tokens: usize,
-}
-
-impl ScoreArgs {
-    /// Checks the options.
-    ///
-    /// # Errors
-    /// A count of 0, or a γ that is not positive.
-    pub fn validate(&self) -> Result<()> {
-        for (name, value) in [
-            ("--gold-batch-size", self.gold_batch_size),
-            ("--pa-batch-size", self.pa_batch_size),
-            ("--pack-tokens", self.pack_tokens),
-        ] {
-            if value == 0 {
-                return Err(Error::Config(format!("{name} is 0; expected at least 1")));
-            }
-        }
-        Ok(shared::weights::check_gamma(self.lamda)?)
     }
 }
 

@@ -101,6 +101,16 @@ fn training(method: Option<Method>, options: &Options, layers: &Layers<'_>, prob
             refuse(key, "contradicts uniform_weights: it goes by the records' scores".into());
         }
     }
+    if options.has("rescore_every") {
+        for key in ["uniform_weights", "full"].into_iter().filter(|key| options.is_on(key)) {
+            refuse("rescore_every", format!("contradicts {key}: an adapter's conflict records are weighed again"));
+        }
+        if let Some(method) = method.filter(|method| !method.is_weighted() || *method == Method::U2a) {
+            let problem =
+                "is for trace, no-kl, oracle-punish and no-triage, whose weights are scores (u2a has u2a_rounds)";
+            refuse("rescore_every", format!("{problem}; the method is {}", method.name()));
+        }
+    }
     let rounds = options.number("u2a_rounds").unwrap_or(1.0);
     for key in ["u2a_eta", "u2a_tolerance"].into_iter().filter(|key| rounds <= 1.0 && options.has(key)) {
         refuse(key, "has no effect without u2a_rounds above 1".into());

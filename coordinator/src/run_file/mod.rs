@@ -12,6 +12,7 @@ pub(crate) mod keys;
 mod method;
 mod oracle;
 mod problems;
+mod scoring;
 mod sections;
 mod values;
 
@@ -263,9 +264,15 @@ impl Variant {
         self.method.is_some_and(Method::is_weighted) && !self.train.options.is_on("uniform_weights")
     }
 
-    /// Returns whether its training looks at the gold batch that its records were scored with: U2A does from round to round.
+    /// Returns whether its training looks at the gold batch that its records were scored with, from round to round.
     pub(crate) fn needs_gold_in_training(&self) -> bool {
-        self.is_scored() && ["u2a_top", "u2a_rounds"].into_iter().any(|key| self.train.options.has(key))
+        let rounds = ["u2a_top", "u2a_rounds", "rescore_every"];
+        self.is_scored() && rounds.into_iter().any(|key| self.train.options.has(key))
+    }
+
+    /// Returns whether its scores take the curvature of the records' loss into account.
+    pub(crate) fn is_curved(&self) -> bool {
+        scoring::is_curved(&self.score.options)
     }
 
     /// Returns the name under which its weights are kept: that of the loss terms they were made for.

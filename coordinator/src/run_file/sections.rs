@@ -8,6 +8,7 @@ use super::check::{self, Layers};
 use super::document::{Node, Value};
 use super::keys::{Options, Section, Setting};
 use super::problems::{Problems, Table, expected_words, nearest};
+use super::scoring;
 use super::values::{Expected, Reader};
 use super::{
     BASE, BaseStep, Data, Eval, Located, Method, Model, Part, Run, RunFile, Score, Source, Split, Train, Variant,
@@ -268,10 +269,10 @@ impl Reader<'_, '_> {
         } else {
             let layers = Layers(vec![own_train, globals.train.clone()]);
             check::variant(method.flatten(), &train.options, &layers, self.problems);
-            let leaves_out = score.as_ref().is_some_and(|score| score.options.is_on("leave_gold_out"));
-            if leaves_out && train.options.number("u2a_rounds").is_some_and(|rounds| rounds > 1.0) {
-                let problem = "contradicts leave_gold_out: the scores of a round count a record's own gold pairs";
-                self.problems.add(table.node.place, "u2a_rounds", problem);
+            if let Some(score) = &score {
+                for (key, problem) in scoring::contradictions(&score.options, &train.options) {
+                    self.problems.add(table.node.place, key, problem);
+                }
             }
         }
         Some(Variant { name: name?, method: method?, score: score?, train, eval: eval? })

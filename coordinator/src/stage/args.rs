@@ -37,8 +37,13 @@ pub(super) fn train(context: &Context, variant: usize) -> Vec<String> {
     let mut args = training(context, (&model, &data), &method_name(context, variant), &folder, &options);
     if settings.needs_gold_in_training() {
         args.extend(pairs(&[("--gold", text(&context.of_variant(variant, "gold.json")))]));
-        if let Some(rows) = settings.score.options.number("pa_batch_size") {
-            args.extend(pairs(&[("--pa-batch-size", rows.to_string())]));
+        for (key, flag) in [("pa_batch_size", "--pa-batch-size"), ("score_scale", "--score-scale")] {
+            if let Some(value) = settings.score.options.text(key) {
+                args.extend(pairs(&[(flag, value.to_owned())]));
+            }
+        }
+        if settings.train.options.has("rescore_every") {
+            args.extend(pairs(&[("--weight-norm", settings.score.weight_norm.name().to_owned())]));
         }
     }
     args
@@ -74,8 +79,17 @@ fn scoring(context: &Context, variant: usize) -> Vec<String> {
         ("--gold-gradient", text(&context.of_variant(variant, "gold_gradient.safetensors"))),
     ]);
     args.extend(options.args(SCORE, &context.run_dir));
+    if settings.is_curved() {
+        args.extend(pairs(&[
+            ("--lamda", settings.score.lamda.to_string()),
+            ("--curvature-json-path", text(&context.of_variant(variant, CURVATURE))),
+        ]));
+    }
     args
 }
+
+/// The file of a variant that holds the records whose curvature is taken.
+pub(super) const CURVATURE: &str = "curvature.json";
 
 /// The gradient of a variant's gold batch.
 pub(super) fn gold(context: &Context, variant: usize) -> Vec<String> {

@@ -7,6 +7,7 @@
 //! called again after a crash.
 
 mod args;
+mod curvature;
 mod files;
 mod generate;
 mod local;

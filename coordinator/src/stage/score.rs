@@ -10,10 +10,10 @@ use shared::gold::{self, ChosenFrom, GoldOptions};
 use shared::output::ArrayWriter;
 use shared::quarantine::Quarantine;
 use shared::record::Record;
-use shared::weights::{REFERENCE_LOGPS, keep, weights};
+use shared::weights::{WITH_SCORE, keep, weights};
 use shared::{Error, Result, input};
 
-use super::{Context, args};
+use super::{Context, args, curvature};
 use crate::plan::{Kind, Task};
 use crate::run_file::Method;
 
@@ -62,7 +62,8 @@ pub(super) fn begin_gold(context: &Context, variant: usize) -> Result<Vec<Task>>
                 ));
             }
             let size = settings.gold_batch_size as usize;
-            let use_corrections = context.variant(variant).method.is_some_and(Method::needs_corrections);
+            let use_corrections = settings.options.is_on("gold_corrections")
+                || context.variant(variant).method.is_some_and(Method::needs_corrections);
             let options = GoldOptions { size, seed: settings.gold_seed, use_corrections };
             let mut drawn = gold::draw(&records, options)?;
             if drawn.len() < size {
@@ -79,6 +80,11 @@ pub(super) fn begin_gold(context: &Context, variant: usize) -> Result<Vec<Task>>
         }
     };
     gold::write(&context.of_variant(variant, "gold.json"), &pairs)?;
+    if context.variant(variant).is_curved() {
+        let Usable { records, .. } = usable(&context.records(variant))?;
+        let positions = scored(&records, method(context, variant)?);
+        curvature::write(context, variant, &records, &positions)?;
+    }
     Ok(vec![Task {
         name: "gold".to_owned(),
         kind: Kind::Score,
@@ -151,8 +157,11 @@ pub(super) fn finish(context: &Context, variant: usize, shards: &Path) -> Result
             }
             let missing = || Error::field(&out, at, "raw_score", "is missing");
             raw.push(score.raw_score.ok_or_else(missing)?);
-            if let Some(logps) = score.extra.get(REFERENCE_LOGPS) {
-                records[*position].extra.insert(REFERENCE_LOGPS.to_owned(), logps.clone());
+            for field in WITH_SCORE {
+                match score.extra.get(field) {
+                    Some(value) => records[*position].extra.insert(field.to_owned(), value.clone()),
+                    None => records[*position].extra.remove(field),
+                };
             }
         }
     }

@@ -9,7 +9,8 @@ use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{self, Item, Policy, Settings};
 use crate::reference::{self, Keys, Known};
 use crate::score::direction::{gold_gradient, pack_scores};
-use crate::score::pull::{Point, of_gold_items};
+use crate::score::point::Point;
+use crate::score::pull;
 use shared::quality::Filter;
 use shared::weights::{WeightNorm, weights};
 
@@ -94,8 +95,10 @@ fn pulls_of_gold_pairs_add_up_to_the_score() {
                 gold_items(&encoder(MaskMode::Exact), &gold(), GoldFile::Given(Path::new("g")), 256).unwrap();
             let mut all: Vec<&mut Item> = items.iter_mut().chain(&mut gold).collect();
             reference::fill(&decoder, &mut all, &Known::default(), None, 300, &Control::default(), &mut Alone).unwrap();
-            let gold: Vec<&Item> = gold.iter().collect();
-            let pulls = |item| of_gold_items(point, item, &gold, &settings(0.3), 300, Path::new("r")).unwrap();
+            let pulls = |item: &Item| {
+                let own = point.gradient(std::slice::from_ref(item), &settings(0.3), 1, &mut || ()).unwrap().1;
+                pull::along(point, &own, &gold, &settings(0.3), 300)
+            };
             let sums: Vec<f64> = items.iter().map(|item| pulls(item).iter().sum()).collect();
             close(&format!("{name} {method:?}"), &sums, &scores, TIGHT);
         }

@@ -15,13 +15,15 @@ pub enum PreferenceLoss {
     Rdpo,
 }
 
-/// A loss and its derivative with respect to the argument named by the function.
+/// A loss and its derivatives with respect to the argument named by the function.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Loss {
     /// ℓ
     pub value: f64,
     /// dℓ/d(argument)
     pub slope: f64,
+    /// d²ℓ/d(argument)²
+    pub curvature: f64,
 }
 
 /// Returns log σ(x) without overflow.
@@ -34,34 +36,39 @@ pub fn sigmoid(x: f64) -> f64 {
     log_sigmoid(x).exp()
 }
 
-/// Returns the preference loss at Δ = r(y⁺) − r(y⁻) and dℓ/dΔ. `epsilon` in [0, 0.5) counts for cDPO and rDPO only.
+/// Returns the preference loss at Δ = r(y⁺) − r(y⁻) and its derivatives by Δ. `epsilon` in [0, 0.5) counts for cDPO and rDPO only.
 pub fn preference(kind: PreferenceLoss, beta: f64, epsilon: f64, delta: f64) -> Loss {
     let (x, right, wrong) = (beta * delta, -log_sigmoid(beta * delta), -log_sigmoid(-beta * delta));
     // d/dΔ of −log σ(βΔ) and of −log σ(−βΔ).
     let (right_slope, wrong_slope) = (-beta * sigmoid(-x), beta * sigmoid(x));
+    // Both have the same second derivative, and the factors of cDPO's and rDPO's two add up to 1.
+    let curvature = beta * beta * sigmoid(x) * sigmoid(-x);
     match kind {
-        PreferenceLoss::Dpo => Loss { value: right, slope: right_slope },
+        PreferenceLoss::Dpo => Loss { value: right, slope: right_slope, curvature },
         PreferenceLoss::Ipo => {
             let gap = delta - 1.0 / (2.0 * beta);
-            Loss { value: gap * gap, slope: 2.0 * gap }
+            Loss { value: gap * gap, slope: 2.0 * gap, curvature: 2.0 }
         }
         PreferenceLoss::Cdpo => Loss {
             value: (1.0 - epsilon) * right + epsilon * wrong,
             slope: (1.0 - epsilon) * right_slope + epsilon * wrong_slope,
+            curvature,
         },
         PreferenceLoss::Rdpo => {
             let scale = 1.0 / (1.0 - 2.0 * epsilon);
             Loss {
                 value: scale * ((1.0 - epsilon) * right - epsilon * wrong),
                 slope: scale * ((1.0 - epsilon) * right_slope - epsilon * wrong_slope),
+                curvature,
             }
         }
     }
 }
 
-/// Returns −log σ(−β·r) of one punished response and d/dr = β·σ(βr) (spec 4.2).
+/// Returns −log σ(−β·r) of one punished response and its derivatives by r, the first β·σ(βr) (spec 4.2).
 pub fn punish(beta: f64, log_ratio: f64) -> Loss {
-    Loss { value: -log_sigmoid(-beta * log_ratio), slope: beta * sigmoid(beta * log_ratio) }
+    let x = beta * log_ratio;
+    Loss { value: -log_sigmoid(-x), slope: beta * sigmoid(x), curvature: beta * beta * sigmoid(x) * sigmoid(-x) }
 }
 
 #[cfg(test)]
@@ -98,17 +105,21 @@ mod tests {
     }
 
     #[test]
-    fn slopes_equal_finite_differences() {
+    fn derivatives_equal_finite_differences() {
         let h = 1e-5;
         for beta in [0.1, 0.3, 2.0] {
             for x in [-7.0, -0.4, 0.0, 0.3, 6.0] {
+                let check = |what: &str, f: &dyn Fn(f64) -> Loss| {
+                    let (low, high) = (f(x - h), f(x + h));
+                    let slope = (high.value - low.value) / (2.0 * h);
+                    let curvature = (high.slope - low.slope) / (2.0 * h);
+                    assert!((slope - f(x).slope).abs() < 1e-6, "slope of {what} {beta} {x}");
+                    assert!((curvature - f(x).curvature).abs() < 1e-6, "curvature of {what} {beta} {x}");
+                };
                 for kind in [Dpo, Ipo, Cdpo, Rdpo] {
-                    let f = |x| preference(kind, beta, 0.2, x).value;
-                    let numeric = (f(x + h) - f(x - h)) / (2.0 * h);
-                    assert!((numeric - preference(kind, beta, 0.2, x).slope).abs() < 1e-6, "{kind:?} {beta} {x}");
+                    check(&format!("{kind:?}"), &|x| preference(kind, beta, 0.2, x));
                 }
-                let f = |x| punish(beta, x).value;
-                assert!(((f(x + h) - f(x - h)) / (2.0 * h) - punish(beta, x).slope).abs() < 1e-6);
+                check("punish", &|x| punish(beta, x));
             }
         }
     }

@@ -222,6 +222,28 @@ pub fn term_loss(term: Term, settings: &Settings, s: &[f64], s_ref: &[f64], scor
     }
 }
 
+/// Returns the second derivative of a term's loss with respect to s as a sum of c·d·dᵀ: pairs of c ≥ 0 and d, in the
+/// term's order.
+///
+/// # Panics
+/// As [`term_loss`].
+pub fn term_curvature(term: Term, settings: &Settings, s: &[f64], s_ref: &[f64]) -> Vec<(f64, Vec<f64>)> {
+    match term {
+        Term::Prefer(..) => {
+            let delta = (s[0] - s_ref[0]) - (s[1] - s_ref[1]);
+            let l = loss::preference(settings.loss, settings.beta, settings.epsilon, delta);
+            vec![(l.curvature, vec![1.0, -1.0])]
+        }
+        Term::PunishOne(_) | Term::PunishBoth => {
+            let one = |at: usize| (0..s.len()).map(|other| f64::from(u8::from(other == at))).collect();
+            let curvature = |at: usize| loss::punish(settings.beta, s[at] - s_ref[at]).curvature;
+            (0..s.len()).map(|at| (curvature(at), one(at))).collect()
+        }
+        Term::Imitate => Vec::new(),
+        Term::Anchor => unreachable!("the anchor is a KL, not a function of log-probs"),
+    }
+}
+
 /// Returns the summed log-prob of every sequence of a pack under a decoder, without gradients: one number each.
 pub fn log_prob_sums(decoder: &Decoder, adapter: Option<&Lora>, pack: &Pack) -> Vec<f64> {
     group_sums(&token_log_probs(decoder, adapter, pack), &pack.scored_counts)
@@ -286,16 +308,9 @@ pub fn accumulate_timed(
     let (s, kl_sums) = (group_sums(of_tokens, &pack.scored_counts), group_sums(of_positions, &anchor.counts));
 
     let (parts, Slopes { log_prob, kl }) = losses(items, &pack, &s, &kl_sums, settings, scale)?;
-    let slopes_of = |slopes: &[f64], counts: &[usize]| placement::upload(&spread(slopes, counts), device);
-    let slopes = slopes_of(&log_prob, &pack.scored_counts);
-    let mut surrogate = inject(&scored, &(log_probs.pulls * slopes.unsqueeze(1)));
-    if policy.train_head {
-        let gradient =
-            timed(&mut phases.head, || head::log_prob_weight_gradient(&scored.detach(), head, &pack.targets, &slopes));
-        surrogate = surrogate + inject(head.weight, &gradient);
-    }
+    let mut surrogate = with_slopes(policy, &pack, &scored, log_probs.pulls, &log_prob, phases);
     if let Some((rows, ref_rows, pulls)) = &anchor.rows {
-        let slopes = slopes_of(&kl, &pack.kl_counts);
+        let slopes = placement::upload(&spread(&kl, &pack.kl_counts), device);
         surrogate = surrogate + inject(rows, &(pulls * slopes.unsqueeze(1)));
         if policy.train_head {
             let reference = (ref_rows, policy.reference.head());
@@ -306,6 +321,38 @@ pub fn accumulate_timed(
     }
     timed(&mut phases.backward, || pass.backward(&surrogate));
     Ok(parts)
+}
+
+/// Adds the gradient of `Σ slopes·s` to the trained tensors, s the summed log-probs of all sequences of the items.
+pub fn accumulate_log_probs(policy: Policy<'_>, items: &[&Item], slopes: &[f64]) {
+    let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), policy.decoder.device);
+    let extras = Extras { adapter: policy.adapter, ..Extras::default() };
+    let pass = Pass::forward(policy.decoder, &pack, extras, policy.recompute);
+    let scored = pass.hidden.index_select(0, &pack.scored_rows);
+    let pulls = head::pulled_log_probs(&scored.detach(), policy.decoder.head(), &pack.targets).pulls;
+    let surrogate = with_slopes(policy, &pack, &scored, pulls, slopes, &mut Phases::default());
+    pass.backward(&surrogate);
+}
+
+/// Returns a scalar with the gradient of `Σ slopes·s`, one slope a sequence; `scored` are the hidden states of the scored
+/// tokens, `pulls` the gradients of their log-probs.
+fn with_slopes(
+    policy: Policy<'_>,
+    pack: &Pack,
+    scored: &Tensor,
+    pulls: Tensor,
+    slopes: &[f64],
+    phases: &mut Phases,
+) -> Tensor {
+    let head = policy.decoder.head();
+    let slopes = placement::upload(&spread(slopes, &pack.scored_counts), policy.decoder.device);
+    let surrogate = inject(scored, &(pulls * slopes.unsqueeze(1)));
+    if !policy.train_head {
+        return surrogate;
+    }
+    let gradient =
+        timed(&mut phases.head, || head::log_prob_weight_gradient(&scored.detach(), head, &pack.targets, &slopes));
+    surrogate + inject(head.weight, &gradient)
 }
 
 /// Returns the unscaled loss sums of a pack of records, without dropout and without a gradient.

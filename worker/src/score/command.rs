@@ -6,7 +6,10 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::json;
 
-use super::{ScoreSettings, explain};
+use super::directions::{self, Gold};
+use super::options::Curvature;
+use super::spread::Spread;
+use super::{Raw, ScoreArgs, ScoreSettings, Setup, explain};
 use crate::control::Control;
 use crate::dataset::{DataSet, GoldFile};
 use crate::error::{Error, Result};
@@ -17,7 +20,7 @@ use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::method::{Method, Recipe};
 use crate::objective::promotions::Promotions;
-use crate::options::{LoraArgs, ModelArgs, QualityArgs, ScoreArgs, TextArgs};
+use crate::options::{LoraArgs, ModelArgs, QualityArgs, TextArgs};
 use crate::text::Encoder;
 
 /// Scores triaged records: how far a step on each one also lowers the loss on the gold batch (spec 5).
@@ -92,7 +95,7 @@ pub struct ScoreCommand {
 /// Options, model, records or numbers are unusable.
 pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> {
     let started = Instant::now();
-    args.score.validate()?;
+    args.score.validate(args.init_adapter.is_some())?;
     args.quality.validate()?;
     if !args.beta.is_finite() || args.beta <= 0.0 {
         return Err(Error::Config(format!("--beta is {}; expected a positive number", args.beta)));
@@ -107,29 +110,26 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
             args.method.name()
         )));
     }
-    let Loaded { decoder, encoder, adapter, is_fresh, settings } = Loaded::of(args)?;
+    let loaded = Loaded::of(args)?;
     if let Some(index) = args.explain {
-        let loaded = Loaded { decoder, encoder, adapter, is_fresh, settings };
         return explain::run(args, index, &loaded, control);
     }
-    let model_dir = &args.model.model_name_or_path;
-    let key = super::context(&decoder, model_dir, &args.text, &args.lora, args.seed, args.init_adapter.as_deref())?;
+    let (key, settings) = (loaded.context(args)?, &loaded.settings);
+    let setup = loaded.setup(&key, control);
     let Some(Files { set, out, gold_out }) = &files else {
         let file = args.score.gold.as_deref().unwrap_or(Path::new(""));
-        let gold = shared::gold::read(file)?;
-        let gold_file = GoldFile::Given(file);
-        super::direction_along(&decoder, &adapter, &encoder, &gold, gold_file, &settings, &key, control, &mut || {
-            Ok(())
-        })?;
+        let gold = Gold::new(setup, shared::gold::read(file)?, GoldFile::Given(file))?;
+        let more = setup.more_adapters();
+        let made = directions::make(setup, &setup.points(&more), &gold, None, &mut || Ok(()))?;
         let kept = args.score.gold_gradient.as_deref().map(|file| file.display().to_string());
         return Ok(json!({
-            "gold_gradient": kept, "gold_pairs": gold.len(), "seconds": started.elapsed().as_secs_f64(),
+            "gold_gradient": kept, "gold_pairs": gold.pairs.len(), "curvature": made.curvature,
+            "seconds": started.elapsed().as_secs_f64(),
             "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
         }));
     };
     let journal = journal::beside(out);
-    let scores =
-        super::score(&decoder, &adapter, is_fresh, &encoder, set, &settings, &journal, &key, control, &mut || Ok(()))?;
+    let scores = super::score(setup, set, &journal, &mut || Ok(()))?;
     scores.journal.check()?;
     // A gold batch that was given stays as it is.
     if args.score.gold.is_none() {
@@ -148,16 +148,23 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
     scores.truncated.warn(&set.file, settings.max_length);
     scores.journal.remove()?;
 
-    let scored: Vec<f64> = scores.raw.iter().flatten().copied().collect();
-    let clamped = scored.iter().filter(|raw| **raw <= 0.0).count();
+    let scored: Vec<&Raw> = scores.raw.iter().flatten().collect();
+    let clamped = scored.iter().filter(|raw| raw.score <= 0.0).count();
     let seconds = started.elapsed().as_secs_f64();
-    Ok(json!({
+    let mut summary = json!({
         "out": out.display().to_string(), "gold": args.score.gold.as_ref().unwrap_or(gold_out).display().to_string(),
         "records": set.records.len(), "set_aside": set.quarantine.len(), "truncated": scores.truncated.records,
         "scored": scored.len(), "clamped": clamped,
         "clamped_share": 100.0 * clamped as f64 / scored.len().max(1) as f64, "promoted": promotions.figures, "seconds": seconds,
         "peak_rss_gib": measure::peak_rss_gib(), "threads": tch::get_num_threads(),
-    }))
+    });
+    if args.score.curvature == Curvature::Cg {
+        summary["curvature"] = json!(scores.curvature);
+    }
+    if args.score.score_seeds > 1 {
+        summary["seeds"] = json!(Spread::of(&scored.iter().map(|raw| &raw.by_seed[..]).collect::<Vec<_>>()));
+    }
+    Ok(summary)
 }
 
 /// What the options name, ready to score.
@@ -183,22 +190,22 @@ impl Loaded {
             None => Lora::fresh(args.lora.fresh(&decoder.config)?, &decoder.config, args.seed, decoder.device),
         };
         let is_fresh = adapter.iter().all(|(_, _, f)| f.b.count_nonzero(None).int64_value(&[]) == 0);
-        let settings = ScoreSettings {
-            recipe: Recipe { method: args.method, alpha_kl: 0.0, filter: args.quality.filter() },
-            beta: args.beta,
-            gamma: args.score.lamda,
-            norm: args.score.weight_norm,
-            gold: args.score.gold.clone(),
-            gold_gradient: args.score.gold_gradient.clone(),
-            leave_gold_out: args.score.leave_gold_out,
-            raw_only: args.raw_only,
-            gold_batch_size: args.score.gold_batch_size,
-            gold_seed: args.score.gold_seed,
-            gold_rows: args.score.pa_batch_size,
-            max_length: args.text.score_length(args.max_length),
-            pack_tokens: args.score.pack_tokens,
-        };
+        let recipe = Recipe { method: args.method, alpha_kl: 0.0, filter: args.quality.filter() };
+        let max_length = args.text.score_length(args.max_length);
+        let settings = args.score.settings(recipe, args.beta, args.seed, max_length);
+        let settings = ScoreSettings { raw_only: args.raw_only, ..settings };
         Ok(Loaded { decoder, encoder, adapter, is_fresh, settings })
+    }
+
+    /// Returns what scores depend on besides records, gold batch and settings.
+    pub(super) fn context(&self, args: &ScoreCommand) -> Result<serde_json::Value> {
+        let model_dir = &args.model.model_name_or_path;
+        super::context(&self.decoder, model_dir, &args.text, &args.lora, args.seed, args.init_adapter.as_deref())
+    }
+
+    pub(super) fn setup<'a>(&'a self, key: &'a serde_json::Value, control: &'a Control) -> Setup<'a> {
+        let Loaded { decoder, encoder, adapter, is_fresh, settings } = self;
+        Setup { decoder, adapter, is_fresh: *is_fresh, encoder, settings, key, control }
     }
 }
 

@@ -9,13 +9,13 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 
+use super::vector::Vector;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::head;
 use crate::model::lora::{Factors, Lora};
 use crate::model::pack::{Pack, group_sums};
 use crate::model::tangent::Move;
-use crate::model::tensor_file::{self, TensorFile};
 use crate::objective::step::{self, Item, NotFinite, Policy, Settings, term_loss, to_f64};
 
 /// Returns the items' summed loss and its gradient at the adapter given, with the adapter's own shape; `rows` items are
@@ -31,6 +31,24 @@ pub fn gradient(
     rows: usize,
     beat: &mut dyn FnMut(),
 ) -> std::result::Result<(f64, Lora), NotFinite> {
+    let (sum, gradient) = accumulated(decoder, adapter, |policy| {
+        items.chunks(rows.max(1)).try_fold(0.0, |sum, items| {
+            let items: Vec<&Item> = items.iter().collect();
+            let parts = step::accumulate(policy, &items, settings, 1.0, None)?;
+            beat();
+            Ok(sum + parts.total())
+        })
+    });
+    Ok((sum?, gradient))
+}
+
+/// Returns the gradient of Σ slopes·s at the adapter given, s the summed log-probs of all sequences of the items.
+pub fn log_prob_gradient(decoder: &Decoder, adapter: &Lora, items: &[&Item], slopes: &[f64]) -> Lora {
+    accumulated(decoder, adapter, |policy| step::accumulate_log_probs(policy, items, slopes)).1
+}
+
+/// Returns what `backward` does and the gradient that it leaves in the adapter's factors.
+fn accumulated<T>(decoder: &Decoder, adapter: &Lora, backward: impl FnOnce(Policy<'_>) -> T) -> (T, Lora) {
     for (_, _, factors) in adapter.iter() {
         for tensor in [&factors.a, &factors.b] {
             let mut tensor = tensor.set_requires_grad(true);
@@ -38,12 +56,7 @@ pub fn gradient(
         }
     }
     let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false, recompute: false };
-    let result = items.chunks(rows.max(1)).try_fold(0.0, |sum, items| {
-        let items: Vec<&Item> = items.iter().collect();
-        let parts = step::accumulate(policy, &items, settings, 1.0, None)?;
-        beat();
-        Ok(sum + parts.total())
-    });
+    let result = backward(policy);
     let taken = |tensor: &Tensor| {
         let gradient = tensor.grad();
         let copy = if gradient.defined() { gradient.copy() } else { tensor.zeros_like() };
@@ -56,7 +69,7 @@ pub fn gradient(
         .iter()
         .map(|modules| modules.each_ref().map(|f| f.as_ref().map(|f| Factors { a: taken(&f.a), b: taken(&f.b) })))
         .collect();
-    result.map(|value| (value, Lora { config: adapter.config.clone(), factors }))
+    (result, Lora { config: adapter.config.clone(), factors })
 }
 
 /// What to do about a gold pair whose loss is not finite.
@@ -74,33 +87,20 @@ pub fn gold_gradient(
     rows: usize,
     file: &Path,
 ) -> Result<Lora> {
-    let (_, direction) = objective_gradient(decoder, adapter, gold, settings, rows, file)?;
+    let (_, direction) =
+        gradient(decoder, adapter, gold, settings, rows, &mut || ()).map_err(|bad| bad.in_file(file, IN_GOLD))?;
+    let direction = Vector::Adapter(direction);
     check(&direction, file)?;
+    let Vector::Adapter(direction) = direction;
     Ok(direction)
-}
-
-/// Returns J, the summed preference loss over the gold items, and its gradient, at the adapter given. No items give zeros.
-///
-/// # Errors
-/// A loss is not finite.
-pub fn objective_gradient(
-    decoder: &Decoder,
-    adapter: &Lora,
-    gold: &[Item],
-    settings: &Settings,
-    rows: usize,
-    file: &Path,
-) -> Result<(f64, Lora)> {
-    gradient(decoder, adapter, gold, settings, rows, &mut || ()).map_err(|bad| bad.in_file(file, IN_GOLD))
 }
 
 /// Makes sure that a gradient of a gold batch means something.
 ///
 /// # Errors
 /// It is not finite, or zero everywhere.
-pub fn check(direction: &Lora, file: &Path) -> Result<()> {
-    let square: f64 =
-        direction.named_parameters().iter().map(|(_, t)| t.square().sum(Kind::Double).double_value(&[])).sum();
+pub fn check(direction: &Vector, file: &Path) -> Result<()> {
+    let square = direction.dot(direction);
     if !square.is_finite() || square == 0.0 {
         return Err(Error::model(
             file,
@@ -122,18 +122,6 @@ pub struct PackScores {
     pub reference: Vec<f64>,
 }
 
-impl PackScores {
-    /// Returns the first item of the pack with a number that is not finite.
-    pub fn first_not_finite(&self, items: &[&Item]) -> Option<usize> {
-        let mut reference = self.reference.iter();
-        items.iter().zip(&self.raw).position(|(item, raw)| {
-            let own = reference.by_ref().take(item.sequences.len());
-            // All parts are taken, also where the score itself is not finite.
-            own.filter(|logp| !logp.is_finite()).count() > 0 || !raw.is_finite()
-        })
-    }
-}
-
 /// Returns the raw score ⟨g_J, g_i⟩ of every item of one pack. `is_fresh` says that the adapter computes nothing yet
 /// (B = 0), so that π_θ = π_ref and no reference pass is needed.
 pub fn pack_scores(
@@ -145,12 +133,7 @@ pub fn pack_scores(
     is_fresh: bool,
 ) -> PackScores {
     let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), decoder.device);
-    let along = decoder.forward_along(&pack, Move { adapter, direction, is_fresh });
-    let log_probs = head::pulled_log_probs(&along.hidden, decoder.head(), &pack.targets);
-    let s = group_sums(&to_f64(&log_probs.values), &pack.scored_counts);
-    // d(log-prob)/dε of every scored token, summed over those of a sequence.
-    let moved = (log_probs.pulls * along.tangent.to_kind(Kind::Float)).sum_dim_intlist(-1, false, Kind::Float);
-    let moved = group_sums(&to_f64(&moved), &pack.scored_counts);
+    let (s, moved) = moved_log_probs(decoder, adapter, direction, &pack, is_fresh);
     let s_ref = if is_fresh { s.clone() } else { step::log_prob_sums(decoder, None, &pack) };
 
     let (mut raw, mut at) = (Vec::with_capacity(items.len()), 0);
@@ -164,42 +147,18 @@ pub fn pack_scores(
     PackScores { raw, reference: s_ref }
 }
 
-/// The key of what a kept gradient was computed from.
-const KEY: &str = "trace_key";
-
-/// Keeps g_J in a file, for other parts of the same scoring.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn write(file: &Path, key: &str, direction: &Lora) -> Result<()> {
-    let key_bytes: Vec<i64> = key.bytes().map(i64::from).collect();
-    let mut tensors = direction.named_parameters();
-    tensors.push((KEY.to_owned(), Tensor::from_slice(&key_bytes)));
-    tensor_file::write(file, &tensors)
-}
-
-/// Reads a kept g_J, with the shape of `adapter`; none where there is no such file, or one of another computation, which
-/// is replaced.
-///
-/// # Errors
-/// The file is there and damaged.
-pub fn read(file: &Path, key: &str, adapter: &Lora) -> Result<Option<Lora>> {
-    if !file.exists() {
-        return Ok(None);
-    }
-    let tensors = TensorFile::open(file)?;
-    let stored: Vec<i64> = Vec::try_from(tensors.tensor(KEY)?)?;
-    if !stored.iter().copied().eq(key.bytes().map(i64::from)) {
-        tracing::warn!("{}: is of another model, adapter or gold batch; it is made anew", file.display());
-        return Ok(None);
-    }
-    let direction = adapter.zeros_like();
-    for (name, mut own) in direction.named_parameters() {
-        let stored = tensors.tensor(&name)?;
-        if stored.size() != own.size() {
-            return Err(Error::model(file, format!("{name} has shape {:?}, not {:?}", stored.size(), own.size())));
-        }
-        tch::no_grad(|| own.copy_(&stored));
-    }
-    Ok(Some(direction))
+/// Returns the summed log-prob s of every sequence of a pack, and ds/dε along the direction.
+pub fn moved_log_probs(
+    decoder: &Decoder,
+    adapter: &Lora,
+    direction: &Lora,
+    pack: &Pack,
+    is_fresh: bool,
+) -> (Vec<f64>, Vec<f64>) {
+    let along = decoder.forward_along(pack, Move { adapter, direction, is_fresh });
+    let log_probs = head::pulled_log_probs(&along.hidden, decoder.head(), &pack.targets);
+    // d(log-prob)/dε of every scored token, summed over those of a sequence.
+    let moved = (log_probs.pulls * along.tangent.to_kind(Kind::Float)).sum_dim_intlist(-1, false, Kind::Float);
+    let sums = |tokens: &Tensor| group_sums(&to_f64(tokens), &pack.scored_counts);
+    (sums(&log_probs.values), sums(&moved))
 }

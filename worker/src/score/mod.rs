@@ -1,17 +1,26 @@
 //! Impact scores of a set of records: gold batch, g_J, raw scores pack by pack (resumable), weights.
 
+pub mod cg;
 pub mod command;
+pub mod curvature;
 pub mod direction;
+pub mod directions;
+pub mod engine;
 mod explain;
+pub mod options;
+pub mod point;
 pub mod pull;
+pub mod spread;
+pub mod vector;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use serde_json::json;
 use shared::gold::{ChosenFrom, GoldOptions, GoldPair};
+use shared::record::Record;
+use shared::weights;
 
-use crate::collective::Alone;
 use crate::control::Control;
 use crate::dataset::{self, DataSet, GoldFile, Truncated};
 use crate::error::{Error, Result};
@@ -20,59 +29,40 @@ use crate::model::adapter_file;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::model_folder;
-use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Method, Recipe};
-use crate::objective::step::{Item, Settings};
+use crate::objective::step::Item;
 use crate::options::{LoraArgs, TextArgs};
-use crate::reference::{self, Keys, Known};
+use crate::reference::{self, Keys};
 use crate::text::Encoder;
-use direction::PackScores;
-use pull::Point;
-use shared::weights::{self, WeightNorm};
+use curvature::Report;
+use directions::{Directions, Gold};
+use engine::{Engine, PackScores};
+pub use options::{ScoreArgs, ScoreSettings};
 
-/// What shapes a score besides model and records.
-#[derive(Debug, Clone)]
-pub struct ScoreSettings {
-    /// Whose loss terms are scored. The anchor has no score, so α_KL is 0.
-    pub recipe: Recipe,
-    /// β (has no effect on the weights at a fresh adapter, spec 5.6).
-    pub beta: f64,
-    /// γ
-    pub gamma: f64,
-    /// Normalisation of the weights.
-    pub norm: WeightNorm,
-    /// A gold batch to read instead of drawing one.
-    pub gold: Option<PathBuf>,
-    /// Where g_J is kept: read if it is there, else written.
-    pub gold_gradient: Option<PathBuf>,
-    /// A record's own gold pairs do not count for its score.
-    pub leave_gold_out: bool,
-    /// Only raw scores are wanted, of a part of a file: nothing is normalised, and a part may hold nothing to score.
-    pub raw_only: bool,
-    /// B, pairs of a drawn gold batch.
-    pub gold_batch_size: usize,
-    /// Seed of the draw.
-    pub gold_seed: u64,
-    /// Gold pairs a forward pass.
-    pub gold_rows: usize,
-    /// Longest sequence.
-    pub max_length: usize,
-    /// Token budget of a pack.
-    pub pack_tokens: usize,
-}
-
-impl ScoreSettings {
-    /// Returns the loss that scores are derivatives of: DPO's, whatever is trained.
-    pub fn objective(&self) -> Settings {
-        Settings { beta: self.beta, epsilon: 0.0, alpha_kl: 0.0, loss: PreferenceLoss::Dpo, nll_weight: 0.0 }
-    }
+/// What records are scored with.
+#[derive(Clone, Copy)]
+pub struct Setup<'a> {
+    /// The model.
+    pub decoder: &'a Decoder,
+    /// The adapter at which records are scored.
+    pub adapter: &'a Lora,
+    /// Its B = 0: it computes nothing yet.
+    pub is_fresh: bool,
+    /// Tokenises records and gold pairs.
+    pub encoder: &'a Encoder,
+    /// What shapes the scores.
+    pub settings: &'a ScoreSettings,
+    /// The [`context`].
+    pub key: &'a serde_json::Value,
+    /// Stops, pauses and progress.
+    pub control: &'a Control,
 }
 
 /// The result: one entry a record of the set.
 #[derive(Debug)]
 pub struct Scores {
-    /// ⟨g_J, g_i⟩; `None` where the method scores nothing.
-    pub raw: Vec<Option<f64>>,
+    /// The raw score and what goes with it; `None` where the method scores nothing.
+    pub raw: Vec<Option<Raw>>,
     /// The weights; 0 where nothing is scored.
     pub weights: Vec<f64>,
     /// The gold batch used.
@@ -81,8 +71,21 @@ pub struct Scores {
     pub reference: Vec<BTreeMap<String, f64>>,
     /// Records scored on a part of their text.
     pub truncated: Truncated,
+    /// What the curvature did to g_J at every adapter, where it was solved for now.
+    pub curvature: Vec<Report>,
     /// Holds the raw scores until the caller has written them.
     pub journal: Journal,
+}
+
+/// What scoring says about one record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Raw {
+    /// The raw score, as the options have it.
+    pub score: f64,
+    /// Its values at every adapter, where there are several.
+    pub by_seed: Vec<f64>,
+    /// What every layer adds to it, where that was asked for.
+    pub layers: Vec<f64>,
 }
 
 /// Returns what scores depend on besides records, gold batch and [`ScoreSettings`], for the keys of journals and kept
@@ -105,30 +108,17 @@ pub fn context(
     }))
 }
 
-/// Scores a set of records at the adapter given.
+/// Scores a set of records.
 ///
 /// `journal` is where finished packs are kept until the caller has written its result; a run with the same key goes on
-/// from there. `adapter_is_fresh` says that B = 0. `key` is the [`context`]. `beat` is called after every pack, gold pairs'
-/// included, for those who wait.
+/// from there. `beat` is called after every pack, gold pairs' included, for those who wait.
 ///
 /// # Errors
 /// Anything of the records, the gold batch or the numbers that makes scores meaningless.
-#[allow(clippy::too_many_arguments)]
-pub fn score(
-    decoder: &Decoder,
-    adapter: &Lora,
-    adapter_is_fresh: bool,
-    encoder: &Encoder,
-    set: &DataSet,
-    settings: &ScoreSettings,
-    journal: &Path,
-    key: &serde_json::Value,
-    control: &Control,
-    beat: &mut dyn FnMut() -> Result<()>,
-) -> Result<Scores> {
-    weights::check_gamma(settings.gamma)?;
-    let objective = settings.objective();
-    let mut items = set.items(encoder, &settings.recipe, settings.max_length)?;
+pub fn score(setup: Setup<'_>, set: &DataSet, journal: &Path, beat: &mut dyn FnMut() -> Result<()>) -> Result<Scores> {
+    let Setup { decoder, settings, control, .. } = setup;
+    weights::check_gamma(settings.args.lamda)?;
+    let mut items = set.items(setup.encoder, &settings.recipe, settings.max_length)?;
     let scored: Vec<&Item> = items.iter().flatten().filter(|item| item.term.uses_ratios()).collect();
     if scored.is_empty() && !settings.raw_only {
         return Err(Error::Numeric(format!(
@@ -138,20 +128,23 @@ pub fn score(
             settings.recipe.method.name()
         )));
     }
-    let gold = gold_batch(set, settings)?;
-    let gold_file = match &settings.gold {
+    let pairs = gold_batch(set, settings)?;
+    let full_key = json!({
+        "context": setup.key, "method": settings.recipe.method, "terms": settings.recipe.scored_as(), "beta": settings.beta, "max_length": settings.max_length,
+        "options": settings.args, "gold": &pairs, "records": content_hash(&set.records),
+    });
+    let (mut journal, finished) = Journal::open::<PackScores>(journal, &shared_hash(&full_key), control.attempt())?;
+    let gold_file = match &settings.args.gold {
         Some(file) => GoldFile::Given(file),
         None => GoldFile::DrawnFrom(&set.file),
     };
+    let gold = Gold::new(setup, pairs, gold_file)?;
+    let more = setup.more_adapters();
+    let points = setup.points(&more);
+    let Directions { vectors, curvature, .. } = directions::make(setup, &points, &gold, Some(set), beat)?;
+    let engine = Engine::new(&points, vectors, settings, left_out(settings, set, &gold));
 
-    let full_key = json!({
-        "context": key, "method": settings.recipe.method, "terms": settings.recipe.scored_as(), "beta": settings.beta, "max_length": settings.max_length,
-        "pack_tokens": settings.pack_tokens, "gold_rows": settings.gold_rows, "gold": &gold, "records": content_hash(&set.records),
-    });
-    let (mut journal, finished) = Journal::open::<PackScores>(journal, &shared_hash(&full_key), control.attempt())?;
-    let direction = direction_along(decoder, adapter, encoder, &gold, gold_file, settings, key, control, beat)?;
-
-    let packs = dataset::packs(scored.iter().copied(), settings.pack_tokens);
+    let packs = dataset::packs(scored.iter().copied(), settings.args.pack_tokens);
     let bar = control.bar("score", scored.len() as u64);
     let (mut raw_scored, mut references) = (Vec::with_capacity(scored.len()), Vec::new());
     for (i, pack) in packs.iter().enumerate() {
@@ -160,14 +153,11 @@ pub fn score(
             None => {
                 control.pass("score.pack");
                 control.go_on()?;
-                let scores = direction::pack_scores(decoder, adapter, &direction, pack, &objective, adapter_is_fresh);
+                let scores = engine.scores(pack).map_err(|bad| bad.in_file(&set.file, IN_RECORD))?;
                 beat()?;
                 if let Some(bad) = scores.first_not_finite(pack) {
-                    let problem = format!(
-                        "its score is {}, or a log-prob of it is not finite; look at the record's text, and at the model's \
-                         weights and --dtype",
-                        scores.raw[bad]
-                    );
+                    let problem =
+                        format!("its score is {}, or a log-prob of it is not finite; {IN_RECORD}", scores.raw[bad]);
                     return Err(Error::record(&set.file, pack[bad].record, problem));
                 }
                 journal.append(std::slice::from_ref(&scores))?;
@@ -175,30 +165,32 @@ pub fn score(
             }
         };
         bar.inc(pack.len() as u64);
-        raw_scored.extend(scores.raw);
-        references.extend(scores.reference);
+        let PackScores { raw, reference, mut by_seed, mut layers } = scores;
+        let part = |table: &mut Vec<Vec<f64>>, at| table.get_mut(at).map(std::mem::take).unwrap_or_default();
+        for (at, score) in raw.into_iter().enumerate() {
+            raw_scored.push(Raw { score, by_seed: part(&mut by_seed, at), layers: part(&mut layers, at) });
+        }
+        references.extend(reference);
     }
     bar.finish_and_clear();
 
-    if settings.leave_gold_out {
-        let gold_items = dataset::gold_items(encoder, &gold, gold_file, settings.max_length)?;
-        let (point, pairs) = (Point { decoder, adapter, is_fresh: adapter_is_fresh }, (&gold[..], &gold_items[..]));
-        let budget = settings.pack_tokens;
-        pull::leave_own_out(point, set, &scored, &mut raw_scored, pairs, &objective, budget, control, beat)?;
-    }
     let weights_scored = match settings.raw_only {
         true => vec![0.0; raw_scored.len()],
-        false => match weights::weights(&raw_scored, settings.gamma, settings.norm, &set.file, |i| scored[i].record) {
-            Ok(weights) => weights,
-            Err(error) => {
-                // These scores are of no use to anyone, and must not stand in the way of another gold batch's.
-                journal.remove()?;
-                return Err(error.into());
+        false => {
+            let raw: Vec<f64> = raw_scored.iter().map(|raw| raw.score).collect();
+            let (gamma, norm) = (settings.args.lamda, settings.args.weight_norm);
+            match weights::weights(&raw, gamma, norm, &set.file, |i| scored[i].record) {
+                Ok(weights) => weights,
+                Err(error) => {
+                    // These scores are of no use to anyone, and must not stand in the way of another gold batch's.
+                    journal.remove()?;
+                    return Err(error.into());
+                }
             }
-        },
+        }
     };
     let (mut raw, mut weights) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-    let mut next = raw_scored.iter().zip(&weights_scored);
+    let mut next = raw_scored.into_iter().zip(&weights_scored);
     let mut references = references.into_iter();
     let keys = Keys::of(decoder);
     let mut by_key = Vec::with_capacity(items.len());
@@ -211,52 +203,26 @@ pub fn score(
             _ => None,
         };
         by_key.push(reference::by_key(&keys, item.iter()));
-        raw.push(pair.map(|(raw, _)| *raw));
-        weights.push(pair.map_or(0.0, |(_, weight)| *weight));
+        weights.push(pair.as_ref().map_or(0.0, |(_, weight)| **weight));
+        raw.push(pair.map(|(raw, _)| raw));
     }
-    Ok(Scores { raw, weights, gold, reference: by_key, truncated: Truncated::of(items.iter().flatten()), journal })
+    let truncated = Truncated::of(items.iter().flatten());
+    Ok(Scores { raw, weights, gold: gold.pairs, reference: by_key, truncated, curvature, journal })
 }
 
-/// Returns g_J of a gold batch, from the file that keeps it or computed and kept there.
-///
-/// # Errors
-/// The batch cannot be tokenised, or its gradient means nothing.
-#[allow(clippy::too_many_arguments)]
-pub fn direction_along(
-    decoder: &Decoder,
-    adapter: &Lora,
-    encoder: &Encoder,
-    gold: &[GoldPair],
-    file: GoldFile<'_>,
-    settings: &ScoreSettings,
-    key: &serde_json::Value,
-    control: &Control,
-    beat: &mut dyn FnMut() -> Result<()>,
-) -> Result<Lora> {
-    let key = shared_hash(&json!({
-        "context": key, "beta": settings.beta, "max_length": settings.max_length, "gold_rows": settings.gold_rows,
-        "gold": gold,
-    }));
-    if let Some(kept) = &settings.gold_gradient
-        && let Some(kept) = direction::read(kept, &key, adapter)?
-    {
-        return Ok(kept);
+/// What to do about a record whose score cannot be computed.
+const IN_RECORD: &str = "look at the record's text, and at the model's weights and --dtype";
+
+/// Returns the gold items that do not count for a record, by its index in the file.
+fn left_out(settings: &ScoreSettings, set: &DataSet, gold: &Gold) -> HashMap<usize, Vec<Item>> {
+    if !settings.args.leave_gold_out {
+        return HashMap::new();
     }
-    let mut items = dataset::gold_items(encoder, gold, file, settings.max_length)?;
-    let mut all: Vec<&mut Item> = items.iter_mut().collect();
-    reference::fill(decoder, &mut all, &Known::default(), None, settings.pack_tokens, control, &mut Alone)?;
-    let objective = settings.objective();
-    beat()?;
-    let mut told = Ok(());
-    let mut between = || told = std::mem::replace(&mut told, Ok(())).and_then(|()| beat());
-    let made = direction::gradient(decoder, adapter, &items, &objective, settings.gold_rows, &mut between);
-    told?;
-    let (_, made) = made.map_err(|bad| bad.in_file(file.path(), direction::IN_GOLD))?;
-    direction::check(&made, file.path())?;
-    if let Some(kept) = &settings.gold_gradient {
-        direction::write(kept, &key, &made)?;
-    }
-    Ok(made)
+    let own = |(record, index): (&Record, &usize)| {
+        let own = pull::own_pairs(record, &gold.pairs);
+        (!own.is_empty()).then(|| (*index, own.into_iter().map(|at| gold.items[at].clone()).collect()))
+    };
+    set.records.iter().zip(&set.index).filter_map(own).collect()
 }
 
 /// Returns the gold batch: the one that is given, or drawn.
@@ -264,7 +230,7 @@ pub fn direction_along(
 /// # Errors
 /// The file cannot be read, or there is nothing to draw from.
 pub fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPair>> {
-    if let Some(file) = &settings.gold {
+    if let Some(file) = &settings.args.gold {
         return Ok(shared::gold::read(file)?);
     }
     if let Some(untriaged) = set.records.iter().position(|record| record.category.is_none()) {
@@ -273,9 +239,10 @@ pub fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPai
         return Err(Error::record(&set.file, set.index[untriaged], problem));
     }
     let options = GoldOptions {
-        size: settings.gold_batch_size,
-        seed: settings.gold_seed,
-        use_corrections: matches!(settings.recipe.method, Method::OraclePunish | Method::DpoGold),
+        size: settings.args.gold_batch_size,
+        seed: settings.args.gold_seed,
+        use_corrections: settings.args.gold_corrections
+            || matches!(settings.recipe.method, Method::OraclePunish | Method::DpoGold),
     };
     let mut drawn = shared::gold::draw(&set.records, options)?;
     // The draw counts usable records; the file's own indices are what a person looks up.
@@ -285,18 +252,18 @@ pub fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPai
             *other = set.index[*other];
         }
     }
-    if drawn.len() < settings.gold_batch_size {
+    if drawn.len() < settings.args.gold_batch_size {
         tracing::warn!(
             "the gold batch has {} pairs, {} were asked for: too few RETAIN, INVERT and PUNISH records",
             drawn.len(),
-            settings.gold_batch_size
+            settings.args.gold_batch_size
         );
     }
     Ok(drawn)
 }
 
 /// Returns a hash of records' content.
-pub fn content_hash(records: &[shared::record::Record]) -> String {
+pub fn content_hash(records: &[Record]) -> String {
     let mut hasher = blake3::Hasher::new();
     for record in records {
         let line = serde_json::to_vec(record).expect("a record is plain data");
@@ -315,16 +282,9 @@ pub fn shared_hash(value: &serde_json::Value) -> String {
 /// # Errors
 /// The file cannot be written.
 pub fn write_weighted(path: &Path, set: &DataSet, recipe: &Recipe, scores: &Scores) -> Result<()> {
-    let mut out = shared::output::ArrayWriter::create(path)?;
-    let numbers = scores.raw.iter().zip(&scores.weights).zip(&scores.reference);
-    for (record, ((raw, weight), reference)) in set.records.iter().zip(numbers) {
-        let mut record = record.clone();
-        reference::keep(&mut record, reference);
-        shared::weights::keep(&mut record, raw.unwrap_or(0.0), *weight, &recipe.scored_as());
-        out.push(&record)?;
-    }
-    out.finish()?;
-    Ok(())
+    write(path, set, scores, |record, raw, weight| {
+        weights::keep(record, raw.map_or(0.0, |raw| raw.score), weight, &recipe.scored_as());
+    })
 }
 
 /// Writes the records of a part with their raw scores and log π_ref alone; a record that the method does not score gets none.
@@ -332,11 +292,26 @@ pub fn write_weighted(path: &Path, set: &DataSet, recipe: &Recipe, scores: &Scor
 /// # Errors
 /// The file cannot be written.
 pub fn write_raw(path: &Path, set: &DataSet, scores: &Scores) -> Result<()> {
+    write(path, set, scores, |record, raw, _| {
+        (record.raw_score, record.impact_score) = (raw.map(|raw| raw.score), None);
+    })
+}
+
+fn write(
+    path: &Path,
+    set: &DataSet,
+    scores: &Scores,
+    mut keep: impl FnMut(&mut Record, Option<&Raw>, f64),
+) -> Result<()> {
     let mut out = shared::output::ArrayWriter::create(path)?;
-    for ((record, raw), reference) in set.records.iter().zip(&scores.raw).zip(&scores.reference) {
+    let numbers = scores.raw.iter().zip(&scores.weights).zip(&scores.reference);
+    for (record, ((raw, weight), reference)) in set.records.iter().zip(numbers) {
         let mut record = record.clone();
         reference::keep(&mut record, reference);
-        (record.raw_score, record.impact_score) = (*raw, None);
+        let of_raw = |numbers: fn(&Raw) -> &Vec<f64>| raw.as_ref().map(numbers).filter(|numbers| !numbers.is_empty());
+        weights::keep_numbers(&mut record, weights::BY_SEED, of_raw(|raw| &raw.by_seed));
+        weights::keep_numbers(&mut record, weights::BY_LAYER, of_raw(|raw| &raw.layers));
+        keep(&mut record, raw.as_ref(), *weight);
         out.push(&record)?;
     }
     out.finish()?;

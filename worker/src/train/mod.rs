@@ -159,7 +159,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         }
     };
     let forget_set = items.iter().flatten().count();
-    let scores = match args.u2a.has_rounds() {
+    let scores = match args.has_rounds() {
         true => weights::raw_scores(&run, &set, &items, is_scored_here)?,
         false => Vec::new(),
     };
@@ -178,7 +178,8 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
             // A term without weight moves nothing: it stays in the batch count and costs nothing. The NLL that may go with
             // a preference has a weight of its own.
             let has_nll = args.nll_weight != 0.0 && matches!(found.term, Term::Prefer(..));
-            if weight == 0.0 && found.term.uses_ratios() && !has_nll {
+            // One that may be given a weight later stays.
+            if weight == 0.0 && found.term.uses_ratios() && !has_nll && args.rescore_every.is_none() {
                 *item = None;
             }
         }
@@ -233,6 +234,9 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
             summary["u2a"]["rounds"] = json!(rounds.told());
             summary["u2a"]["objective_after"] = json!(rounds.objective(policy, gang)?);
         }
+    }
+    if let (Some(every), Some(rounds)) = (args.rescore_every, &rounds) {
+        summary["rescored"] = json!({"every": every, "rounds": rounds.told()});
     }
     if let Some(validation) = &validation {
         summary["validation"] = json!({

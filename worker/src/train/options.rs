@@ -15,8 +15,9 @@ use crate::error::{Error, Result};
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Method, Recipe};
 use crate::objective::step::Settings;
-use crate::options::{LoraArgs, ModelArgs, QualityArgs, ScoreArgs, TextArgs};
-use crate::score::ScoreSettings;
+use crate::options::{LoraArgs, ModelArgs, QualityArgs, TextArgs};
+use crate::score::options::{Curvature, ScoreSpace};
+use crate::score::{ScoreArgs, ScoreSettings};
 
 /// Re-aligns a model on triaged records: writes an adapter folder (or full weights), metrics and checkpoints.
 ///
@@ -125,6 +126,9 @@ pub struct TrainArgs {
     /// Scores again though the records bring weights.
     #[arg(long, conflicts_with = "uniform_weights")]
     pub rescore: bool,
+    /// Scores the conflict's records again after every so many updates, at the adapter as it is then, and weighs them anew.
+    #[arg(long, value_name = "UPDATES", conflicts_with_all = ["uniform_weights", "full"])]
+    pub rescore_every: Option<u64>,
     /// Reference log-probs by content, shared by runs over the same records: what the file holds is not computed again,
     /// what it lacks is added.
     #[arg(long, value_name = "FILE")]
@@ -213,6 +217,7 @@ impl TrainArgs {
             ("--max-steps", self.max_steps.unwrap_or(1)),
             ("--decay-steps", self.decay_steps.unwrap_or(1)),
             ("--sample-size", self.sample_size.unwrap_or(1) as u64),
+            ("--rescore-every", self.rescore_every.unwrap_or(1)),
             ("--save-steps", self.save_steps),
             ("--replay-batch-size", self.replay_batch_size as u64),
         ] {
@@ -256,7 +261,7 @@ impl TrainArgs {
         if !self.beta.is_finite() || self.beta <= 0.0 {
             return refuse(format!("--beta is {}; expected a positive number", self.beta));
         }
-        self.score.validate()?;
+        self.score.validate(self.init_adapter.is_some())?;
         if !(0.0..0.5).contains(&self.label_smoothing) {
             return refuse(format!("--label-smoothing is {}; expected 0 to below 0.5", self.label_smoothing));
         }
@@ -272,12 +277,38 @@ impl TrainArgs {
         self.u2a.validate(self.method)?;
         self.quality.validate()?;
         self.validation.validate()?;
-        if self.u2a.u2a_rounds > 1 && self.score.leave_gold_out {
-            return refuse(
-                "--leave-gold-out and --u2a-rounds: a round's scores count a record's own gold pairs".into(),
-            );
-        }
+        self.check_rounds()?;
         self.lora.config().map(|_| ())
+    }
+
+    /// Returns whether the weights may change in the run.
+    pub fn has_rounds(&self) -> bool {
+        self.u2a.has_rounds() || self.rescore_every.is_some()
+    }
+
+    /// Refuses what a score at the adapter of a running training cannot have.
+    fn check_rounds(&self) -> Result<()> {
+        let option = match (self.rescore_every, self.u2a.u2a_rounds) {
+            (Some(_), _) if self.method == Method::U2a || !self.method.is_weighted() => {
+                let instead = if self.method == Method::U2a { "; see --u2a-rounds" } else { ", which has no weights" };
+                let name = self.method.name();
+                return Err(Error::Config(format!("--rescore-every is not for method {name}{instead}")));
+            }
+            (Some(_), _) => "--rescore-every",
+            (None, 1) => return Ok(()),
+            (None, _) => "--u2a-rounds",
+        };
+        let score = &self.score;
+        let problem = if score.leave_gold_out {
+            "--leave-gold-out: a round's scores count a record's own gold pairs"
+        } else if score.score_seeds > 1 || score.score_space != ScoreSpace::Adapter {
+            "--score-seeds or --score-space: a round's scores are taken at the adapter that is trained"
+        } else if score.curvature != Curvature::None {
+            "--curvature cg: a round's scores are taken along the gold gradient itself"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Config(format!("{option} and {problem}; leave out one of the two")))
     }
 
     /// Says which of the options given have nothing to set here.
@@ -336,21 +367,7 @@ impl TrainArgs {
 
     /// Returns what shapes the scores.
     pub fn score_settings(&self) -> ScoreSettings {
-        ScoreSettings {
-            recipe: Recipe { alpha_kl: 0.0, ..self.recipe() },
-            beta: self.beta,
-            gamma: self.score.lamda,
-            norm: self.score.weight_norm,
-            gold: self.score.gold.clone(),
-            gold_gradient: self.score.gold_gradient.clone(),
-            leave_gold_out: self.score.leave_gold_out,
-            raw_only: false,
-            gold_batch_size: self.score.gold_batch_size,
-            gold_seed: self.score.gold_seed,
-            gold_rows: self.score.pa_batch_size,
-            max_length: self.text.score_length(self.max_length),
-            pack_tokens: self.score.pack_tokens,
-        }
+        self.score.settings(self.recipe(), self.beta, self.seed, self.text.score_length(self.max_length))
     }
 
     /// Returns the pace of a run of at most `total` updates.
@@ -401,6 +418,9 @@ impl TrainArgs {
         // What is not in use is not in the keys of runs that were begun before there was such an option.
         if self.method == Method::U2a {
             key["u2a"] = self.u2a.key();
+        }
+        if let Some(every) = self.rescore_every {
+            key["rescore_every"] = json!(every);
         }
         if self.quality.filter().acts() {
             key["quality_min_words"] = json!(self.quality.quality_min_words);

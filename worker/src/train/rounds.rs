@@ -1,10 +1,12 @@
-//! U2A's outer rounds: at the beginning of a round the weights follow the scores at the present adapter.
+//! Rounds of a run: at the beginning of a round the weights follow the scores at the present adapter.
 //!
-//! A run of T rounds is one schedule cut into T shares of updates. Where a later share begins, J and every δ are computed anew
-//! against the same gold batch, with real log-ratios, and the weights take a step ([`u2a::reweighted`]). `u2a/round-N.json` holds
-//! what each round began with; it is written before any checkpoint of the round, so a resumed run reads the last one it has passed.
-//! The ranks of a gang share the work and take the first rank's weights.
+//! One schedule is cut into rounds: U2A's are T shares of its updates, those of --rescore-every so many updates each. Where a
+//! later round begins, J and every δ are computed anew against the same gold batch, with real log-ratios. U2A's weights take a
+//! step ([`u2a::reweighted`]); impact weights are made of the new scores as they were of the first ones. `round-N.json`, under
+//! `u2a` or `rescored`, holds what each round began with; it is written before any checkpoint of the round, so a resumed run
+//! reads the last one it has passed. The ranks of a gang share the work and take the first rank's weights.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -16,9 +18,11 @@ use crate::collective::Collective;
 use crate::control::Control;
 use crate::dataset::{self, DataSet, GoldFile};
 use crate::error::{Error, Result};
-use crate::model::lora::Lora;
 use crate::objective::step::{self, Item, LossParts, Policy, Settings, to_f64};
 use crate::reference::{self, Known};
+use crate::score::engine::Engine;
+use crate::score::point::Point;
+use crate::score::vector::Vector;
 use crate::score::{self, ScoreSettings, direction};
 use crate::text::Encoder;
 
@@ -52,17 +56,62 @@ pub(super) struct Weighted {
 pub(super) struct Rounds {
     gold: Vec<Item>,
     gold_file: PathBuf,
+    /// Where the records stand.
+    records_file: PathBuf,
     settings: ScoreSettings,
     objective: Settings,
-    /// Updates after which a later round begins.
-    begins: Vec<u64>,
-    eta: f64,
-    tolerance: Option<f64>,
+    rule: Rule,
     done: Vec<Round>,
 }
 
+/// When later rounds begin, and how the weights follow.
+enum Rule {
+    /// After these updates; ω takes a step along δ. J has to come down by `tolerance`.
+    U2a { begins: Vec<u64>, eta: f64, tolerance: Option<f64> },
+    /// After every so many updates; weights are made of δ.
+    Impact { every: u64 },
+}
+
+impl Rule {
+    fn of(args: &TrainArgs, total: u64) -> Option<Rule> {
+        match args.rescore_every {
+            Some(every) => Some(Rule::Impact { every }),
+            None if args.u2a.has_rounds() => Some(Rule::U2a {
+                begins: u2a::beginnings(total, args.u2a.u2a_rounds),
+                eta: args.u2a.eta(),
+                tolerance: args.u2a.u2a_tolerance,
+            }),
+            None => None,
+        }
+    }
+
+    /// Returns whether a later round begins after so many updates.
+    fn begins_at(&self, step: u64) -> bool {
+        match self {
+            Rule::U2a { begins, .. } => begins.contains(&step),
+            Rule::Impact { every } => step > 0 && step.is_multiple_of(*every),
+        }
+    }
+
+    /// Returns how many later rounds have begun by then.
+    fn begun_by(&self, step: u64) -> u64 {
+        match self {
+            Rule::U2a { begins, .. } => begins.iter().filter(|begin| **begin <= step).count() as u64,
+            Rule::Impact { every } => step / every,
+        }
+    }
+
+    /// The folder of the rounds' files in a run's.
+    fn folder(&self) -> &'static str {
+        match self {
+            Rule::U2a { .. } => "u2a",
+            Rule::Impact { .. } => "rescored",
+        }
+    }
+}
+
 impl Rounds {
-    /// Makes the rounds of a run of `total` updates: none where it has but one, over all records.
+    /// Makes the rounds of a run of at most `total` updates: none where it has but one, over all records.
     ///
     /// # Errors
     /// The gold batch is unusable, or a member of the gang is gone.
@@ -75,12 +124,11 @@ impl Rounds {
         control: &Control,
         gang: &mut dyn Collective,
     ) -> Result<Option<Rounds>> {
-        if !args.u2a.has_rounds() {
-            return Ok(None);
-        }
-        let settings = args.score_settings();
+        let Some(rule) = Rule::of(args, total) else { return Ok(None) };
+        let mut settings = args.score_settings();
+        settings.args.score_layers = false;
         let pairs = score::gold_batch(set, &settings)?;
-        let file = match &settings.gold {
+        let file = match &settings.args.gold {
             Some(file) => GoldFile::Given(file),
             None => GoldFile::DrawnFrom(&set.file),
         };
@@ -90,7 +138,7 @@ impl Rounds {
             &mut gold.iter_mut().collect::<Vec<_>>(),
             &Known::default(),
             None,
-            settings.pack_tokens,
+            settings.args.pack_tokens,
             control,
             gang,
         )?;
@@ -98,10 +146,9 @@ impl Rounds {
             gold,
             gold_file: file.path().to_owned(),
             objective: settings.objective(),
+            records_file: set.file.clone(),
             settings,
-            begins: u2a::beginnings(total, args.u2a.u2a_rounds),
-            eta: args.u2a.eta(),
-            tolerance: args.u2a.u2a_tolerance,
+            rule,
             done: Vec::new(),
         }))
     }
@@ -126,8 +173,8 @@ impl Rounds {
             let first = Round { round: 1, step: 0, objective, is_end: false, records: records.collect() };
             return self.keep(run, first);
         }
-        for round in 1..=1 + self.begins.iter().filter(|begin| **begin <= step).count() as u64 {
-            let file = file(run, round);
+        for round in 1..=1 + self.rule.begun_by(step) {
+            let file = self.file(run, round);
             if !file.exists() {
                 let problem = format!(
                     "is not there, though the checkpoint of step {step} is of this round or a later one; restore it, or \
@@ -141,7 +188,7 @@ impl Rounds {
         let present: Vec<&mut Item> = items.iter_mut().flatten().collect();
         if !last.records.iter().map(|of| of.record).eq(present.iter().map(|item| item.record)) {
             return Err(Error::model(
-                file(run, last.round),
+                self.file(run, last.round),
                 "is of other records than the run trains on; remove the folder",
             ));
         }
@@ -164,16 +211,19 @@ impl Rounds {
         step: u64,
         gang: &mut dyn Collective,
     ) -> Result<bool> {
-        if !self.begins.contains(&step) {
+        if !self.rule.begins_at(step) {
             return Ok(false);
         }
         let present: Vec<&mut Item> = items.iter_mut().flatten().collect();
         let (objective, deltas) =
             self.rescore(policy, &present.iter().map(|item| &**item).collect::<Vec<_>>(), gang)?;
         let before = self.done.last().expect("the first round began").objective;
-        let is_end = self.tolerance.is_some_and(|least| before - objective < least);
         let omegas: Vec<f64> = present.iter().map(|item| item.weight).collect();
-        let mut omegas = if is_end { omegas } else { u2a::reweighted(&omegas, &deltas, self.eta) };
+        let (mut omegas, is_end) = match self.rule {
+            Rule::U2a { tolerance: Some(least), .. } if before - objective < least => (omegas, true),
+            Rule::U2a { eta, .. } => (u2a::reweighted(&omegas, &deltas, eta), false),
+            Rule::Impact { .. } => (self.impact_weights(run, &present, &deltas, step), false),
+        };
         first_rank_of(&mut omegas, gang)?;
         let mut records = Vec::with_capacity(present.len());
         for ((item, delta), omega) in present.into_iter().zip(deltas).zip(omegas) {
@@ -190,7 +240,7 @@ impl Rounds {
     /// It is not finite, or a member of the gang is gone.
     pub(super) fn objective(&self, policy: Policy<'_>, gang: &mut dyn Collective) -> Result<f64> {
         let mut sums = LossParts::default();
-        for (i, pack) in dataset::packs(self.gold.iter(), self.settings.pack_tokens).iter().enumerate() {
+        for (i, pack) in dataset::packs(self.gold.iter(), self.settings.args.pack_tokens).iter().enumerate() {
             if i % gang.world_size() == gang.rank() {
                 let parts = step::evaluate(policy, pack, &self.objective);
                 sums.add(&parts.map_err(|bad| bad.in_file(&self.gold_file, ADVICE))?);
@@ -210,27 +260,34 @@ impl Rounds {
     /// J and every item's δ at the present adapter.
     fn rescore(&self, policy: Policy<'_>, items: &[&Item], gang: &mut dyn Collective) -> Result<(f64, Vec<f64>)> {
         let adapter = policy.adapter.expect("rounds are refused where all weights are trained").detached();
+        let point = Point { decoder: policy.decoder, adapter: &adapter, is_fresh: false };
         let (world, rank) = (gang.world_size(), gang.rank());
         let mine = |(i, _): &(usize, &[Item])| i % world == rank;
-        let rows = self.settings.gold_rows;
+        let rows = self.settings.args.pa_batch_size;
         let own: Vec<Item> =
             self.gold.chunks(rows).enumerate().filter(mine).flat_map(|(_, chunk)| chunk.to_vec()).collect();
-        let (objective, direction) =
-            direction::objective_gradient(policy.decoder, &adapter, &own, &self.objective, rows, &self.gold_file)?;
+        let (objective, direction) = point
+            .gradient(&own, &self.objective, rows, &mut || ())
+            .map_err(|bad| bad.in_file(&self.gold_file, ADVICE))?;
         let mut sum = [objective];
         gang.all_reduce_f64(&mut sum)?;
         sum_over_ranks(&direction, gang)?;
         direction::check(&direction, &self.gold_file)?;
 
-        let mut deltas = Vec::with_capacity(items.len());
-        for (i, pack) in dataset::packs(items.iter().copied(), self.settings.pack_tokens).iter().enumerate() {
+        let engine = Engine::new(&[point], vec![direction], &self.settings, HashMap::new());
+        let scored: Vec<&Item> = items.iter().copied().filter(|item| item.term.uses_ratios()).collect();
+        let mut found = Vec::with_capacity(scored.len());
+        for (i, pack) in dataset::packs(scored.iter().copied(), self.settings.args.pack_tokens).iter().enumerate() {
             if i % world == rank {
-                let scores = direction::pack_scores(policy.decoder, &adapter, &direction, pack, &self.objective, false);
-                deltas.extend(scores.raw);
+                found.extend(engine.scores(pack).map_err(|bad| bad.in_file(&self.records_file, ADVICE))?.raw);
             } else {
-                deltas.extend(std::iter::repeat_n(0.0, pack.len()));
+                found.extend(std::iter::repeat_n(0.0, pack.len()));
             }
         }
+        let mut found = found.into_iter();
+        // What has no score, an anchor, keeps its weight.
+        let delta = |item: &&Item| if item.term.uses_ratios() { found.next().unwrap_or(0.0) } else { 0.0 };
+        let mut deltas: Vec<f64> = items.iter().map(delta).collect();
         gang.all_reduce_f64(&mut deltas)?;
         if let Some(bad) = deltas.iter().position(|delta| !delta.is_finite()) {
             return Err(Error::Numeric(format!(
@@ -241,10 +298,30 @@ impl Rounds {
         Ok((sum[0], deltas))
     }
 
+    /// Returns the weights of items: new ones of the conflict's, by their scores. Where all of these are 0 or below, nothing is
+    /// left to weigh by, and the weights stay.
+    fn impact_weights(&self, run: &RunFolder, items: &[&mut Item], deltas: &[f64], step: u64) -> Vec<f64> {
+        let scored: Vec<usize> = (0..items.len()).filter(|&at| items[at].term.uses_ratios()).collect();
+        let raw: Vec<f64> = scored.iter().map(|&at| deltas[at]).collect();
+        let mut weights: Vec<f64> = items.iter().map(|item| item.weight).collect();
+        let (gamma, norm) = (self.settings.args.lamda, self.settings.args.weight_norm);
+        let index = |at: usize| items[scored[at]].record;
+        match shared::weights::weights(&raw, gamma, norm, &self.records_file, index) {
+            Ok(made) => scored.into_iter().zip(made).for_each(|(at, weight)| weights[at] = weight),
+            Err(error) if run.is_owned() => tracing::warn!("step {step}: the weights stay as they were: {error}"),
+            Err(_) => {}
+        }
+        weights
+    }
+
+    fn file(&self, run: &RunFolder, round: u64) -> PathBuf {
+        run.path.join(self.rule.folder()).join(format!("round-{round}.json"))
+    }
+
     fn keep(&mut self, run: &RunFolder, round: Round) -> Result<()> {
         if run.is_owned() {
             run.check()?;
-            let file = file(run, round.round);
+            let file = self.file(run, round.round);
             let folder = file.parent().unwrap_or(&run.path);
             std::fs::create_dir_all(folder).map_err(|e| Error::model(folder, e.to_string()))?;
             shared::output::write_json(&file, &round)?;
@@ -256,16 +333,12 @@ impl Rounds {
 
 const ADVICE: &str = "lower --learning-rate, or look at the gold batch and the record's text";
 
-fn file(run: &RunFolder, round: u64) -> PathBuf {
-    run.path.join("u2a").join(format!("round-{round}.json"))
-}
-
 /// Replaces a gradient's numbers by their sums over the ranks.
-fn sum_over_ranks(gradient: &Lora, gang: &mut dyn Collective) -> Result<()> {
+fn sum_over_ranks(gradient: &Vector, gang: &mut dyn Collective) -> Result<()> {
     if gang.world_size() == 1 {
         return Ok(());
     }
-    let parameters = gradient.named_parameters();
+    let parameters = gradient.named();
     let mut flat: Vec<f32> = parameters.iter().flat_map(|(_, t)| to_f64(t)).map(|number| number as f32).collect();
     gang.all_reduce(&mut flat)?;
     let mut at = 0;

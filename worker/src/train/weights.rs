@@ -10,7 +10,7 @@ use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::method::Method;
 use crate::objective::step::Item;
-use crate::score::{self, Scores};
+use crate::score::{self, Scores, Setup};
 use crate::text::Encoder;
 
 /// Scores the records, unless this run did before it was interrupted; finished packs are kept in the folder until
@@ -42,7 +42,8 @@ pub(super) fn made_scores(
     let settings = args.score_settings();
     let model_dir = &args.model.model_name_or_path;
     let key = score::context(decoder, model_dir, &args.text, &args.lora, args.seed, args.init_adapter.as_deref())?;
-    score::score(decoder, adapter, is_fresh, encoder, set, &settings, &journal, &key, control, beat).map(Some)
+    let setup = Setup { decoder, adapter, is_fresh, encoder, settings: &settings, key: &key, control };
+    score::score(setup, set, &journal, beat).map(Some)
 }
 
 /// Writes the gold batch and the weighted records, which end the scoring.
@@ -81,11 +82,13 @@ pub(super) fn raw_scores(
     let score =
         |((item, record), index): ((&Option<Item>, &shared::record::Record), &usize)| match (item, record.raw_score) {
             (None, _) => Ok(None),
+            (Some(item), _) if !item.term.uses_ratios() => Ok(None),
             (Some(_), Some(score)) if score.is_finite() => Ok(Some(score)),
             (Some(_), found) => {
                 let found = found.map_or("missing".to_owned(), |score| score.to_string());
-                let problem =
-                    format!("field \"raw_score\" is {found}; U2A selects by it: score the records again (--rescore)");
+                let problem = format!(
+                    "field \"raw_score\" is {found}; rounds begin with it: score the records again (--rescore)"
+                );
                 Err(Error::record(&set.file, *index, problem))
             }
         };
