@@ -185,7 +185,7 @@ impl Rounds {
             self.done.push(shared::input::read_json(&file)?);
         }
         let last = self.done.last().expect("the first round's file was read");
-        let present: Vec<&mut Item> = items.iter_mut().flatten().collect();
+        let present = scored(items);
         if !last.records.iter().map(|of| of.record).eq(present.iter().map(|item| item.record)) {
             return Err(Error::model(
                 self.file(run, last.round),
@@ -214,7 +214,7 @@ impl Rounds {
         if !self.rule.begins_at(step) {
             return Ok(false);
         }
-        let present: Vec<&mut Item> = items.iter_mut().flatten().collect();
+        let present = scored(items);
         let (objective, deltas) =
             self.rescore(policy, &present.iter().map(|item| &**item).collect::<Vec<_>>(), gang)?;
         let before = self.done.last().expect("the first round began").objective;
@@ -275,19 +275,14 @@ impl Rounds {
         direction::check(&direction, &self.gold_file)?;
 
         let engine = Engine::new(&[point], vec![direction], &self.settings, HashMap::new());
-        let scored: Vec<&Item> = items.iter().copied().filter(|item| item.term.uses_ratios()).collect();
-        let mut found = Vec::with_capacity(scored.len());
-        for (i, pack) in dataset::packs(scored.iter().copied(), self.settings.args.pack_tokens).iter().enumerate() {
+        let mut deltas = Vec::with_capacity(items.len());
+        for (i, pack) in dataset::packs(items.iter().copied(), self.settings.args.pack_tokens).iter().enumerate() {
             if i % world == rank {
-                found.extend(engine.scores(pack).map_err(|bad| bad.in_file(&self.records_file, ADVICE))?.raw);
+                deltas.extend(engine.scores(pack).map_err(|bad| bad.in_file(&self.records_file, ADVICE))?.raw);
             } else {
-                found.extend(std::iter::repeat_n(0.0, pack.len()));
+                deltas.extend(std::iter::repeat_n(0.0, pack.len()));
             }
         }
-        let mut found = found.into_iter();
-        // What has no score, an anchor, keeps its weight.
-        let delta = |item: &&Item| if item.term.uses_ratios() { found.next().unwrap_or(0.0) } else { 0.0 };
-        let mut deltas: Vec<f64> = items.iter().map(delta).collect();
         gang.all_reduce_f64(&mut deltas)?;
         if let Some(bad) = deltas.iter().position(|delta| !delta.is_finite()) {
             return Err(Error::Numeric(format!(
@@ -298,20 +293,17 @@ impl Rounds {
         Ok((sum[0], deltas))
     }
 
-    /// Returns the weights of items: new ones of the conflict's, by their scores. Where all of these are 0 or below, nothing is
-    /// left to weigh by, and the weights stay.
+    /// Returns the weights of items by their scores. Where all of these are 0 or below, nothing is left to weigh by, and the
+    /// weights stay.
     fn impact_weights(&self, run: &RunFolder, items: &[&mut Item], deltas: &[f64], step: u64) -> Vec<f64> {
-        let scored: Vec<usize> = (0..items.len()).filter(|&at| items[at].term.uses_ratios()).collect();
-        let raw: Vec<f64> = scored.iter().map(|&at| deltas[at]).collect();
-        let mut weights: Vec<f64> = items.iter().map(|item| item.weight).collect();
         let (gamma, norm) = (self.settings.args.lamda, self.settings.args.weight_norm);
-        let index = |at: usize| items[scored[at]].record;
-        match shared::weights::weights(&raw, gamma, norm, &self.records_file, index) {
-            Ok(made) => scored.into_iter().zip(made).for_each(|(at, weight)| weights[at] = weight),
-            Err(error) if run.is_owned() => tracing::warn!("step {step}: the weights stay as they were: {error}"),
-            Err(_) => {}
-        }
-        weights
+        let made = shared::weights::weights(deltas, gamma, norm, &self.records_file, |at| items[at].record);
+        made.unwrap_or_else(|error| {
+            if run.is_owned() {
+                tracing::warn!("step {step}: the weights stay as they were: {error}");
+            }
+            items.iter().map(|item| item.weight).collect()
+        })
     }
 
     fn file(&self, run: &RunFolder, round: u64) -> PathBuf {
@@ -329,6 +321,11 @@ impl Rounds {
         self.done.push(round);
         Ok(())
     }
+}
+
+/// Returns the items that have a score; the others, anchors, keep the weight they have.
+fn scored(items: &mut [Option<Item>]) -> Vec<&mut Item> {
+    items.iter_mut().flatten().filter(|item| item.term.uses_ratios()).collect()
 }
 
 const ADVICE: &str = "lower --learning-rate, or look at the gold batch and the record's text";
