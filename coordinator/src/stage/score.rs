@@ -6,11 +6,11 @@
 
 use std::path::{Path, PathBuf};
 
-use shared::gold::{self, ChosenFrom, GoldOptions};
+use shared::gold::{self, GoldOptions, GoldPair, Pool};
 use shared::output::ArrayWriter;
 use shared::quarantine::Quarantine;
-use shared::record::Record;
-use shared::weights::{REFERENCE_LOGPS, keep, weights};
+use shared::record::{CategoryCounts, Record};
+use shared::weights::{REFERENCE_LOGPS, clamped_warning, keep, weights};
 use shared::{Error, Result, input};
 
 use super::{Context, args};
@@ -53,29 +53,10 @@ pub(super) fn begin_gold(context: &Context, variant: usize) -> Result<Vec<Task>>
         None => {
             let file = context.records(variant);
             let Usable { records, index, .. } = usable(&file)?;
-            if let Some(untriaged) = records.iter().position(|record| record.category.is_none()) {
-                return Err(Error::field(
-                    &file,
-                    index[untriaged],
-                    "category",
-                    "is missing; the records must be triaged",
-                ));
-            }
             let size = settings.gold_batch_size as usize;
             let use_corrections = context.variant(variant).method.is_some_and(Method::needs_corrections);
             let options = GoldOptions { size, seed: settings.gold_seed, use_corrections };
-            let mut drawn = gold::draw(&records, options)?;
-            if drawn.len() < size {
-                tracing::warn!("the gold batch has {} pairs, {size} were asked for", drawn.len());
-            }
-            // The draw counts usable records; the file's own indices are what a person looks up.
-            for origin in drawn.iter_mut().filter_map(|pair| pair.origin.as_mut()) {
-                origin.record = index[origin.record];
-                if let Some(ChosenFrom::Record(other)) = &mut origin.chosen_from {
-                    *other = index[*other];
-                }
-            }
-            drawn
+            gold::draw(Pool { file: &file, records: &records, index: &index }, options)?.pairs
         }
     };
     gold::write(&context.of_variant(variant, "gold.json"), &pairs)?;
@@ -86,6 +67,19 @@ pub(super) fn begin_gold(context: &Context, variant: usize) -> Result<Vec<Task>>
         world_size: 1,
         outputs: vec![context.relative(&context.of_variant(variant, "gold_gradient.safetensors"))],
     }])
+}
+
+/// Returns what people should know of a gold batch that was drawn.
+pub(super) fn gold_warning(context: &Context, variant: usize) -> Result<Option<String>> {
+    let settings = &context.variant(variant).score;
+    if settings.gold.is_some() {
+        return Ok(None);
+    }
+    let records = usable(&context.records(variant))?.records;
+    let counts = CategoryCounts::of(records.iter().filter_map(|record| record.category));
+    let pairs: Vec<GoldPair> = gold::read(&context.of_variant(variant, "gold.json"))?;
+    let warnings = gold::warnings(counts, &pairs, settings.gold_batch_size as usize);
+    Ok((!warnings.is_empty()).then(|| warnings.join("; ")))
 }
 
 /// Returns the positions of the records that get a score.
@@ -131,8 +125,8 @@ pub(super) fn begin(context: &Context, variant: usize, shards: &Path) -> Result<
     Ok(tasks)
 }
 
-/// Joins the shards' scores and makes the weights.
-pub(super) fn finish(context: &Context, variant: usize, shards: &Path) -> Result<()> {
+/// Joins the shards' scores and makes the weights. Returns what people should know of them.
+pub(super) fn finish(context: &Context, variant: usize, shards: &Path) -> Result<Option<String>> {
     let file = context.records(variant);
     let Usable { mut records, index, quarantine } = usable(&file)?;
     let method = method(context, variant)?;
@@ -157,6 +151,7 @@ pub(super) fn finish(context: &Context, variant: usize, shards: &Path) -> Result
         }
     }
     let weights = weights(&raw, settings.lamda, settings.weight_norm, &file, |at| index[positions[at]])?;
+    let warning = clamped_warning(positions.iter().map(|at| &records[*at]).zip(raw.iter().copied().map(Some)));
     let of_method = context.variant(variant).scored_as(method);
     records.iter_mut().for_each(|record| keep(record, 0.0, 0.0, &of_method));
     for ((position, raw), weight) in positions.iter().zip(&raw).zip(&weights) {
@@ -167,7 +162,7 @@ pub(super) fn finish(context: &Context, variant: usize, shards: &Path) -> Result
     records.iter().try_for_each(|record| writer.push(record))?;
     writer.finish()?;
     quarantine.write_beside(&output)?;
-    Ok(())
+    Ok(warning)
 }
 
 fn shard_files(shards: &Path, number: usize) -> (PathBuf, PathBuf) {

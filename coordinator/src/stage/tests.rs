@@ -80,6 +80,16 @@ impl TestRun {
             .unwrap();
     }
 
+    /// Scores the variant trace, whose gold batch is drawn; the score of a record is a function of it.
+    fn score(&self, raw: impl Fn(&Value) -> f64) -> Outcome {
+        for task in self.todo("score-trace") {
+            let mut records: Vec<Value> = shared::input::read_all(&records_of(self, &task)).unwrap();
+            records.iter_mut().for_each(|record| record["raw_score"] = json!(raw(record)));
+            write_json(&self.context.run_dir.join(&task.outputs[0]), &records).unwrap();
+        }
+        self.finish("score-trace")
+    }
+
     fn trained(&self, folder: &str) {
         for file in
             ["metrics.jsonl", "train_summary.json", "run.json", "adapter_config.json", "adapter_model.safetensors"]
@@ -159,10 +169,8 @@ fn scores_of_shards_become_weights_once() {
     assert!(tasks[0].args.contains(&"--raw-only".to_owned()), "{:?}", tasks[0].args);
     let mut raw = 0.0;
     for (number, task) in tasks.iter().enumerate() {
-        let records: Vec<Value> =
-            shared::input::read_all(&run.context.run_dir.join(format!("stages/score-trace/records-000{number}.json")))
-                .unwrap();
-        assert_eq!(records.len(), if number == 2 { 2 } else { 3 });
+        let records: Vec<Value> = shared::input::read_all(&records_of(&run, task)).unwrap();
+        assert_eq!(records.len(), [3, 3, 2][number]);
         let scores: Vec<Value> = records
             .into_iter()
             .map(|mut record| {
@@ -175,7 +183,7 @@ fn scores_of_shards_become_weights_once() {
         let left = run.todo("score-trace").len();
         assert_eq!(left, 2 - number, "what is there is not done again");
     }
-    run.finish("score-trace");
+    assert_eq!(run.finish("score-trace").warning, None);
     let scored = run.json("trace/weighted_dataset.json");
     let scored = scored.as_array().unwrap();
     assert_eq!(scored.len(), 11);
@@ -188,6 +196,11 @@ fn scores_of_shards_become_weights_once() {
     );
     assert_eq!(run.json("trace/weighted_dataset_quarantine.json")[0]["index"], 4);
     assert!(run.is_done("score-trace"));
+}
+
+/// Returns the file of records of a shard's task.
+fn records_of(run: &TestRun, task: &Task) -> PathBuf {
+    run.context.run_dir.join(task.outputs[0].to_str().unwrap().replace("scores-", "records-"))
 }
 
 #[test]
@@ -204,6 +217,22 @@ fn a_shard_of_other_records_is_not_joined() {
     run.write("stages/score-trace/scores-0000.json", &json!([other]).to_string());
     let error = finish(&run.context, run.index("score-trace"), 0.0).unwrap_err().to_string();
     assert!(error.contains("holds 1 scores for 2 records"), "{error}");
+}
+
+#[test]
+fn what_is_wanting_in_scores_and_gold_batch_is_told() {
+    let run = TestRun::new(QUICKSTART, &[]);
+    run.deployed_and_labelled(12);
+    run.todo("gold-trace");
+    run.write("trace/gold_gradient.safetensors", "gradient");
+    let warning = run.finish("gold-trace").warning.unwrap();
+    assert!(
+        warning.starts_with("the gold batch has 11 of the 192 pairs asked for (4 INVERT, 4 PUNISH, 3 RETAIN)"),
+        "{warning}"
+    );
+    let warning = run.score(|record| if record["category"] == "INVERT" { 1.0 } else { -1.0 }).warning.unwrap();
+    assert!(warning.starts_with("no PUNISH record gets a weight"), "{warning}");
+    assert!(warning.contains("(clamped: INVERT 0 of 4, PUNISH 4 of 4)"), "{warning}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use shared::gold::{ChosenFrom, GoldOptions, GoldPair};
+use shared::gold::{GoldOptions, GoldPair, Pool};
 
 use crate::collective::Alone;
 use crate::control::Control;
@@ -267,32 +267,15 @@ pub fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPai
     if let Some(file) = &settings.gold {
         return Ok(shared::gold::read(file)?);
     }
-    if let Some(untriaged) = set.records.iter().position(|record| record.category.is_none()) {
-        let problem =
-            "field \"category\" is missing, so no gold batch can be drawn; triage the records, or give --gold";
-        return Err(Error::record(&set.file, set.index[untriaged], problem));
-    }
     let options = GoldOptions {
         size: settings.gold_batch_size,
         seed: settings.gold_seed,
         use_corrections: matches!(settings.recipe.method, Method::OraclePunish | Method::DpoGold),
     };
-    let mut drawn = shared::gold::draw(&set.records, options)?;
-    // The draw counts usable records; the file's own indices are what a person looks up.
-    for origin in drawn.iter_mut().filter_map(|pair| pair.origin.as_mut()) {
-        origin.record = set.index[origin.record];
-        if let Some(ChosenFrom::Record(other)) = &mut origin.chosen_from {
-            *other = set.index[*other];
-        }
-    }
-    if drawn.len() < settings.gold_batch_size {
-        tracing::warn!(
-            "the gold batch has {} pairs, {} were asked for: too few RETAIN, INVERT and PUNISH records",
-            drawn.len(),
-            settings.gold_batch_size
-        );
-    }
-    Ok(drawn)
+    let pool = Pool { file: &set.file, records: &set.records, index: &set.index };
+    let drawn = shared::gold::draw(pool, options)?;
+    drawn.warnings.iter().for_each(|warning| tracing::warn!("{}: {warning}", set.file.display()));
+    Ok(drawn.pairs)
 }
 
 /// Returns a hash of records' content.

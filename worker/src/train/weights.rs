@@ -52,6 +52,7 @@ pub(super) fn keep_scores(args: &TrainArgs, run: &RunFolder, set: &DataSet, scor
         shared::output::write_json(&gold_out, &scores.gold)?;
     }
     score::write_weighted(&weighted_file(run), set, &args.recipe(), &scores)?;
+    set.warn_of_clamped(&scores.raw);
     scores.journal.remove()
 }
 
