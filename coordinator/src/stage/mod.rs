@@ -12,6 +12,7 @@ mod local;
 mod manifest;
 mod oracle;
 mod score;
+pub(crate) mod scored;
 mod shards;
 mod spec;
 mod summary;

@@ -245,6 +245,48 @@ fn what_is_wanting_in_scores_and_gold_batch_is_told() {
 }
 
 #[test]
+fn how_records_were_scored_is_told_afterwards() {
+    let run = TestRun::new(QUICKSTART, &[]);
+    let run_dir = &run.context.run_dir;
+    run.deployed_and_labelled(12);
+    run.todo("gold-trace");
+    run.write("trace/gold_gradient.safetensors", "gradient");
+    run.finish("gold-trace");
+    assert_eq!(scored::variants(run_dir), [""; 0]);
+    let says = |variant: &str| scored::of(run_dir, variant).unwrap_err().to_string();
+    assert!(says("trace").contains("variant trace has no scores: it is scored later"), "{}", says("trace"));
+    run.todo("score-trace");
+    assert!(says("trace").contains("is being scored"), "{}", says("trace"));
+    run.score(|_| 1.0);
+
+    assert_eq!(scored::variants(run_dir), ["trace"]);
+    assert!(says("trac").contains("(scored are: trace)"), "{}", says("trac"));
+    let told = scored::of(run_dir, "trace").unwrap();
+    assert_eq!((told.method.name(), &told.model), ("trace", &run_dir.join("base")));
+    assert_eq!(
+        (&told.records, &told.weighted),
+        (&run_dir.join("triage/corrected.json"), &run_dir.join("trace/weighted_dataset.json"))
+    );
+    let args = told.explain_args(7).join(" ").replace(&run_dir.display().to_string(), "RUN");
+    assert!(
+        args.starts_with("--model-name-or-path RUN/base --method trace --gold RUN/trace/gold.json --seed 1 "),
+        "{args}"
+    );
+    assert!(args.ends_with(" --dataset-json-path RUN/triage/corrected.json --explain 7 --json"), "{args}");
+    assert!(!args.contains("--raw-only"), "{args}");
+
+    told.check_inputs().unwrap();
+    run.write("base/model.safetensors", "other weights");
+    let error = told.check_inputs().unwrap_err().to_string();
+    assert!(error.contains("base/model.safetensors") && error.contains("submit the run again"), "{error}");
+    std::fs::remove_dir_all(run_dir.join("base")).unwrap();
+    let error = told.check_inputs().unwrap_err().to_string();
+    assert!(error.contains("base: is missing; the scores of trace were made with this model"), "{error}");
+    run.write("trace/weighted_dataset.json", "[]");
+    assert!(says("trace").contains("trace/weighted_dataset.json: is not there any more"), "{}", says("trace"));
+}
+
+#[test]
 fn an_interrupted_training_stays_and_a_stale_one_goes() {
     let mut run = TestRun::new(QUICKSTART, &[]);
     run.deployed_and_labelled(3);
