@@ -91,7 +91,7 @@ fn explanations(run: &LocalRun) {
     let told = run.explain(kept, &["--variant", "oracle-punish"]);
     check(&told);
     let told = String::from_utf8(told.stdout).unwrap();
-    assert!(told.contains("a RETAIN record has no score and no weight"), "{told}");
+    assert!(told.contains("the method gives none to this RETAIN record"), "{told}");
     for (record, options, says) in [
         (999, &["--no-pulls"][..], "splits/trace/train1.json: there is no record 999: it holds 160 records"),
         (0, &["--variant", "base"], "variant base has no scores"),

@@ -83,7 +83,11 @@ fn a_record_of_retain_has_no_score_and_one_that_was_not_judged_says_so() {
     let (record, position) = found(&dir, 2).unwrap();
     assert_eq!((position, &record.verdicts[1].verdict, &record.verdicts[0].grounds), (1, &None, &None));
     let text = text::facts(&explained(record, None), false);
-    assert!(text.contains("not judged") && text.contains("a RETAIN record has no score and no weight"), "{text}");
+    assert!(
+        text.contains("not judged")
+            && text.contains("no score and no weight; the method gives none to this RETAIN record"),
+        "{text}"
+    );
 }
 
 #[test]

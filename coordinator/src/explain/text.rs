@@ -23,11 +23,8 @@ pub(super) fn facts(explained: &Explained, is_told: bool) -> String {
         false => format!("{} ({})", explained.variant, explained.method),
     };
     let Some(score) = &explained.score else {
-        let why = match explained.found.category {
-            Some(category) => format!("a {category} record has no score and no weight there"),
-            None => "a record without a category has no score and no weight there".to_owned(),
-        };
-        let _ = writeln!(text, "\n{name}: {why}; weights are of the conflict alone");
+        let category = explained.found.category.map_or("uncategorised", |category| category.name());
+        let _ = writeln!(text, "\n{name}: no score and no weight; the method gives none to this {category} record");
         return text;
     };
     let clamped = if score.is_clamped { ", clamped: its score is not above 0" } else { "" };
