@@ -10,6 +10,7 @@ mod corrections;
 mod data;
 mod driver;
 mod estimate;
+mod explain;
 mod local;
 mod logs;
 mod plan;
@@ -60,6 +61,7 @@ enum Command {
     #[command(subcommand)]
     Data(data::Command),
     Report(report::Args),
+    Explain(explain::Args),
 }
 
 /// Runs one command. Returns its exit code.
@@ -86,6 +88,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Drain(args) => block_on(client::drain(&args))?,
         Command::Data(command) => data::run(command)?,
         Command::Report(args) => report::run(&args)?,
+        Command::Explain(args) => explain::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::python_random::PythonRandom;
-use crate::record::{Category, Record, Text};
+use crate::record::{Category, CategoryCounts, Record, Text};
 use crate::{input, output};
 
 /// One pair of the gold batch: `chosen` complies, `rejected` violates or is worse.
@@ -27,7 +27,7 @@ pub struct GoldPair {
     pub origin: Option<Origin>,
 }
 
-/// Where a gold pair comes from. Indices count the records that were drawn from, from 0.
+/// Where a gold pair comes from. Indices are those of the file that was drawn from, from 0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// Category of the record that gave prompt and rejected response.
@@ -66,48 +66,97 @@ impl Default for GoldOptions {
     }
 }
 
-/// Draws the gold batch. It is shorter than asked for where the records do not give more; the caller should say so.
+/// The usable records of a file, which a gold batch is drawn from.
+#[derive(Debug, Clone, Copy)]
+pub struct Pool<'a> {
+    /// The file, for messages.
+    pub file: &'a Path,
+    /// Its usable records, in order.
+    pub records: &'a [Record],
+    /// Place in the file of each of them, which is what a person looks up.
+    pub index: &'a [usize],
+}
+
+/// A gold batch with what people should know of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drawn {
+    /// The batch; shorter than asked for where the records do not give more.
+    pub pairs: Vec<GoldPair>,
+    /// As [`warnings`] tells.
+    pub warnings: Vec<String>,
+}
+
+/// Draws the gold batch.
 ///
-/// Fails where not a single pair can be drawn, and on a record without category or, if it is drawn, without rejected
-/// response.
-pub fn draw(records: &[Record], options: GoldOptions) -> Result<Vec<GoldPair>> {
-    let bins = Bins::of(records)?;
+/// # Errors
+/// Not a single pair can be drawn; a record has no category or, if it is drawn, no rejected response.
+pub fn draw(pool: Pool<'_>, options: GoldOptions) -> Result<Drawn> {
+    let records = pool.records;
+    let bins = Bins::of(pool)?;
+    let counts = CategoryCounts::of(records.iter().filter_map(|record| record.category));
     let compliant: Vec<usize> = [&bins.retain[..], &bins.invert].concat();
     let mut generator = PythonRandom::new(options.seed);
     let mut as_stored = take(&mut generator, &bins.retain, options.size / 3);
     as_stored.extend(take(&mut generator, &bins.invert, options.size / 3));
-    let mut pairs = as_stored.into_iter().map(|index| stored_pair(records, index)).collect::<Result<Vec<_>>>()?;
+    let mut pairs = as_stored.into_iter().map(|at| stored_pair(pool, at)).collect::<Result<Vec<_>>>()?;
 
-    let correction = |index: usize| records[index].correction().filter(|_| options.use_corrections);
+    let correction = |at: usize| records[at].correction().filter(|_| options.use_corrections);
     let punish: Vec<usize> = if compliant.is_empty() {
-        bins.punish.into_iter().filter(|index| correction(*index).is_some()).collect()
+        bins.punish.into_iter().filter(|at| correction(*at).is_some()).collect()
     } else {
         bins.punish
     };
-    for index in take(&mut generator, &punish, options.size - pairs.len()) {
+    for at in take(&mut generator, &punish, options.size - pairs.len()) {
         // Drawn even where a correction replaces it, so that corrections change no other pair.
         let unrelated = generator.choice(&compliant);
-        let (chosen, source) = match (correction(index), unrelated) {
+        let (chosen, source) = match (correction(at), unrelated) {
             (Some(text), _) => (text.to_owned(), ChosenFrom::Correction),
-            (None, Some(other)) => (records[*other].chosen.response(), ChosenFrom::Record(*other)),
+            (None, Some(other)) => (records[*other].chosen.response(), ChosenFrom::Record(pool.index[*other])),
             (None, None) => continue,
         };
+        let origin = Origin { category: Category::Punish, record: pool.index[at], chosen_from: Some(source) };
         pairs.push(GoldPair {
-            prompt: records[index].prompt.clone(),
+            prompt: records[at].prompt.clone(),
             chosen,
-            rejected: records[index].chosen.response(),
-            origin: Some(Origin { category: Category::Punish, record: index, chosen_from: Some(source) }),
+            rejected: records[at].chosen.response(),
+            origin: Some(origin),
         });
     }
     if pairs.is_empty() {
-        return Err(Error::Config(format!(
-            "no gold pair can be drawn: {} records, size {}; RETAIN or INVERT records are needed, or PUNISH records with \
-             corrections",
-            records.len(),
-            options.size
-        )));
+        let size = options.size;
+        let problem = format!(
+            "no gold pair can be drawn: {} records ({counts}), size {size}; RETAIN or INVERT records are needed, or PUNISH \
+             records with corrections",
+            records.len()
+        );
+        return Err(Error::file(pool.file, problem));
     }
-    Ok(pairs)
+    let warnings = warnings(counts, &pairs, options.size);
+    Ok(Drawn { pairs, warnings })
+}
+
+/// Says what is wanting in a batch drawn from records of these counts: a category without records, pairs that were asked
+/// for and could not be drawn. Nothing where nothing is wanting.
+pub fn warnings(records: CategoryCounts, pairs: &[GoldPair], asked: usize) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let empty: Vec<&str> =
+        Category::ALL.into_iter().filter(|category| records.get(*category) == 0).map(Category::name).collect();
+    if !empty.is_empty() {
+        warnings.push(format!(
+            "there is no {} record among those that the gold batch is drawn from ({records}): the batch says nothing of \
+             what such records teach; look at the triage, or give a gold batch",
+            empty.join(" and no ")
+        ));
+    }
+    if pairs.len() < asked {
+        let drawn = CategoryCounts::of(pairs.iter().filter_map(|pair| Some(pair.origin.as_ref()?.category)));
+        warnings.push(format!(
+            "the gold batch has {} of the {asked} pairs asked for ({drawn}): the records give no more ({records}); ask for \
+             fewer, or draw from more records",
+            pairs.len()
+        ));
+    }
+    warnings
 }
 
 /// Reads a gold batch and refuses empty prompts and responses.
@@ -132,7 +181,7 @@ pub fn write(path: &Path, pairs: &[GoldPair]) -> Result<()> {
     output::write_json(path, pairs)
 }
 
-/// Indices of the records by category, in file order.
+/// Places in the pool by category, in its order.
 #[derive(Default)]
 struct Bins {
     retain: Vec<usize>,
@@ -141,17 +190,16 @@ struct Bins {
 }
 
 impl Bins {
-    fn of(records: &[Record]) -> Result<Self> {
+    fn of(pool: Pool<'_>) -> Result<Self> {
         let mut bins = Bins::default();
-        for (index, record) in records.iter().enumerate() {
+        for (at, record) in pool.records.iter().enumerate() {
             match record.category {
-                Some(Category::Retain) => bins.retain.push(index),
-                Some(Category::Invert) => bins.invert.push(index),
-                Some(Category::Punish) => bins.punish.push(index),
+                Some(Category::Retain) => bins.retain.push(at),
+                Some(Category::Invert) => bins.invert.push(at),
+                Some(Category::Punish) => bins.punish.push(at),
                 None => {
-                    return Err(Error::Config(format!(
-                        "record {index} has no category; the records must be triaged first"
-                    )));
+                    let problem = "is missing, so no gold batch can be drawn; triage the records, or give --gold";
+                    return Err(Error::field(pool.file, pool.index[at], "category", problem));
                 }
             }
         }
@@ -166,9 +214,9 @@ fn take(generator: &mut PythonRandom, bin: &[usize], count: usize) -> Vec<usize>
 }
 
 /// RETAIN pairs and, swapped by the triage already, INVERT pairs are used as they are stored.
-fn stored_pair(records: &[Record], index: usize) -> Result<GoldPair> {
-    let record = &records[index];
-    let missing = || Error::Config(format!("record {index} has no rejected response; a gold pair needs one"));
+fn stored_pair(pool: Pool<'_>, at: usize) -> Result<GoldPair> {
+    let (record, index) = (&pool.records[at], pool.index[at]);
+    let missing = || Error::field(pool.file, index, "rejected", "is missing; a gold pair needs one");
     Ok(GoldPair {
         prompt: record.prompt.clone(),
         chosen: record.chosen.response(),

@@ -45,6 +45,34 @@ impl std::fmt::Display for Category {
     }
 }
 
+/// How many records or pairs there are of each category.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CategoryCounts([usize; 3]);
+
+impl CategoryCounts {
+    /// Counts categories.
+    pub fn of(categories: impl IntoIterator<Item = Category>) -> CategoryCounts {
+        let mut counts = CategoryCounts::default();
+        for category in categories {
+            counts.0[category as usize] += 1;
+        }
+        counts
+    }
+
+    /// Returns how many there are of one.
+    pub fn get(self, category: Category) -> usize {
+        self.0[category as usize]
+    }
+}
+
+/// As messages tell them: `3 INVERT, 0 PUNISH, 5 RETAIN`.
+impl std::fmt::Display for CategoryCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [invert, punish, retain] = Category::ALL.map(|category| self.get(category));
+        write!(f, "{invert} INVERT, {punish} PUNISH, {retain} RETAIN")
+    }
+}
+
 impl std::str::FromStr for Category {
     type Err = String;
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::record::Record;
+use crate::record::{Category, Record};
 
 /// How weights are normalised over the scored records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -83,8 +83,12 @@ pub fn weights(
 ) -> Result<Vec<f64>> {
     check_gamma(gamma)?;
     if let Some(bad) = raw.iter().position(|score| !score.is_finite()) {
+        let others = match raw[bad + 1..].iter().filter(|score| !score.is_finite()).count() {
+            0 => String::new(),
+            count => format!(", and {count} more of the {} scores are not finite", raw.len()),
+        };
         let problem = format!(
-            "its score is {}; a weight cannot be made of it. Look at the record's text and at the model's weights",
+            "its score is {}{others}; a weight cannot be made of it. Look at the record's text and at the model's weights",
             raw[bad]
         );
         return Err(Error::record(file, index(bad), problem));
@@ -113,6 +117,33 @@ pub fn weights(
         WeightNorm::Reference => 1.0 / sum,
     };
     Ok(kept.into_iter().map(|score| score * scale).collect())
+}
+
+/// Says of which categories all scores are clamped, with the counts of every category; nothing where each has a record with
+/// a weight. Records without a score do not count.
+pub fn clamped_warning<'a>(scores: impl IntoIterator<Item = (&'a Record, Option<f64>)>) -> Option<String> {
+    let mut counts = [(0, 0); 3];
+    for (record, score) in scores {
+        let (Some(category), Some(score)) = (record.category, score) else { continue };
+        let (clamped, all) = &mut counts[category as usize];
+        *all += 1;
+        *clamped += usize::from(score <= 0.0);
+    }
+    let scored: Vec<(Category, (usize, usize))> =
+        Category::ALL.into_iter().zip(counts).filter(|(_, (_, all))| *all > 0).collect();
+    let without: Vec<&str> =
+        scored.iter().filter(|(_, (clamped, all))| clamped == all).map(|(category, _)| category.name()).collect();
+    if without.is_empty() {
+        return None;
+    }
+    let counts: Vec<String> =
+        scored.iter().map(|(category, (clamped, all))| format!("{category} {clamped} of {all}")).collect();
+    Some(format!(
+        "no {} record gets a weight: all their scores are 0 or negative (clamped: {}). The gold batch pulls against them; \
+         look at its pairs of these categories",
+        without.join(" and no "),
+        counts.join(", ")
+    ))
 }
 
 /// Refuses a damping constant that is not positive.
@@ -158,10 +189,24 @@ mod tests {
         assert!(of(&RAW, 0.0, WeightNorm::Mean1).unwrap_err().to_string().contains("--lamda"));
         assert!(of(&RAW, f64::NAN, WeightNorm::Mean1).is_err());
         let nan = of(&[1.0, f64::NAN], 1.0, WeightNorm::Mean1).unwrap_err().to_string();
-        assert!(nan.starts_with("pairs.json: record 11: "), "{nan}");
+        assert!(nan.starts_with("pairs.json: record 11: its score is NaN; "), "{nan}");
+        let two = of(&[f64::NAN, 1.0, f64::INFINITY], 1.0, WeightNorm::Mean1).unwrap_err().to_string();
+        assert!(two.contains("record 10: its score is NaN, and 1 more of the 3 scores are not finite"), "{two}");
         assert!(of(&[f64::INFINITY], 1.0, WeightNorm::Mean1).is_err());
         let zero = of(&[-1.0, 0.0], 1.0, WeightNorm::Mean1).unwrap_err().to_string();
         assert!(zero.starts_with("pairs.json: all 2 scores are 0 or negative"), "{zero}");
         assert_eq!(of(&[], 1.0, WeightNorm::Mean1).unwrap(), Vec::<f64>::new());
+    }
+
+    #[test]
+    fn a_category_without_any_weight_is_told_with_counts() {
+        let record = |category| Record { category, ..Record::default() };
+        let [invert, punish, retain] = Category::ALL.map(|category| record(Some(category)));
+        let some = [(&invert, Some(1.0)), (&invert, Some(-1.0)), (&punish, Some(0.5)), (&retain, None)];
+        assert_eq!(clamped_warning(some), None);
+        let none = [(&invert, Some(0.0)), (&punish, Some(-0.5)), (&invert, Some(2.0)), (&record(None), Some(-1.0))];
+        let says = clamped_warning(none).unwrap();
+        assert!(says.starts_with("no PUNISH record gets a weight"), "{says}");
+        assert!(says.contains("(clamped: INVERT 1 of 2, PUNISH 1 of 1)"), "{says}");
     }
 }

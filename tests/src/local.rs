@@ -65,6 +65,14 @@ impl LocalRun {
         check(&self.command().output().expect("the program can be started"));
     }
 
+    /// Runs `coordinator explain` for a record of the run, on one thread.
+    pub fn explain(&self, record: usize, options: &[&str]) -> Output {
+        let mut command = Command::new(program("coordinator"));
+        command.args(["explain", self.name, &record.to_string(), "--artifacts"]).arg(self.artifacts()).args(options);
+        command.env("TRACE_DEVICE", "cpu").env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
+        command.output().expect("the program can be started")
+    }
+
     /// Returns a result.
     ///
     /// # Panics

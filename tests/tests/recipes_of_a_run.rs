@@ -1,8 +1,9 @@
 //! U2A in rounds, the filter of promoted responses and validation from a run file, through all stages by `coordinator run
-//! --local 2`: what each leaves in its folder and in the report, and that a second run finds all of it done.
+//! --local 2`: what each leaves in its folder and in the report, and that a second run finds all of it done. `coordinator
+//! explain` tells of a record what the run left of it, with pulls that add up to its score.
 #![allow(clippy::unwrap_used)]
 
-use cluster_tests::local::LocalRun;
+use cluster_tests::local::{LocalRun, check};
 use serde_json::Value;
 
 #[test]
@@ -39,8 +40,64 @@ fn recipes_of_a_run_file_leave_their_figures() {
     let adapter = |folder: &str| run.product(&format!("{folder}/adapter_model.safetensors"));
     assert!(adapter("oracle-punish") == adapter("oracle-punish/best"));
 
+    explanations(&run);
+
     let before = run.log().len();
     run.finish();
     let again = run.log()[before..].to_owned();
     assert!(again.matches(": begins").count() <= 1, "only the report is made again: {again}");
+}
+
+/// What is told of records of the conflict and of RETAIN, and of those that are not there.
+fn explanations(run: &LocalRun) {
+    let weighted = ["oracle-punish", "u2a"].map(|variant| -> Vec<Value> {
+        serde_json::from_slice(&run.product(&format!("{variant}/weighted_dataset.json"))).unwrap()
+    });
+    let number = |value: &Value| value.as_f64().unwrap();
+    for category in ["INVERT", "PUNISH"] {
+        let at = weighted[0].iter().position(|record| record["category"] == category).unwrap();
+        let told = run.explain(at, &["--json"]);
+        check(&told);
+        let told: Value = serde_json::from_slice(&told.stdout).unwrap();
+        assert_eq!([&told[0]["variant"], &told[1]["variant"]], ["oracle-punish", "u2a"]);
+        for (told, weighted) in told.as_array().unwrap().iter().zip(&weighted) {
+            let (score, record) = (&told["score"], &weighted[at]);
+            assert_eq!((&told["prompt"], &told["category"]), (&record["prompt"], &record["category"]));
+            assert_eq!((&score["raw_score"], &score["weight"]), (&record["raw_score"], &record["impact_score"]));
+            let better =
+                weighted.iter().filter(|other| number(&other["impact_score"]) > number(&score["weight"])).count();
+            if score["is_clamped"] == false {
+                assert_eq!(score["rank"].as_u64().unwrap() as usize, better + 1);
+            }
+            let pulls = told["pulls"]["pulls"].as_array().unwrap();
+            assert_eq!(pulls.len(), 12);
+            let sum: f64 = pulls.iter().map(|pair| number(&pair["pull"])).sum();
+            let largest = weighted.iter().map(|record| number(&record["raw_score"]).abs()).fold(0.0, f64::max);
+            assert!((sum - number(&score["raw_score"])).abs() < 1e-5 * largest, "{sum} is not {}", score["raw_score"]);
+            // The violating response is `chosen` in a PUNISH record and `rejected` in an INVERT record, by the mock's word.
+            let violating = &told["verdicts"][usize::from(category == "INVERT")];
+            assert_eq!(violating["verdict"], "NON-COMPLIANT");
+            assert_eq!(violating["grounds"]["verdict"], "NON-COMPLIANT", "{violating}");
+        }
+        let told = run.explain(at, &["--variant", "u2a", "--top", "3"]);
+        check(&told);
+        let told = String::from_utf8(told.stdout).unwrap();
+        for says in ["u2a: raw score", "scored records", "judged by mock", "gold pairs pull for it", "(9 more; --top 0"]
+        {
+            assert!(told.contains(says), "{says}: {told}");
+        }
+    }
+    let kept = weighted[0].iter().position(|record| record["category"] == "RETAIN").unwrap();
+    let told = run.explain(kept, &["--variant", "oracle-punish"]);
+    check(&told);
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains("the method gives none to this RETAIN record"), "{told}");
+    for (record, options, says) in [
+        (999, &["--no-pulls"][..], "splits/trace/train1.json: there is no record 999: it holds 160 records"),
+        (0, &["--variant", "base"], "variant base has no scores"),
+    ] {
+        let refused = run.explain(record, options);
+        let message = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && message.contains(says), "{message}");
+    }
 }

@@ -72,6 +72,13 @@ impl DataSet {
         Ok(())
     }
 
+    /// Says of which categories no record gets a weight; `raw` are the records' scores.
+    pub fn warn_of_clamped(&self, raw: &[Option<f64>]) {
+        if let Some(warning) = shared::weights::clamped_warning(self.records.iter().zip(raw.iter().copied())) {
+            tracing::warn!("{}: {warning}", self.file.display());
+        }
+    }
+
     /// Tokenises every record the recipe has a term for: one entry a record, `None` where it has none. Weights are 1
     /// and reference log-probs empty.
     ///

@@ -85,6 +85,21 @@ pub(crate) async fn run(local: Local<'_>) -> Result<Ended> {
     ended
 }
 
+fn own() -> Result<PathBuf> {
+    std::env::current_exe().map_err(|source| Error::io("find", Path::new("this program"), source))
+}
+
+/// Returns the program of a name that lies beside this one.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn beside(name: &str) -> Result<PathBuf> {
+    let own = own()?;
+    let path = own.with_file_name(name);
+    let problem = format!("is missing; it belongs beside {} (cargo build --release)", own.display());
+    if path.is_file() { Ok(path) } else { Err(Error::file(&path, problem)) }
+}
+
 /// The programs of a local run, found beside this one.
 struct Programs {
     artifacts: PathBuf,
@@ -99,12 +114,6 @@ struct Programs {
 
 impl Programs {
     fn find(artifacts: &Path, file: &RunFile) -> Result<Programs> {
-        let own = std::env::current_exe().map_err(|source| Error::io("find", Path::new("this program"), source))?;
-        let beside = |name: &str| {
-            let path = own.with_file_name(name);
-            let problem = format!("is missing; it belongs beside {} (cargo build --release)", own.display());
-            if path.is_file() { Ok(path) } else { Err(Error::file(&path, problem)) }
-        };
         let mocked = file.oracle.mock.is_some();
         let mock = match &file.oracle.mock {
             Some(_) if file.oracle.base_url.is_some() => None,
@@ -124,7 +133,7 @@ impl Programs {
             ));
         }
         let (worker, oracle) = (beside("worker")?, beside("oracle-service")?);
-        Ok(Programs { artifacts: artifacts.to_owned(), worker, coordinator: own.clone(), oracle, mock, mocked })
+        Ok(Programs { artifacts: artifacts.to_owned(), worker, coordinator: own()?, oracle, mock, mocked })
     }
 
     fn program(&self, name: &str, executable: &Path, args: &[&str]) -> Program {

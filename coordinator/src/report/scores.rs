@@ -1,4 +1,5 @@
-//! What the impact scores of a variant look like: histogram, share clamped, mean weight by category. Pure.
+//! What the impact scores of a variant look like: histogram, effective number of records, share clamped and mean weight by
+//! category. Pure.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,8 +18,21 @@ pub(super) struct Scores {
     pub(super) n: usize,
     /// Percent of the conflict records whose raw score is not positive, so that their weight is 0.
     pub(super) clamped_share: f64,
+    /// The same of the records of each conflict category.
+    pub(super) clamped_share_of: BTreeMap<&'static str, f64>,
     /// Mean weight of the records of each conflict category.
     pub(super) mean_weight: BTreeMap<&'static str, f64>,
+    /// (Σw)² / Σw² of all records, of RETAIN too where a method weighs them: so many of equal weight would spread the
+    /// update as much. 0 where all weights are 0.
+    pub(super) effective_records: f64,
+}
+
+/// What is summed up over the records of a category.
+#[derive(Default)]
+struct Sums {
+    records: usize,
+    clamped: usize,
+    weight: f64,
 }
 
 /// Counts of equally wide bins: bin i holds `edges[i] < score ≤ edges[i + 1]`, the first its lower edge too. Where 0
@@ -31,28 +45,36 @@ pub(super) struct Histogram {
 
 pub(super) fn of(records: &[Record], file: &Path) -> Result<Scores> {
     let mut raw = Vec::new();
-    let mut weights: BTreeMap<&str, (f64, usize)> = BTreeMap::new();
+    let mut categories: BTreeMap<&str, Sums> = BTreeMap::new();
+    let (mut sum, mut squares) = (0.0, 0.0);
     for (index, record) in records.iter().enumerate() {
         let wanted = |field| Error::field(file, index, field, "is missing; score the records first");
         let category = record.category.ok_or_else(|| wanted("category"))?;
+        let weight = record.impact_score.unwrap_or_default();
+        sum += weight;
+        squares += weight * weight;
         if category == Category::Retain {
             continue;
         }
-        raw.push(record.raw_score.ok_or_else(|| wanted("raw_score"))?);
+        let score = record.raw_score.ok_or_else(|| wanted("raw_score"))?;
         let weight = record.impact_score.ok_or_else(|| wanted("impact_score"))?;
-        let (sum, count) = weights.entry(category.name()).or_default();
-        *sum += weight;
-        *count += 1;
+        raw.push(score);
+        let sums = categories.entry(category.name()).or_default();
+        sums.records += 1;
+        sums.clamped += usize::from(score <= 0.0);
+        sums.weight += weight;
     }
     if raw.is_empty() {
         return Err(Error::file(file, "holds no INVERT and no PUNISH record, so there are no scores to report"));
     }
-    let clamped = raw.iter().filter(|score| **score <= 0.0).count();
+    let percent = |clamped: usize, records: usize| 100.0 * clamped as f64 / records as f64;
     Ok(Scores {
         n: raw.len(),
-        clamped_share: 100.0 * clamped as f64 / raw.len() as f64,
+        clamped_share: percent(categories.values().map(|sums| sums.clamped).sum(), raw.len()),
+        clamped_share_of: categories.iter().map(|(name, sums)| (*name, percent(sums.clamped, sums.records))).collect(),
         histogram: histogram(&raw),
-        mean_weight: weights.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect(),
+        mean_weight: categories.iter().map(|(name, sums)| (*name, sums.weight / sums.records as f64)).collect(),
+        effective_records: if squares > 0.0 { sum * sum / squares } else { 0.0 },
     })
 }
 
@@ -98,6 +120,24 @@ mod tests {
             assert_eq!(clamped, scores.iter().filter(|score| **score <= 0.0).count(), "{scores:?}");
             assert_eq!(counts.iter().sum::<usize>(), scores.len());
         }
+    }
+
+    #[test]
+    fn the_effective_number_counts_every_weight() {
+        let record = |category, weight| Record {
+            category: Some(category),
+            raw_score: Some(weight),
+            impact_score: Some(weight),
+            ..Record::default()
+        };
+        let effective = |weights: &[(Category, f64)]| {
+            let records: Vec<Record> = weights.iter().map(|(category, weight)| record(*category, *weight)).collect();
+            of(&records, Path::new("weighted.json")).unwrap().effective_records
+        };
+        use Category::{Invert, Punish, Retain};
+        assert_eq!(effective(&[(Invert, 2.0), (Punish, 2.0), (Invert, 0.0), (Retain, 0.0)]), 2.0);
+        assert_eq!(effective(&[(Invert, 1.0), (Retain, 1.0), (Retain, 1.0)]), 3.0, "U2A weighs some of RETAIN");
+        assert_eq!(effective(&[(Punish, 0.0)]), 0.0);
     }
 
     #[test]

@@ -139,13 +139,34 @@ fn scores_are_of_the_conflict_records() {
     let dir = small_run();
     let score = &report(dir.path())["variants"][1]["score"];
     assert_eq!(score["clamped_share"], 50.0);
+    assert_eq!(score["clamped_share_of"], json!({"INVERT": 50.0, "PUNISH": 50.0}));
     assert_eq!(score["mean_weight"], json!({"INVERT": 1.125, "PUNISH": 0.375}));
+    // Weights 2.25 and 0.75: 9 / 5.625.
+    assert_eq!(score["effective_records"], 1.6);
     let counts: Vec<u64> = serde_json::from_value(score["histogram"]["counts"].clone()).unwrap();
     assert_eq!(counts.len(), 20);
     // Scores −1, 0, 1 and 3 in bins of width 0.2 from −1, each with its upper edge.
     let filled: Vec<usize> = counts.iter().enumerate().filter(|(_, count)| **count == 1).map(|(bin, _)| bin).collect();
     assert_eq!(filled, [0, 4, 9, 19]);
     assert_eq!(score["histogram"]["edges"][20], 3.0);
+}
+
+#[test]
+fn all_forms_show_histogram_and_shares_clamped() {
+    let dir = small_run();
+    let records: Vec<Value> = shared::input::read_all(&dir.path().join("trace/weighted_dataset.json")).unwrap();
+    // Without its second half no PUNISH record is left.
+    write(dir.path(), "trace/weighted_dataset.json", Value::from(records[..2].to_vec()));
+    let made = make(dir.path()).unwrap();
+    let (markdown, html) = (read(&made.markdown), read(&made.html));
+    let cells = ["2", "1.0", "50.0", "50.0", "–", "1.125", "–"];
+    assert!(markdown.contains(&format!("| trace | {} |", cells.join(" | "))), "{markdown}");
+    assert!(html.contains(&cells.map(|cell| format!("<td>{cell}</td>")).concat()), "{html}");
+    assert!(made.text.contains("clamped % PUNISH"), "{}", made.text);
+    for form in [&markdown, &html] {
+        assert!(form.contains("Raw scores of trace"), "{form}");
+    }
+    assert!(html.contains("50.0 % of 2 conflict records clamped (grey)."), "{html}");
 }
 
 #[test]

@@ -110,6 +110,23 @@ pub(super) fn score_shard(records: &Path, out: &Path) -> Vec<String> {
     pairs(&[("--dataset-json-path", text(records)), ("--out", text(out))])
 }
 
+/// Explanation of a record's score, from the options that its variant's records were scored with. Nothing is written, so
+/// the gradient's file is not named.
+pub(super) fn explain(scored_with: &[String], records: &Path, index: usize) -> Vec<String> {
+    let mut args = Vec::new();
+    let mut options = scored_with.iter();
+    while let Some(option) = options.next() {
+        match option.as_str() {
+            "--raw-only" => {}
+            "--gold-gradient" => _ = options.next(),
+            _ => args.push(option.clone()),
+        }
+    }
+    args.extend(pairs(&[("--dataset-json-path", text(records)), ("--explain", index.to_string())]));
+    args.push("--json".to_owned());
+    args
+}
+
 /// Merging of a variant's adapter.
 pub(super) fn merge(context: &Context, variant: usize) -> Vec<String> {
     let own = context.run_dir.join(&context.variant(variant).name);

@@ -27,9 +27,9 @@ const FORMAT: u32 = 1;
 pub(super) struct Manifest {
     format: u32,
     pub(super) stage: String,
-    parameters: Value,
-    inputs: Vec<FileState>,
-    outputs: Vec<FileState>,
+    pub(super) parameters: Value,
+    pub(super) inputs: Vec<FileState>,
+    pub(super) outputs: Vec<FileState>,
     /// Tasks it was cut into, on workers.
     tasks: Vec<String>,
     code_version: String,

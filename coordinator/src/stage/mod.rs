@@ -1,5 +1,4 @@
 //! What the stages of a run do: begin (is it done already? which tasks?), carry out, finish (join, manifest).
-
 //!
 //! Every kind of stage goes the same way. `begin` compares the manifest with parameters, inputs and outputs: where all
 //! match, the stage is done. Else, if it was begun before with the same parameters and inputs, what it left stays and the
@@ -14,6 +13,8 @@ mod local;
 mod manifest;
 mod oracle;
 mod score;
+pub(crate) mod scored;
+mod shards;
 mod spec;
 mod summary;
 
@@ -163,18 +164,19 @@ pub(crate) fn finish(context: &Context, stage: usize, seconds: f64) -> Result<Ou
         return Ok(Outcome { seconds, ..Outcome::default() });
     }
     let paths = context.paths(stage);
-    match work {
+    let warning = match work {
+        Work::Correct => crate::corrections::count(&context.at("triage/corrected.json"))?.warning(),
+        Work::Gold(variant) => score::gold_warning(context, variant)?,
         Work::Score(variant) => score::finish(context, variant, &paths.shards())?,
-        Work::Generate(variant) => generate::finish(context, variant, &paths.shards())?,
-        _ => {}
-    }
+        Work::Generate(variant) => {
+            generate::finish(context, variant, &paths.shards())?;
+            None
+        }
+        _ => None,
+    };
     let spec = spec::of(context, work)?;
     let name = &context.plan.stages[stage].name;
     let outcome = manifest::finish(&spec, &paths, &context.run_dir, name, (seconds, context.incarnation))?;
-    let warning = match work {
-        Work::Correct => crate::corrections::count(&context.at("triage/corrected.json"))?.warning(),
-        _ => None,
-    };
     Ok(Outcome { warning, ..outcome })
 }
 

@@ -258,3 +258,17 @@ fn told(context: &Context, args: &[String]) -> Vec<String> {
     };
     args.iter().map(|arg| inside(arg).unwrap_or_else(|| arg.clone())).collect()
 }
+
+/// Returns options that were [`told`] with their paths where the run's folder lies now.
+pub(super) fn untold(run_dir: &Path, args: &[String]) -> Vec<String> {
+    let whole = |arg: &String| match arg.strip_prefix("run:") {
+        Some(path) => run_dir.join(path).display().to_string(),
+        None => arg.clone(),
+    };
+    args.iter().map(whole).collect()
+}
+
+/// Returns whether a file of a run's folder, by its path in it, is one of those that [`Context::records`] names.
+pub(super) fn is_of_records(path: &Path) -> bool {
+    path.starts_with("triage") || path.starts_with("splits")
+}

@@ -80,6 +80,16 @@ impl TestRun {
             .unwrap();
     }
 
+    /// Scores the variant trace, whose gold batch is drawn; the score of a record is a function of it.
+    fn score(&self, raw: impl Fn(&Value) -> f64) -> Outcome {
+        for task in self.todo("score-trace") {
+            let mut records: Vec<Value> = shared::input::read_all(&records_of(self, &task)).unwrap();
+            records.iter_mut().for_each(|record| record["raw_score"] = json!(raw(record)));
+            write_json(&self.context.run_dir.join(&task.outputs[0]), &records).unwrap();
+        }
+        self.finish("score-trace")
+    }
+
     fn trained(&self, folder: &str) {
         for file in
             ["metrics.jsonl", "train_summary.json", "run.json", "adapter_config.json", "adapter_model.safetensors"]
@@ -159,10 +169,8 @@ fn scores_of_shards_become_weights_once() {
     assert!(tasks[0].args.contains(&"--raw-only".to_owned()), "{:?}", tasks[0].args);
     let mut raw = 0.0;
     for (number, task) in tasks.iter().enumerate() {
-        let records: Vec<Value> =
-            shared::input::read_all(&run.context.run_dir.join(format!("stages/score-trace/records-000{number}.json")))
-                .unwrap();
-        assert_eq!(records.len(), if number == 2 { 2 } else { 3 });
+        let records: Vec<Value> = shared::input::read_all(&records_of(&run, task)).unwrap();
+        assert_eq!(records.len(), [3, 2, 3][number], "records of equal cost");
         let scores: Vec<Value> = records
             .into_iter()
             .map(|mut record| {
@@ -175,7 +183,7 @@ fn scores_of_shards_become_weights_once() {
         let left = run.todo("score-trace").len();
         assert_eq!(left, 2 - number, "what is there is not done again");
     }
-    run.finish("score-trace");
+    assert_eq!(run.finish("score-trace").warning, None);
     let scored = run.json("trace/weighted_dataset.json");
     let scored = scored.as_array().unwrap();
     assert_eq!(scored.len(), 11);
@@ -190,20 +198,92 @@ fn scores_of_shards_become_weights_once() {
     assert!(run.is_done("score-trace"));
 }
 
+/// Returns the file of records of a shard's task.
+fn records_of(run: &TestRun, task: &Task) -> PathBuf {
+    run.context.run_dir.join(task.outputs[0].to_str().unwrap().replace("scores-", "records-"))
+}
+
 #[test]
 fn a_shard_of_other_records_is_not_joined() {
     let run = TestRun::new(QUICKSTART, &[]);
     run.deployed_and_labelled(3);
     run.write("trace/gold.json", "[]");
     run.write("trace/gold_gradient.safetensors", "gradient");
-    run.todo("score-trace");
+    // As a version that cut by numbers named it.
+    run.write("stages/score-trace/scores-0000.json", "[]");
+    let tasks = run.todo("score-trace");
+    let scores = tasks[0].outputs[0].to_str().unwrap();
+    let failed = || finish(&run.context, run.index("score-trace"), 0.0).unwrap_err().to_string();
+    let error = failed();
+    assert!(
+        error.contains(scores) && error.contains("is missing") && error.contains("submit the run again"),
+        "{error}"
+    );
     let other = json!({"prompt": "x", "chosen": "c", "rejected": "r", "raw_score": 1.0});
-    run.write("stages/score-trace/scores-0000.json", &json!([other, other]).to_string());
-    let error = finish(&run.context, run.index("score-trace"), 0.0).unwrap_err().to_string();
-    assert!(error.contains("scores-0000.json: record 0: is another record"), "{error}");
-    run.write("stages/score-trace/scores-0000.json", &json!([other]).to_string());
-    let error = finish(&run.context, run.index("score-trace"), 0.0).unwrap_err().to_string();
+    run.write(scores, &json!([other, other]).to_string());
+    let error = failed();
+    assert!(error.contains(&format!("{scores}: record 0: is another record")), "{error}");
+    run.write(scores, &json!([other]).to_string());
+    let error = failed();
     assert!(error.contains("holds 1 scores for 2 records"), "{error}");
+}
+
+#[test]
+fn what_is_wanting_in_scores_and_gold_batch_is_told() {
+    let run = TestRun::new(QUICKSTART, &[]);
+    run.deployed_and_labelled(12);
+    run.todo("gold-trace");
+    run.write("trace/gold_gradient.safetensors", "gradient");
+    let warning = run.finish("gold-trace").warning.unwrap();
+    assert!(
+        warning.starts_with("the gold batch has 11 of the 192 pairs asked for (4 INVERT, 4 PUNISH, 3 RETAIN)"),
+        "{warning}"
+    );
+    let warning = run.score(|record| if record["category"] == "INVERT" { 1.0 } else { -1.0 }).warning.unwrap();
+    assert!(warning.starts_with("no PUNISH record gets a weight"), "{warning}");
+    assert!(warning.contains("(clamped: INVERT 0 of 4, PUNISH 4 of 4)"), "{warning}");
+}
+
+#[test]
+fn how_records_were_scored_is_told_afterwards() {
+    let run = TestRun::new(QUICKSTART, &[]);
+    let run_dir = &run.context.run_dir;
+    run.deployed_and_labelled(12);
+    run.todo("gold-trace");
+    run.write("trace/gold_gradient.safetensors", "gradient");
+    run.finish("gold-trace");
+    assert_eq!(scored::variants(run_dir), [""; 0]);
+    let says = |variant: &str| scored::of(run_dir, variant).unwrap_err().to_string();
+    assert!(says("trace").contains("variant trace has no scores: it is scored later"), "{}", says("trace"));
+    run.todo("score-trace");
+    assert!(says("trace").contains("is being scored"), "{}", says("trace"));
+    run.score(|_| 1.0);
+
+    assert_eq!(scored::variants(run_dir), ["trace"]);
+    assert!(says("trac").contains("(scored are: trace)"), "{}", says("trac"));
+    let told = scored::of(run_dir, "trace").unwrap();
+    assert_eq!((told.method.name(), &told.model), ("trace", &run_dir.join("base")));
+    assert_eq!(
+        (&told.records, &told.weighted),
+        (&run_dir.join("triage/corrected.json"), &run_dir.join("trace/weighted_dataset.json"))
+    );
+    let args = told.explain_args(7).join(" ").replace(&run_dir.display().to_string(), "RUN");
+    assert!(
+        args.starts_with("--model-name-or-path RUN/base --method trace --gold RUN/trace/gold.json --seed 1 "),
+        "{args}"
+    );
+    assert!(args.ends_with(" --dataset-json-path RUN/triage/corrected.json --explain 7 --json"), "{args}");
+    assert!(!args.contains("--raw-only"), "{args}");
+
+    told.check_inputs().unwrap();
+    run.write("base/model.safetensors", "other weights");
+    let error = told.check_inputs().unwrap_err().to_string();
+    assert!(error.contains("base/model.safetensors") && error.contains("submit the run again"), "{error}");
+    std::fs::remove_dir_all(run_dir.join("base")).unwrap();
+    let error = told.check_inputs().unwrap_err().to_string();
+    assert!(error.contains("base: is missing; the scores of trace were made with this model"), "{error}");
+    run.write("trace/weighted_dataset.json", "[]");
+    assert!(says("trace").contains("trace/weighted_dataset.json: is not there any more"), "{}", says("trace"));
 }
 
 #[test]

@@ -32,6 +32,12 @@ fn drawn_from(pairs: &[GoldPair]) -> Vec<(usize, Option<usize>)> {
         .collect()
 }
 
+/// Draws from all records of a file.
+fn draw(records: &[Record], options: GoldOptions) -> Result<Vec<GoldPair>> {
+    let index: Vec<usize> = (0..records.len()).collect();
+    super::draw(Pool { file: Path::new("pairs.json"), records, index: &index }, options).map(|drawn| drawn.pairs)
+}
+
 fn size(size: usize) -> GoldOptions {
     GoldOptions { size, ..GoldOptions::default() }
 }
@@ -99,7 +105,8 @@ fn corrections_replace_unrelated_responses_and_change_no_other_pair() {
 fn punish_records_alone_need_corrections() {
     let mut records = repeated("P", 6);
     let message = draw(&records, size(4)).unwrap_err().to_string();
-    assert!(message.contains("no gold pair can be drawn: 6 records"), "{message}");
+    let says = "pairs.json: no gold pair can be drawn: 6 records (0 INVERT, 6 PUNISH, 0 RETAIN), size 4; ";
+    assert!(message.starts_with(says), "{message}");
     records[3].oracle_response = Some("corrected".into());
     assert!(draw(&records, size(4)).is_err());
     let pairs = draw(&records, GoldOptions { use_corrections: true, ..size(4) }).unwrap();
@@ -110,7 +117,36 @@ fn punish_records_alone_need_corrections() {
 fn a_record_without_category_is_named() {
     let mut records = repeated("R", 3);
     records[1].category = None;
-    assert!(draw(&records, size(2)).unwrap_err().to_string().starts_with("record 1 has no category"));
+    let message = draw(&records, size(2)).unwrap_err().to_string();
+    assert!(message.starts_with("pairs.json: record 1: field \"category\": is missing"), "{message}");
+}
+
+#[test]
+fn origins_name_places_in_the_file() {
+    // Records 0 and 2 of the file have no text and are not drawn from.
+    let (records, index) = (repeated("RIP", 3), [1, 3, 4]);
+    let drawn = super::draw(Pool { file: Path::new("pairs.json"), records: &records, index: &index }, size(3)).unwrap();
+    let from = drawn_from(&drawn.pairs);
+    assert_eq!((from[0], from[1], from[2].0), ((1, None), (3, None), 4));
+    assert!([Some(1), Some(3)].contains(&from[2].1), "{from:?}");
+    assert_eq!(drawn.warnings, [""; 0]);
+}
+
+#[test]
+fn what_is_wanting_is_told_with_counts() {
+    let records = repeated("RI", 10);
+    let index: Vec<usize> = (0..10).collect();
+    let drawn =
+        super::draw(Pool { file: Path::new("pairs.json"), records: &records, index: &index }, size(64)).unwrap();
+    let [empty, short] = &drawn.warnings[..] else { panic!("{:?}", drawn.warnings) };
+    assert!(empty.starts_with("there is no PUNISH record among those"), "{empty}");
+    assert!(empty.contains("(5 INVERT, 0 PUNISH, 5 RETAIN)"), "{empty}");
+    assert!(
+        short.starts_with("the gold batch has 10 of the 64 pairs asked for (5 INVERT, 0 PUNISH, 5 RETAIN)"),
+        "{short}"
+    );
+    let all = CategoryCounts::of([Category::Punish]);
+    assert!(warnings(all, &drawn.pairs, 10)[0].starts_with("there is no INVERT and no RETAIN record"));
 }
 
 #[test]

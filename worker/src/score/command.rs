@@ -142,6 +142,7 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
     }
     let promotions = Promotions::of(&settings.recipe, set)?;
     if !args.raw_only {
+        set.warn_of_clamped(&scores.raw_scores());
         promotions.keep(&shared::output::sibling(out, "_quality"))?;
         promotions.warn(&set.file);
     }

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde_json::json;
-use shared::gold::{ChosenFrom, GoldOptions, GoldPair};
+use shared::gold::{GoldOptions, GoldPair, Pool};
 use shared::record::Record;
 use shared::weights;
 
@@ -75,6 +75,13 @@ pub struct Scores {
     pub curvature: Vec<Report>,
     /// Holds the raw scores until the caller has written them.
     pub journal: Journal,
+}
+
+impl Scores {
+    /// Returns the raw scores alone.
+    pub fn raw_scores(&self) -> Vec<Option<f64>> {
+        self.raw.iter().map(|raw| raw.as_ref().map(|raw| raw.score)).collect()
+    }
 }
 
 /// What scoring says about one record.
@@ -233,33 +240,16 @@ pub fn gold_batch(set: &DataSet, settings: &ScoreSettings) -> Result<Vec<GoldPai
     if let Some(file) = &settings.args.gold {
         return Ok(shared::gold::read(file)?);
     }
-    if let Some(untriaged) = set.records.iter().position(|record| record.category.is_none()) {
-        let problem =
-            "field \"category\" is missing, so no gold batch can be drawn; triage the records, or give --gold";
-        return Err(Error::record(&set.file, set.index[untriaged], problem));
-    }
     let options = GoldOptions {
         size: settings.args.gold_batch_size,
         seed: settings.args.gold_seed,
         use_corrections: settings.args.gold_corrections
             || matches!(settings.recipe.method, Method::OraclePunish | Method::DpoGold),
     };
-    let mut drawn = shared::gold::draw(&set.records, options)?;
-    // The draw counts usable records; the file's own indices are what a person looks up.
-    for origin in drawn.iter_mut().filter_map(|pair| pair.origin.as_mut()) {
-        origin.record = set.index[origin.record];
-        if let Some(ChosenFrom::Record(other)) = &mut origin.chosen_from {
-            *other = set.index[*other];
-        }
-    }
-    if drawn.len() < settings.args.gold_batch_size {
-        tracing::warn!(
-            "the gold batch has {} pairs, {} were asked for: too few RETAIN, INVERT and PUNISH records",
-            drawn.len(),
-            settings.args.gold_batch_size
-        );
-    }
-    Ok(drawn)
+    let pool = Pool { file: &set.file, records: &set.records, index: &set.index };
+    let drawn = shared::gold::draw(pool, options)?;
+    drawn.warnings.iter().for_each(|warning| tracing::warn!("{}: {warning}", set.file.display()));
+    Ok(drawn.pairs)
 }
 
 /// Returns a hash of records' content.

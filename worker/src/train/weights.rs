@@ -53,6 +53,7 @@ pub(super) fn keep_scores(args: &TrainArgs, run: &RunFolder, set: &DataSet, scor
         shared::output::write_json(&gold_out, &scores.gold)?;
     }
     score::write_weighted(&weighted_file(run), set, &args.recipe(), &scores)?;
+    set.warn_of_clamped(&scores.raw_scores());
     scores.journal.remove()
 }
 

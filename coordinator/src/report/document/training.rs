@@ -143,21 +143,40 @@ pub(in crate::report) fn part_name(part: &str) -> &str {
 pub(super) fn scores(variants: &[Variant]) -> Section {
     let scored: Vec<(&Variant, &Scores)> =
         variants.iter().filter_map(|variant| Some((variant, variant.score.as_ref()?))).collect();
-    let heads = ["variant", "conflict records", "clamped %", "mean weight INVERT", "mean weight PUNISH"];
+    let heads = [
+        "variant",
+        "conflict records",
+        "effective",
+        "clamped %",
+        "clamped % INVERT",
+        "clamped % PUNISH",
+        "mean weight INVERT",
+        "mean weight PUNISH",
+    ];
     let mut summary = Table::new("Impact scores", &heads);
     let mut histograms = Vec::new();
     for (variant, scores) in &scored {
+        let share = |share: Option<&f64>| share.map_or(DASH.to_owned(), |share| format!("{share:.1}"));
+        let clamped = |category| share(scores.clamped_share_of.get(category));
         let weight = |category| number(scores.mean_weight.get(category).copied());
-        let name = variant.name.clone();
-        let clamped = format!("{:.1}", scores.clamped_share);
-        summary.push([name, scores.n.to_string(), clamped, weight("INVERT"), weight("PUNISH")]);
+        summary.push([
+            variant.name.clone(),
+            scores.n.to_string(),
+            format!("{:.1}", scores.effective_records),
+            share(Some(&scores.clamped_share)),
+            clamped("INVERT"),
+            clamped("PUNISH"),
+            weight("INVERT"),
+            weight("PUNISH"),
+        ]);
         histograms.push(histogram(&variant.name, scores));
     }
     let sentence = if scored.is_empty() {
         "No variant weighs its records, so there are no impact scores."
     } else {
         "The impact score of a conflict record says how far its gradient goes along that of the gold batch. Scores of 0 and \
-         less are clamped: such a record gets no weight."
+         less are clamped: such a record gets no weight. The effective number of records is (Σw)²/Σw²: so many of equal weight \
+         would spread the update as much."
     };
     let tables = if scored.is_empty() { Vec::new() } else { [summary].into_iter().chain(histograms).collect() };
     Section { id: "scores", title: "Impact scores", paragraphs: vec![sentence.to_owned()], tables }
