@@ -1,10 +1,11 @@
 //! Impact scores as directional derivatives (spec 5.6).
 //!
-//! g_J comes from one accumulated backward pass over the gold batch. A record's score ⟨g_J, g_i⟩ is then the derivative
-//! of its loss when the adapter moves along g_J: one forward pass that carries the derivative of the hidden states gives
-//! those of the log-probs, ḣ·(W[y] − Σ_v p_v W[v]), and with the slopes of the loss the scores of a whole pack, exactly.
-//! No backward pass, and no gradient per record, is ever formed.
+//! g_J comes from one accumulated backward pass over the gold batch, by an adapter's factors or by the model's own
+//! weights. A record's score ⟨g_J, g_i⟩ is then the derivative of its loss when these move along g_J: one forward pass
+//! that carries the derivative of the hidden states gives those of the log-probs (see [`head::log_probs_along`]), and with
+//! the slopes of the loss the scores of a whole pack, exactly. No backward pass, and no gradient per record, is ever formed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Kind, Tensor};
@@ -14,8 +15,9 @@ use crate::model::decoder::Decoder;
 use crate::model::head;
 use crate::model::lora::{Factors, Lora};
 use crate::model::pack::{Pack, group_sums};
-use crate::model::tangent::Move;
+use crate::model::tangent::{Direction, Move};
 use crate::model::tensor_file::{self, TensorFile};
+use crate::model::weight_space::{Space, Weights};
 use crate::objective::step::{self, Item, NotFinite, Policy, Settings, term_loss, to_f64};
 
 /// Returns the items' summed loss and its gradient at the adapter given, with the adapter's own shape; `rows` items are
@@ -37,13 +39,7 @@ pub fn gradient(
             tensor.zero_grad();
         }
     }
-    let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false, recompute: false };
-    let result = items.chunks(rows.max(1)).try_fold(0.0, |sum, items| {
-        let items: Vec<&Item> = items.iter().collect();
-        let parts = step::accumulate(policy, &items, settings, 1.0, None)?;
-        beat();
-        Ok(sum + parts.total())
-    });
+    let result = summed(decoder, adapter, false, items, settings, rows, beat);
     let taken = |tensor: &Tensor| {
         let gradient = tensor.grad();
         let copy = if gradient.defined() { gradient.copy() } else { tensor.zeros_like() };
@@ -57,6 +53,59 @@ pub fn gradient(
         .map(|modules| modules.each_ref().map(|f| f.as_ref().map(|f| Factors { a: taken(&f.a), b: taken(&f.b) })))
         .collect();
     result.map(|value| (value, Lora { config: adapter.config.clone(), factors }))
+}
+
+/// Returns the items' summed loss and its gradient by the decoder's own weights in a space, at the adapter given, which
+/// is fixed; summed in f32. `rows` items are computed together, and `beat` is called after them.
+///
+/// # Errors
+/// A loss that is not finite.
+pub fn weight_gradient(
+    decoder: &Decoder,
+    adapter: &Lora,
+    space: &Space,
+    items: &[Item],
+    settings: &Settings,
+    rows: usize,
+    beat: &mut dyn FnMut(),
+) -> std::result::Result<(f64, Weights), NotFinite> {
+    let adapter = &adapter.detached();
+    let sum = Weights::of(decoder, space.clone());
+    let mut sums: BTreeMap<String, Tensor> = sum.named().into_iter().collect();
+    // Same weights, gradients of its own: they are gone with it.
+    let trained = decoder.trained(|name| sums.contains_key(name));
+    let own = trained.named_parameters();
+    let value = summed(&trained, adapter, sum.head().is_some(), items, settings, rows, &mut || {
+        for (name, weight) in &own {
+            let gradient = weight.grad();
+            if let Some(sum) = sums.get_mut(name).filter(|_| gradient.defined()) {
+                let _ = tch::no_grad(|| sum.g_add_(&gradient));
+                weight.shallow_clone().zero_grad();
+            }
+        }
+        beat();
+    })?;
+    Ok((value, sum))
+}
+
+/// Returns the items' summed loss, and adds its gradient to whatever tensors require one; `taken` is called after every
+/// `rows` items.
+fn summed(
+    decoder: &Decoder,
+    adapter: &Lora,
+    train_head: bool,
+    items: &[Item],
+    settings: &Settings,
+    rows: usize,
+    taken: &mut dyn FnMut(),
+) -> std::result::Result<f64, NotFinite> {
+    let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head, recompute: false };
+    items.chunks(rows.max(1)).try_fold(0.0, |sum, items| {
+        let items: Vec<&Item> = items.iter().collect();
+        let parts = step::accumulate(policy, &items, settings, 1.0, None)?;
+        taken();
+        Ok(sum + parts.total())
+    })
 }
 
 /// What to do about a gold pair whose loss is not finite.
@@ -139,18 +188,18 @@ impl PackScores {
 pub fn pack_scores(
     decoder: &Decoder,
     adapter: &Lora,
-    direction: &Lora,
+    direction: Direction<'_>,
     items: &[&Item],
     settings: &Settings,
     is_fresh: bool,
 ) -> PackScores {
     let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), decoder.device);
     let along = decoder.forward_along(&pack, Move { adapter, direction, is_fresh });
-    let log_probs = head::pulled_log_probs(&along.hidden, decoder.head(), &pack.targets);
-    let s = group_sums(&to_f64(&log_probs.values), &pack.scored_counts);
-    // d(log-prob)/dε of every scored token, summed over those of a sequence.
-    let moved = (log_probs.pulls * along.tangent.to_kind(Kind::Float)).sum_dim_intlist(-1, false, Kind::Float);
-    let moved = group_sums(&to_f64(&moved), &pack.scored_counts);
+    // d(log-prob)/dε of every scored token.
+    let (log_probs, moved) =
+        head::log_probs_along(&along.hidden, &along.tangent, decoder.head(), direction.head(), &pack.targets);
+    let of_sequences = |tokens: &Tensor| group_sums(&to_f64(tokens), &pack.scored_counts);
+    let (s, moved) = (of_sequences(&log_probs), of_sequences(&moved));
     let s_ref = if is_fresh { s.clone() } else { step::log_prob_sums(decoder, None, &pack) };
 
     let (mut raw, mut at) = (Vec::with_capacity(items.len()), 0);

@@ -19,6 +19,7 @@ use crate::journal::Journal;
 use crate::model::adapter_file;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
+use crate::model::tangent::Direction;
 use crate::model_folder;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Method, Recipe};
@@ -160,7 +161,14 @@ pub fn score(
             None => {
                 control.pass("score.pack");
                 control.go_on()?;
-                let scores = direction::pack_scores(decoder, adapter, &direction, pack, &objective, adapter_is_fresh);
+                let scores = direction::pack_scores(
+                    decoder,
+                    adapter,
+                    Direction::Adapter(&direction),
+                    pack,
+                    &objective,
+                    adapter_is_fresh,
+                );
                 beat()?;
                 if let Some(bad) = scores.first_not_finite(pack) {
                     let problem = format!(

@@ -15,6 +15,7 @@ use crate::dataset::{self, DataSet};
 use crate::error::Result;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
+use crate::model::tangent::Direction;
 use crate::objective::step::{Item, Settings};
 use crate::reference::{self, Known};
 
@@ -46,7 +47,8 @@ pub fn of_gold_items(
     let (_, own) = direction::gradient(decoder, adapter, std::slice::from_ref(item), settings, 1, &mut || ())
         .map_err(|bad| bad.in_file(file, "look at the record's text, and at the model's weights and --dtype"))?;
     let packs = dataset::packs(gold.iter().copied(), pack_tokens);
-    let scores = packs.iter().map(|pack| pack_scores(decoder, adapter, &own, pack, settings, is_fresh));
+    let scores =
+        packs.iter().map(|pack| pack_scores(decoder, adapter, Direction::Adapter(&own), pack, settings, is_fresh));
     Ok(scores.flat_map(|scores| scores.raw).collect())
 }
 

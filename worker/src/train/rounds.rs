@@ -17,6 +17,7 @@ use crate::control::Control;
 use crate::dataset::{self, DataSet, GoldFile};
 use crate::error::{Error, Result};
 use crate::model::lora::Lora;
+use crate::model::tangent::Direction;
 use crate::objective::step::{self, Item, LossParts, Policy, Settings, to_f64};
 use crate::reference::{self, Known};
 use crate::score::{self, ScoreSettings, direction};
@@ -225,7 +226,14 @@ impl Rounds {
         let mut deltas = Vec::with_capacity(items.len());
         for (i, pack) in dataset::packs(items.iter().copied(), self.settings.pack_tokens).iter().enumerate() {
             if i % world == rank {
-                let scores = direction::pack_scores(policy.decoder, &adapter, &direction, pack, &self.objective, false);
+                let scores = direction::pack_scores(
+                    policy.decoder,
+                    &adapter,
+                    Direction::Adapter(&direction),
+                    pack,
+                    &self.objective,
+                    false,
+                );
                 deltas.extend(scores.raw);
             } else {
                 deltas.extend(std::iter::repeat_n(0.0, pack.len()));
