@@ -21,6 +21,7 @@ use crate::generate::{cache, sample::Sampling};
 use crate::measure;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
+use crate::model::tangent::Direction;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{Item, Settings};
@@ -198,7 +199,7 @@ fn score(
     let gold_seconds = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
     for pack in dataset::packs(items.iter(), args.pack_tokens) {
-        direction::pack_scores(decoder, adapter, &direction, &pack, &SETTINGS, true);
+        direction::pack_scores(decoder, adapter, Direction::Adapter(&direction), &pack, &SETTINGS, true);
     }
     Ok(json!({ "seconds": begun.elapsed().as_secs_f64(), "gold_seconds": gold_seconds, "gold_pairs": gold_pairs }))
 }

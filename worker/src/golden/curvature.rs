@@ -7,6 +7,7 @@ use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{self, Item, Settings};
 use crate::score::cg::Limits;
 use crate::score::curvature::GaussNewton;
+use crate::score::options::ScoreSpace;
 use crate::score::point::Point;
 use crate::score::vector::Vector;
 use shared::quality::Filter;
@@ -43,10 +44,10 @@ fn random(point: Point<'_>) -> Vector {
 fn at_points(check: impl Fn(&str, Point<'_>)) {
     let decoder = decoder("tied");
     let fresh = adapter(&decoder, "adapter-start");
-    check("fresh", Point { decoder: &decoder, adapter: &fresh, is_fresh: true });
+    check("fresh", Point { decoder: &decoder, adapter: &fresh, is_fresh: true, space: ScoreSpace::Adapter });
     let moved = adapter(&decoder, "adapter-start");
     give_b_values(&moved);
-    check("moved", Point { decoder: &decoder, adapter: &moved, is_fresh: false });
+    check("moved", Point { decoder: &decoder, adapter: &moved, is_fresh: false, space: ScoreSpace::Adapter });
 }
 
 /// The rows √(c/n)·Jᵀd of the matrix, [m, parameters] in f64. A record's own loss has the gradient slope·Jᵀd, whatever the

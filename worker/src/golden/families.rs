@@ -8,6 +8,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::Extras;
 use crate::model::lora::{LoraConfig, Module};
 use crate::model::pack::{Pack, Want};
+use crate::model::tangent::Direction;
 use crate::model::tensor_file::TensorFile;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Part, Term};
@@ -292,7 +293,7 @@ fn scores_are_dot_products_of_gradients_in_every_family() {
         let gold = with_reference(shape.pair());
         let direction =
             gold_gradient(&decoder, &adapter, std::slice::from_ref(&gold), &SETTINGS, 1, Path::new("gold")).unwrap();
-        let ours = pack_scores(&decoder, &adapter, &direction, &[&item], &SETTINGS, is_fresh);
+        let ours = pack_scores(&decoder, &adapter, Direction::Adapter(&direction), &[&item], &SETTINGS, is_fresh);
         let gradient = |item: &Item| {
             let parameters = trained(adapter.named_parameters());
             let policy = Policy {

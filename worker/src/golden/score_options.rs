@@ -9,6 +9,7 @@ use super::*;
 use crate::dataset::{GoldFile, gold_items};
 use crate::objective::method::{Method, Recipe};
 use crate::score::engine::Engine;
+use crate::score::options::ScoreSpace;
 use crate::score::point::Point;
 use crate::score::vector::Vector;
 use crate::score::{ScoreArgs, ScoreSettings};
@@ -47,7 +48,12 @@ impl World {
     }
 
     fn points(&self) -> [Point<'_>; 2] {
-        let point = |at: usize| Point { decoder: &self.decoder, adapter: &self.adapters[at], is_fresh: at == 0 };
+        let point = |at: usize| Point {
+            decoder: &self.decoder,
+            adapter: &self.adapters[at],
+            is_fresh: at == 0,
+            space: ScoreSpace::Adapter,
+        };
         [point(0), point(1)]
     }
 

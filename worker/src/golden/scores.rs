@@ -4,11 +4,13 @@ use super::*;
 use crate::collective::Alone;
 use crate::control::Control;
 use crate::dataset::{self, GoldFile, gold_items, packs};
+use crate::model::tangent::Direction;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{self, Item, Policy, Settings};
 use crate::reference::{self, Keys, Known};
 use crate::score::direction::{gold_gradient, pack_scores};
+use crate::score::options::ScoreSpace;
 use crate::score::point::Point;
 use crate::score::pull;
 use shared::quality::Filter;
@@ -45,7 +47,9 @@ fn is_fresh(adapter: &Lora) -> bool {
 fn raw(decoder: &Decoder, adapter: &Lora, direction: &Lora, items: &[Item], beta: f64, budget: usize) -> Vec<f64> {
     packs(items.iter(), budget)
         .iter()
-        .flat_map(|pack| pack_scores(decoder, adapter, direction, pack, &settings(beta), is_fresh(adapter)).raw)
+        .flat_map(|pack| {
+            pack_scores(decoder, adapter, Direction::Adapter(direction), pack, &settings(beta), is_fresh(adapter)).raw
+        })
         .collect()
 }
 
@@ -72,7 +76,8 @@ fn scoring_knows_the_reference_log_probs() {
         let direction = gold_direction(&decoder, &adapter, 0.3, 2);
         let mut items = items(Method::Trace, records());
         let all: Vec<&Item> = items.iter().collect();
-        let scores = pack_scores(&decoder, &adapter, &direction, &all, &settings(0.3), is_fresh(&adapter));
+        let scores =
+            pack_scores(&decoder, &adapter, Direction::Adapter(&direction), &all, &settings(0.3), is_fresh(&adapter));
         let mut all: Vec<&mut Item> = items.iter_mut().collect();
         reference::fill(&decoder, &mut all, &Known::default(), None, 300, &Control::default(), &mut Alone).unwrap();
         let computed: Vec<f64> = items.iter().flat_map(|item| item.reference.clone()).collect();
@@ -86,7 +91,8 @@ fn pulls_of_gold_pairs_add_up_to_the_score() {
     let decoder = decoder("tied");
     for name in ["adapter-start", "adapter"] {
         let adapter = adapter(&decoder, name);
-        let point = Point { decoder: &decoder, adapter: &adapter, is_fresh: is_fresh(&adapter) };
+        let point =
+            Point { decoder: &decoder, adapter: &adapter, is_fresh: is_fresh(&adapter), space: ScoreSpace::Adapter };
         let direction = gold_direction(&decoder, &adapter, 0.3, 2);
         for method in [Method::Trace, Method::NoTriage] {
             let mut items = items(method, records());

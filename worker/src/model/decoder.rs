@@ -17,41 +17,11 @@ use super::dropout::Dropout;
 use super::head::Head;
 use super::lora::{Lora, Module};
 use super::pack::Pack;
+use super::parameters::{Layer, Linear, Parameters};
 use super::weights::{self, Checkpoint};
 use crate::error::{Error, Result};
 use crate::measure;
 use crate::placement::{self, Kernel};
-
-/// A linear layer's weight [out, in] and bias [out].
-#[derive(Debug)]
-pub struct Linear {
-    /// [out, in]
-    pub weight: Tensor,
-    /// [out]
-    pub bias: Option<Tensor>,
-}
-
-/// One block.
-#[derive(Debug)]
-pub(super) struct Layer {
-    pub(super) before_attention: Tensor,
-    /// On the attention's result.
-    pub(super) after_attention: Option<Tensor>,
-    pub(super) before_mlp: Tensor,
-    /// On the feed-forward layer's result.
-    pub(super) after_mlp: Option<Tensor>,
-    pub(super) linears: [Linear; 7],
-}
-
-impl Layer {
-    /// Returns the norms besides the first, in the order of [`weights::norms_after_linears`].
-    fn norms_after_linears(&self) -> Vec<&Tensor> {
-        match &self.after_attention {
-            Some(after_attention) => [after_attention, &self.before_mlp].into_iter().chain(&self.after_mlp).collect(),
-            None => vec![&self.before_mlp],
-        }
-    }
-}
 
 /// A decoder with its weights.
 #[derive(Debug)]
@@ -66,11 +36,8 @@ pub struct Decoder {
     pub fingerprint: String,
     /// Hash of all bytes of the weights (see [`Checkpoint::content_hash`]); empty when drawn from a seed.
     pub content: String,
-    embed: Tensor,
+    parameters: Parameters<Tensor>,
     embedding_scale: Option<f64>,
-    layers: Vec<Layer>,
-    norm: Tensor,
-    head: Option<Tensor>,
     rope: Rope,
     store: Kind,
     /// How attention within the blocks of a pack is computed, where a layer's rule lets it.
@@ -127,32 +94,8 @@ impl Decoder {
         for (name, shape) in weights::expected(&config) {
             named.insert(name.clone(), tensor(&name, &shape)?.to_kind(store));
         }
-        let mut take = |name: &str| named.remove(name).expect("expected() lists every tensor that is taken");
-        let embed = take("model.embed_tokens.weight");
-        let mut layers = Vec::with_capacity(config.layers);
-        for layer in 0..config.layers {
-            let mut at = |rest: &str| take(&format!("model.layers.{layer}.{rest}"));
-            let before_attention = at("input_layernorm.weight");
-            let post_attention = at("post_attention_layernorm.weight");
-            let (after_attention, before_mlp, after_mlp) = if config.norms_after {
-                let before_mlp = at("pre_feedforward_layernorm.weight");
-                (Some(post_attention), before_mlp, Some(at("post_feedforward_layernorm.weight")))
-            } else {
-                (None, post_attention, None)
-            };
-            layers.push(Layer {
-                before_attention,
-                after_attention,
-                before_mlp,
-                after_mlp,
-                linears: Module::ALL.map(|module| Linear {
-                    weight: at(&format!("{}.weight", module.path())),
-                    bias: weights::has_bias(&config, module).then(|| at(&format!("{}.bias", module.path()))),
-                }),
-            });
-        }
-        let norm = take("model.norm.weight");
-        let head = (!config.tie_word_embeddings).then(|| take("lm_head.weight"));
+        let take = |name: &str| named.remove(name).expect("expected() lists every tensor that is taken");
+        let parameters = Parameters::build(&config, take);
         let rope = Rope::new(&config, device);
         // Rounded as the weights are.
         let embedding_scale = config.embedding_scale.map(|scale| Tensor::from(scale).to_kind(dtype).double_value(&[]));
@@ -162,52 +105,42 @@ impl Decoder {
             device,
             fingerprint: String::new(),
             content: String::new(),
-            embed,
+            parameters,
             embedding_scale,
-            layers,
-            norm,
-            head,
             rope,
             store,
             kernel: placement::kernel(device),
         })
     }
 
+    /// Returns a decoder of the same weights, in the same memory, in which those that `is_trained` names gather
+    /// gradients of their own.
+    pub fn trained(&self, is_trained: impl Fn(&str) -> bool) -> Self {
+        Decoder {
+            config: self.config.clone(),
+            fingerprint: self.fingerprint.clone(),
+            content: self.content.clone(),
+            parameters: self.parameters.map(&self.config, |name, weight| {
+                let alias = weight.detach();
+                if is_trained(name) { alias.set_requires_grad(true) } else { alias }
+            }),
+            rope: Rope::new(&self.config, self.device),
+            ..*self
+        }
+    }
+
     /// Returns every weight with its name in checkpoints, in the order of [`weights::expected`].
     pub fn named_parameters(&self) -> Vec<(String, Tensor)> {
-        let mut named = vec![("model.embed_tokens.weight".to_owned(), self.embed.shallow_clone())];
-        for (i, layer) in self.layers.iter().enumerate() {
-            let at = |rest: &str| format!("model.layers.{i}.{rest}");
-            named.push((at("input_layernorm.weight"), layer.before_attention.shallow_clone()));
-            for module in Module::ALL {
-                let linear = &layer.linears[module as usize];
-                named.push((at(&format!("{}.weight", module.path())), linear.weight.shallow_clone()));
-                if let Some(bias) = &linear.bias {
-                    named.push((at(&format!("{}.bias", module.path())), bias.shallow_clone()));
-                }
-            }
-            for (name, norm) in weights::norms_after_linears(&self.config).iter().zip(layer.norms_after_linears()) {
-                named.push((at(&format!("{name}.weight")), norm.shallow_clone()));
-            }
-        }
-        named.push(("model.norm.weight".to_owned(), self.norm.shallow_clone()));
-        if let Some(head) = &self.head {
-            named.push(("lm_head.weight".to_owned(), head.shallow_clone()));
-        }
-        named
+        self.parameters.named().into_iter().map(|(name, weight)| (name, weight.shallow_clone())).collect()
     }
 
     /// Returns the LM head.
     pub fn head(&self) -> Head<'_> {
-        Head { weight: self.head.as_ref().unwrap_or(&self.embed), softcap: self.config.final_softcap }
+        Head { weight: self.parameters.head(), softcap: self.config.final_softcap }
     }
 
-    pub(super) fn layer(&self, index: usize) -> &Layer {
-        &self.layers[index]
-    }
-
-    pub(super) fn final_norm(&self) -> &Tensor {
-        &self.norm
+    pub(super) fn parameters(&self) -> &Parameters<Tensor> {
+        &self.parameters
     }
 
     /// The type in which products are computed.
@@ -243,7 +176,7 @@ impl Decoder {
         mut attend: impl FnMut(usize, Tensor, Tensor, Tensor) -> Tensor,
     ) -> Tensor {
         let mut x = self.embed(tokens);
-        for layer in 0..self.layers.len() {
+        for layer in 0..self.config.layers {
             x = self.block(layer, &x, extras, &mut attend);
         }
         self.finish(&x)
@@ -262,7 +195,12 @@ impl Decoder {
 
     /// Looks tokens [n] up: [n, d].
     pub(super) fn embed(&self, tokens: &Tensor) -> Tensor {
-        let x = Tensor::embedding(&self.embed, tokens, -1, false, false).to_kind(self.dtype);
+        self.look_up(&self.parameters.embed, tokens)
+    }
+
+    /// Looks tokens [n] up in a table [vocabulary, d] in place of the embedding: [n, d].
+    pub(super) fn look_up(&self, table: &Tensor, tokens: &Tensor) -> Tensor {
+        let x = Tensor::embedding(table, tokens, -1, false, false).to_kind(self.dtype);
         match self.embedding_scale {
             Some(scale) => x * scale,
             None => x,
@@ -279,7 +217,7 @@ impl Decoder {
     ) -> Tensor {
         let n = x.size()[0];
         let (heads, kv_heads, head_dim) = (self.config.heads, self.config.kv_heads, self.config.head_dim);
-        let layer = &self.layers[index];
+        let layer = &self.parameters.layers[index];
         let linear = |module: Module, input: &Tensor| self.linear(index, layer, module, input, extras);
         let h = self.rms_norm(x, &layer.before_attention);
         let q = linear(Module::Q, &h).view([n, heads, head_dim]);
@@ -301,7 +239,7 @@ impl Decoder {
 
     /// Applies the final norm: [n, d].
     pub(super) fn finish(&self, x: &Tensor) -> Tensor {
-        self.rms_norm(x, &self.norm)
+        self.rms_norm(x, &self.parameters.norm)
     }
 
     /// x [n, d] / rms(x) · weight, with the mean of squares in f32; see [`NormWeight`] for the product. The sum of squares is a product of x with itself,
@@ -318,7 +256,7 @@ impl Decoder {
 
     /// x [n, in] to [n, out]. The adapter's factors are f32 and enter in the type that products are computed in; its
     /// term is added before the result is rounded.
-    fn linear(&self, index: usize, layer: &Layer, module: Module, x: &Tensor, extras: Extras<'_>) -> Tensor {
+    fn linear(&self, index: usize, layer: &Layer<Tensor>, module: Module, x: &Tensor, extras: Extras<'_>) -> Tensor {
         let Linear { weight, bias } = &layer.linears[module as usize];
         let x = x.to_kind(self.store);
         let base = x.linear(weight, bias.as_ref());

@@ -134,6 +134,11 @@ impl Chunk {
             Some(slope) => (&self.unnormalised * slope).to_kind(kind),
         }
     }
+
+    /// Returns Σ_v p_v·s_v·rows[v] of rows [V, d], s_v the cap's derivative, 1 without one: [len, d], f32.
+    fn mean(&self, rows: &Tensor) -> Tensor {
+        self.factors(rows.kind()).matmul(rows).to_kind(Kind::Float) / &self.sums
+    }
 }
 
 /// Returns log p(target) of each row: hidden [m, d], targets [m] to [m], f32. No gradient is recorded.
@@ -147,17 +152,52 @@ pub fn log_probs(hidden: &Tensor, head: Head<'_>, targets: &Tensor) -> Tensor {
 
 /// Returns log p(target) of each row and its gradient with respect to the row's hidden state.
 pub fn pulled_log_probs(hidden: &Tensor, head: Head<'_>, targets: &Tensor) -> Pulled {
-    let weight = head.weight;
     tch::no_grad(|| {
         let parts = head
             .chunks(hidden)
             .map(|chunk| {
                 let chunk = Chunk::compute(hidden, head, targets, chunk);
-                let mean = chunk.factors(weight.kind()).matmul(weight).to_kind(Kind::Float) / chunk.sums;
-                (chunk.log_probs, chunk.target_weights - mean)
+                let pulls = &chunk.target_weights - chunk.mean(head.weight);
+                (chunk.log_probs, pulls)
             })
             .collect();
         Pulled::join(parts, hidden)
+    })
+}
+
+/// Returns log p(target) of each row, hidden [m, d], and its derivative where the hidden states move by `tangent` [m, d]
+/// and W by `moved` [V, d], if it moves: [m] each, f32. With s the slope of a soft-cap, 1 without one, the derivative is
+/// ḣ·(s_y·W[y] − Σ_v p_v·s_v·W[v]) + h·(s_y·Ẇ[y] − Σ_v p_v·s_v·Ẇ[v]).
+pub fn log_probs_along(
+    hidden: &Tensor,
+    tangent: &Tensor,
+    head: Head<'_>,
+    moved: Option<&Tensor>,
+    targets: &Tensor,
+) -> (Tensor, Tensor) {
+    tch::no_grad(|| {
+        // The target's row is rounded as the rows of the mean are, from which it hardly differs where p(target) is near 1.
+        let moved = moved.map(|moved| moved.to_kind(head.weight.kind()));
+        let (values, derivatives): (Vec<Tensor>, Vec<Tensor>) = head
+            .chunks(hidden)
+            .map(|(start, len)| {
+                let chunk = Chunk::compute(hidden, head, targets, (start, len));
+                let rows = |x: &Tensor| x.narrow(0, start, len).to_kind(Kind::Float);
+                let dot = |a: &Tensor, b: Tensor| (a * b).sum_dim_intlist(-1, false, Kind::Float);
+                let mut derivative = dot(&rows(tangent), &chunk.target_weights - chunk.mean(head.weight));
+                if let Some(moved) = &moved {
+                    let target = moved.index_select(0, &targets.narrow(0, start, len)).to_kind(Kind::Float);
+                    let target = chunk.target_slope.as_ref().map_or(target.shallow_clone(), |slope| &target * slope);
+                    derivative = derivative + dot(&rows(hidden), target - chunk.mean(moved));
+                }
+                (chunk.log_probs, derivative)
+            })
+            .unzip();
+        if values.is_empty() {
+            let empty = Tensor::zeros([0], (Kind::Float, hidden.device()));
+            return (empty.shallow_clone(), empty);
+        }
+        (Tensor::cat(&values, 0), Tensor::cat(&derivatives, 0))
     })
 }
 
@@ -293,6 +333,24 @@ mod tests {
         near("pulls", &ours.pulls, &by_hidden[0], tolerance);
         let gradient = log_prob_weight_gradient(&hidden, head, &targets, &slopes);
         near("gradient of the weight", &gradient, &by_weight[0], tolerance);
+
+        // What moves, against central differences in f64.
+        let (tangent, moved) = (draw(), Tensor::randn(weight.size(), (Kind::Float, Device::Cpu)));
+        let still = tangent.zeros_like();
+        for (what, tangent, moved) in
+            [("h moves", &tangent, None), ("W moves", &still, Some(&moved)), ("both move", &tangent, Some(&moved))]
+        {
+            let at = |step: f64| {
+                let h = hidden.to_kind(Kind::Double) + tangent.to_kind(Kind::Double) * step;
+                let w = weight.to_kind(Kind::Double);
+                let w = moved.map_or(w.shallow_clone(), |moved| &w + moved.to_kind(Kind::Double) * step);
+                log_softmax(&h, &w).gather(1, &targets.unsqueeze(1), false).squeeze_dim(1)
+            };
+            let expected = (at(1e-4) - at(-1e-4)) / 2e-4;
+            let (values, derivative) = log_probs_along(&hidden, tangent, head, moved, &targets);
+            assert_eq!(values, ours.values);
+            near(what, &derivative, &expected, tolerance);
+        }
 
         let log_ref = log_softmax(&ref_hidden.to_kind(Kind::Double), &weight.to_kind(Kind::Double));
         let terms = log_ref.exp() * (&log_ref - log_softmax(&h, &w));

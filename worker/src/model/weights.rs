@@ -30,7 +30,7 @@ pub fn expected(config: &ModelConfig) -> Vec<(String, Vec<i64>)> {
                 names.push((at(&format!("{}.bias", module.path())), vec![out]));
             }
         }
-        for norm in norms_after_linears(config) {
+        for norm in norms_after_linears(config.norms_after) {
             names.push((at(&format!("{norm}.weight")), vec![d]));
         }
     }
@@ -52,8 +52,8 @@ pub fn has_bias(config: &ModelConfig, module: Module) -> bool {
 
 /// Returns the names of a layer's norms besides `input_layernorm`. Where results are normed too, the norm named after
 /// the attention is that of its result; elsewhere it is that of the feed-forward layer's input.
-pub fn norms_after_linears(config: &ModelConfig) -> &'static [&'static str] {
-    if config.norms_after {
+pub fn norms_after_linears(norms_after: bool) -> &'static [&'static str] {
+    if norms_after {
         &["post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"]
     } else {
         &["post_attention_layernorm"]

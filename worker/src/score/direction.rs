@@ -1,21 +1,22 @@
 //! Impact scores as directional derivatives (spec 5.6).
 //!
-//! g_J comes from one accumulated backward pass over the gold batch. A record's score ⟨g_J, g_i⟩ is then the derivative
-//! of its loss when the adapter moves along g_J: one forward pass that carries the derivative of the hidden states gives
-//! those of the log-probs, ḣ·(W[y] − Σ_v p_v W[v]), and with the slopes of the loss the scores of a whole pack, exactly.
-//! No backward pass, and no gradient per record, is ever formed.
+//! g_J comes from one accumulated backward pass over the gold batch, by an adapter's factors or by the model's own
+//! weights. A record's score ⟨g_J, g_i⟩ is then the derivative of its loss when these move along g_J: one forward pass
+//! that carries the derivative of the hidden states gives those of the log-probs (see [`head::log_probs_along`]), and with
+//! the slopes of the loss the scores of a whole pack, exactly. No backward pass, and no gradient per record, is ever formed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Kind, Tensor};
 
-use super::vector::Vector;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::head;
 use crate::model::lora::{Factors, Lora};
 use crate::model::pack::{Pack, group_sums};
-use crate::model::tangent::Move;
+use crate::model::tangent::{Direction, Move};
+use crate::model::weight_space::{Space, Weights};
 use crate::objective::step::{self, Item, NotFinite, Policy, Settings, term_loss, to_f64};
 
 /// Returns the items' summed loss and its gradient at the adapter given, with the adapter's own shape; `rows` items are
@@ -31,24 +32,75 @@ pub fn gradient(
     rows: usize,
     beat: &mut dyn FnMut(),
 ) -> std::result::Result<(f64, Lora), NotFinite> {
-    let (sum, gradient) = accumulated(decoder, adapter, |policy| {
-        items.chunks(rows.max(1)).try_fold(0.0, |sum, items| {
-            let items: Vec<&Item> = items.iter().collect();
-            let parts = step::accumulate(policy, &items, settings, 1.0, None)?;
-            beat();
-            Ok(sum + parts.total())
-        })
-    });
+    let (sum, gradient) =
+        of_adapter(decoder, adapter, |policy, taken| summed(policy, items, settings, rows, taken, beat));
+    Ok((sum?, gradient))
+}
+
+/// Returns the items' summed loss and its gradient by the decoder's own weights in a space, at the adapter given, which
+/// is fixed; summed in f32. `rows` items are computed together, and `beat` is called after them.
+///
+/// # Errors
+/// A loss that is not finite.
+pub fn weight_gradient(
+    decoder: &Decoder,
+    adapter: &Lora,
+    space: &Space,
+    items: &[Item],
+    settings: &Settings,
+    rows: usize,
+    beat: &mut dyn FnMut(),
+) -> std::result::Result<(f64, Weights), NotFinite> {
+    let (sum, gradient) =
+        of_weights(decoder, adapter, space, |policy, taken| summed(policy, items, settings, rows, taken, beat));
     Ok((sum?, gradient))
 }
 
 /// Returns the gradient of Σ slopes·s at the adapter given, s the summed log-probs of all sequences of the items.
 pub fn log_prob_gradient(decoder: &Decoder, adapter: &Lora, items: &[&Item], slopes: &[f64]) -> Lora {
-    accumulated(decoder, adapter, |policy| step::accumulate_log_probs(policy, items, slopes)).1
+    of_adapter(decoder, adapter, |policy, _| step::accumulate_log_probs(policy, items, slopes)).1
+}
+
+/// As [`log_prob_gradient`], by the decoder's own weights in a space.
+pub fn log_prob_weight_gradient(
+    decoder: &Decoder,
+    adapter: &Lora,
+    space: &Space,
+    items: &[&Item],
+    slopes: &[f64],
+) -> Weights {
+    let backward = |policy: Policy<'_>, taken: &mut dyn FnMut()| {
+        step::accumulate_log_probs(policy, items, slopes);
+        taken();
+    };
+    of_weights(decoder, adapter, space, backward).1
+}
+
+/// Returns the items' summed loss, and adds its gradient to whatever tensors require one; `taken` and `beat` are called
+/// after every `rows` items.
+fn summed(
+    policy: Policy<'_>,
+    items: &[Item],
+    settings: &Settings,
+    rows: usize,
+    taken: &mut dyn FnMut(),
+    beat: &mut dyn FnMut(),
+) -> std::result::Result<f64, NotFinite> {
+    items.chunks(rows.max(1)).try_fold(0.0, |sum, items| {
+        let items: Vec<&Item> = items.iter().collect();
+        let parts = step::accumulate(policy, &items, settings, 1.0, None)?;
+        taken();
+        beat();
+        Ok(sum + parts.total())
+    })
 }
 
 /// Returns what `backward` does and the gradient that it leaves in the adapter's factors.
-fn accumulated<T>(decoder: &Decoder, adapter: &Lora, backward: impl FnOnce(Policy<'_>) -> T) -> (T, Lora) {
+fn of_adapter<T>(
+    decoder: &Decoder,
+    adapter: &Lora,
+    backward: impl FnOnce(Policy<'_>, &mut dyn FnMut()) -> T,
+) -> (T, Lora) {
     for (_, _, factors) in adapter.iter() {
         for tensor in [&factors.a, &factors.b] {
             let mut tensor = tensor.set_requires_grad(true);
@@ -56,7 +108,7 @@ fn accumulated<T>(decoder: &Decoder, adapter: &Lora, backward: impl FnOnce(Polic
         }
     }
     let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false, recompute: false };
-    let result = backward(policy);
+    let result = backward(policy, &mut || ());
     let taken = |tensor: &Tensor| {
         let gradient = tensor.grad();
         let copy = if gradient.defined() { gradient.copy() } else { tensor.zeros_like() };
@@ -70,6 +122,35 @@ fn accumulated<T>(decoder: &Decoder, adapter: &Lora, backward: impl FnOnce(Polic
         .map(|modules| modules.each_ref().map(|f| f.as_ref().map(|f| Factors { a: taken(&f.a), b: taken(&f.b) })))
         .collect();
     (result, Lora { config: adapter.config.clone(), factors })
+}
+
+/// Returns what `backward` does and the gradient that it leaves in the decoder's own weights of a space, summed in f32;
+/// it calls its second argument whenever a part of the gradient is there.
+fn of_weights<T>(
+    decoder: &Decoder,
+    adapter: &Lora,
+    space: &Space,
+    backward: impl FnOnce(Policy<'_>, &mut dyn FnMut()) -> T,
+) -> (T, Weights) {
+    let adapter = &adapter.detached();
+    let sum = Weights::of(decoder, space.clone());
+    let mut sums: BTreeMap<String, Tensor> = sum.named().into_iter().collect();
+    // Same weights, gradients of its own: they are gone with it.
+    let trained = decoder.trained(|name| sums.contains_key(name));
+    let own = trained.named_parameters();
+    let train_head = sum.head().is_some();
+    let policy =
+        Policy { decoder: &trained, adapter: Some(adapter), reference: &trained, train_head, recompute: false };
+    let result = backward(policy, &mut || {
+        for (name, weight) in &own {
+            let gradient = weight.grad();
+            if let Some(sum) = sums.get_mut(name).filter(|_| gradient.defined()) {
+                let _ = tch::no_grad(|| sum.g_add_(&gradient));
+                weight.shallow_clone().zero_grad();
+            }
+        }
+    });
+    (result, sum)
 }
 
 /// What to do about a gold pair whose loss is not finite.
@@ -89,18 +170,22 @@ pub fn gold_gradient(
 ) -> Result<Lora> {
     let (_, direction) =
         gradient(decoder, adapter, gold, settings, rows, &mut || ()).map_err(|bad| bad.in_file(file, IN_GOLD))?;
-    let direction = Vector::Adapter(direction);
-    check(&direction, file)?;
-    let Vector::Adapter(direction) = direction;
+    check(
+        direction
+            .named_parameters()
+            .iter()
+            .map(|(_, tensor)| tensor.square().sum(Kind::Double).double_value(&[]))
+            .sum(),
+        file,
+    )?;
     Ok(direction)
 }
 
-/// Makes sure that a gradient of a gold batch means something.
+/// Makes sure that a gradient of a gold batch, of this squared norm, means something.
 ///
 /// # Errors
 /// It is not finite, or zero everywhere.
-pub fn check(direction: &Vector, file: &Path) -> Result<()> {
-    let square = direction.dot(direction);
+pub fn check(square: f64, file: &Path) -> Result<()> {
     if !square.is_finite() || square == 0.0 {
         return Err(Error::model(
             file,
@@ -127,7 +212,7 @@ pub struct PackScores {
 pub fn pack_scores(
     decoder: &Decoder,
     adapter: &Lora,
-    direction: &Lora,
+    direction: Direction<'_>,
     items: &[&Item],
     settings: &Settings,
     is_fresh: bool,
@@ -151,14 +236,14 @@ pub fn pack_scores(
 pub fn moved_log_probs(
     decoder: &Decoder,
     adapter: &Lora,
-    direction: &Lora,
+    direction: Direction<'_>,
     pack: &Pack,
     is_fresh: bool,
 ) -> (Vec<f64>, Vec<f64>) {
     let along = decoder.forward_along(pack, Move { adapter, direction, is_fresh });
-    let log_probs = head::pulled_log_probs(&along.hidden, decoder.head(), &pack.targets);
-    // d(log-prob)/dε of every scored token, summed over those of a sequence.
-    let moved = (log_probs.pulls * along.tangent.to_kind(Kind::Float)).sum_dim_intlist(-1, false, Kind::Float);
-    let sums = |tokens: &Tensor| group_sums(&to_f64(tokens), &pack.scored_counts);
-    (sums(&log_probs.values), sums(&moved))
+    // d(log-prob)/dε of every scored token.
+    let (log_probs, moved) =
+        head::log_probs_along(&along.hidden, &along.tangent, decoder.head(), direction.head(), &pack.targets);
+    let of_sequences = |tokens: &Tensor| group_sums(&to_f64(tokens), &pack.scored_counts);
+    (of_sequences(&log_probs), of_sequences(&moved))
 }

@@ -62,7 +62,12 @@ impl Setup<'_> {
 impl<'a> Setup<'a> {
     /// Returns the points of the first adapter and of more.
     pub fn points(&self, more: &'a [Lora]) -> Vec<Point<'a>> {
-        let first = Point { decoder: self.decoder, adapter: self.adapter, is_fresh: self.is_fresh };
+        let first = Point {
+            decoder: self.decoder,
+            adapter: self.adapter,
+            is_fresh: self.is_fresh,
+            space: self.settings.args.score_space,
+        };
         let more = more.iter().map(|adapter| Point { adapter, is_fresh: true, ..first });
         std::iter::once(first).chain(more).collect()
     }
@@ -139,7 +144,7 @@ pub fn make(
         let found = point.gradient(&gold.items, &setup.settings.objective(), args.pa_batch_size, &mut between);
         told?;
         let (_, mut vector) = found.map_err(|bad| bad.in_file(&gold.file, direction::IN_GOLD))?;
-        direction::check(&vector, &gold.file)?;
+        direction::check(vector.dot(&vector), &gold.file)?;
         if let Some(sample) = &curved {
             let (turned, report) = sample.solve(setup, *point, &vector, beat)?;
             report.tell();

@@ -6,13 +6,17 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::model::lora::Lora;
+use crate::model::tangent::Direction;
 use crate::model::tensor_file::{self, TensorFile};
+use crate::model::weight_space::Weights;
 
 /// One number for every parameter that a score can be a derivative by.
 #[derive(Debug)]
 pub enum Vector {
     /// Of an adapter's factors.
     Adapter(Lora),
+    /// Of the model's own weights.
+    Weights(Box<Weights>),
 }
 
 impl Vector {
@@ -20,6 +24,7 @@ impl Vector {
     pub fn named(&self) -> Vec<(String, Tensor)> {
         match self {
             Vector::Adapter(lora) => lora.named_parameters(),
+            Vector::Weights(weights) => weights.named(),
         }
     }
 
@@ -27,6 +32,15 @@ impl Vector {
     pub fn zeros_like(&self) -> Vector {
         match self {
             Vector::Adapter(lora) => Vector::Adapter(lora.zeros_like()),
+            Vector::Weights(weights) => Vector::Weights(Box::new(weights.zeros_like())),
+        }
+    }
+
+    /// Returns it as what a model can be moved along.
+    pub fn direction(&self) -> Direction<'_> {
+        match self {
+            Vector::Adapter(lora) => Direction::Adapter(lora),
+            Vector::Weights(weights) => Direction::Weights(weights),
         }
     }
 

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::objective::step::{self, Item, LossParts, Policy, Settings, to_f64};
 use crate::reference::{self, Known};
 use crate::score::engine::Engine;
+use crate::score::options::ScoreSpace;
 use crate::score::point::Point;
 use crate::score::vector::Vector;
 use crate::score::{self, ScoreSettings, direction};
@@ -260,7 +261,7 @@ impl Rounds {
     /// J and every item's δ at the present adapter.
     fn rescore(&self, policy: Policy<'_>, items: &[&Item], gang: &mut dyn Collective) -> Result<(f64, Vec<f64>)> {
         let adapter = policy.adapter.expect("rounds are refused where all weights are trained").detached();
-        let point = Point { decoder: policy.decoder, adapter: &adapter, is_fresh: false };
+        let point = Point { decoder: policy.decoder, adapter: &adapter, is_fresh: false, space: ScoreSpace::Adapter };
         let (world, rank) = (gang.world_size(), gang.rank());
         let mine = |(i, _): &(usize, &[Item])| i % world == rank;
         let rows = self.settings.args.pa_batch_size;
@@ -272,7 +273,7 @@ impl Rounds {
         let mut sum = [objective];
         gang.all_reduce_f64(&mut sum)?;
         sum_over_ranks(&direction, gang)?;
-        direction::check(&direction, &self.gold_file)?;
+        direction::check(direction.dot(&direction), &self.gold_file)?;
 
         let engine = Engine::new(&[point], vec![direction], &self.settings, HashMap::new());
         let mut deltas = Vec::with_capacity(items.len());
