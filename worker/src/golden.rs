@@ -14,6 +14,7 @@ mod logits;
 mod naive;
 mod refused;
 mod scores;
+mod weight_space;
 
 use std::path::{Path, PathBuf};
 
