@@ -1,6 +1,7 @@
-//! `worker bench`: pairs and tokens a second of scoring, the update and generation, as JSON.
+//! `worker bench`: pairs and tokens a second of scoring, plain inference, the update and generation, as JSON.
 
 mod flops;
+mod score;
 mod update;
 
 use std::path::{Path, PathBuf};
@@ -13,29 +14,29 @@ use shared::quarantine::Quarantine;
 use shared::record::{Category, Record};
 use tch::{Device, Kind, Tensor};
 
-use crate::collective::Alone;
 use crate::control::Control;
-use crate::dataset::{self, DataSet};
+use crate::dataset::DataSet;
 use crate::error::{Error, Result};
 use crate::generate::{cache, sample::Sampling};
 use crate::measure;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
-use crate::model::tangent::Direction;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{Item, Settings};
 use crate::options::{LoraArgs, ModelArgs, TextArgs};
 use crate::placement;
-use crate::reference::{self, Known};
-use crate::score::direction;
 use crate::text::Encoder;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum What {
-    /// Impact scores of INVERT pairs at a fresh adapter; the gold gradient is timed apart.
+    /// Impact scores of INVERT pairs at a fresh adapter, of all and by length; the gold gradient is timed apart. See
+    /// --space.
     Score,
+    /// Log-probs of the same pairs in the same packs by plain inference: what the time and memory of `score` are
+    /// measured against.
+    Forward,
     /// Updates, dropout 0; see --case.
     Train,
     /// Greedy responses with a key-value cache.
@@ -59,6 +60,9 @@ pub struct BenchCommand {
     /// Pairs measured.
     #[arg(long, default_value_t = 48)]
     pub n: usize,
+    /// Whose gradients the scores of `score` are products of.
+    #[arg(long, value_enum, default_value = "adapter")]
+    pub space: score::Space,
     /// What an update is measured on.
     #[arg(long, value_enum, default_value = "invert")]
     pub case: update::Case,
@@ -110,7 +114,8 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
     let adapter = Lora::fresh(lora, &decoder.config, 42, decoder.device);
 
     let mut figures = match args.what {
-        What::Score => score(args, &decoder, &adapter, &mut items, control)?,
+        What::Score => score::measure(args, &decoder, &adapter, &mut items, control)?,
+        What::Forward => score::forward(args, &decoder, &items),
         What::Train => update::measure(args, &decoder, &adapter, &mut items, control)?,
         What::Generate => {
             let prompts = set
@@ -183,26 +188,6 @@ pub(crate) fn items(set: &DataSet, encoder: &Encoder, max_length: usize) -> Resu
 
 const SETTINGS: Settings =
     Settings { beta: 0.3, epsilon: 0.0, alpha_kl: 0.1, loss: PreferenceLoss::Dpo, nll_weight: 0.0 };
-
-fn score(
-    args: &BenchCommand,
-    decoder: &Decoder,
-    adapter: &Lora,
-    items: &mut [Item],
-    control: &Control,
-) -> Result<Value> {
-    let gold_pairs = items.len().min(args.batch_size);
-    let mut gold: Vec<&mut Item> = items[..gold_pairs].iter_mut().collect();
-    reference::fill(decoder, &mut gold, &Known::default(), None, args.pack_tokens, control, &mut Alone)?;
-    let begun = Instant::now();
-    let direction = direction::gold_gradient(decoder, adapter, &items[..gold_pairs], &SETTINGS, 2, &args.pairs)?;
-    let gold_seconds = begun.elapsed().as_secs_f64();
-    let begun = Instant::now();
-    for pack in dataset::packs(items.iter(), args.pack_tokens) {
-        direction::pack_scores(decoder, adapter, Direction::Adapter(&direction), &pack, &SETTINGS, true);
-    }
-    Ok(json!({ "seconds": begun.elapsed().as_secs_f64(), "gold_seconds": gold_seconds, "gold_pairs": gold_pairs }))
-}
 
 fn generate(
     args: &BenchCommand,

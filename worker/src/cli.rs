@@ -150,7 +150,24 @@ fn print(summary: &Value, json: bool) {
         match value {
             Value::String(text) => println!("{name:>16}  {text}"),
             Value::Number(n) if n.is_f64() => println!("{name:>16}  {:.3}", n.as_f64().unwrap_or_default()),
+            Value::Array(rows) if rows.first().is_some_and(Value::is_object) => print_table(name, rows),
             other => println!("{name:>16}  {other}"),
         }
+    }
+}
+
+/// Prints objects of the same fields: a line of their names, then a line each.
+fn print_table(name: &str, rows: &[Value]) {
+    let names: Vec<&str> = rows[0].as_object().into_iter().flatten().map(|(field, _)| field.as_str()).collect();
+    println!("{name:>16}  {}", names.join("  "));
+    for row in rows {
+        let cells = names.iter().map(|field| {
+            let width = field.len();
+            match &row[*field] {
+                Value::Number(n) if n.is_f64() => format!("{:>width$.3}", n.as_f64().unwrap_or_default()),
+                other => format!("{:>width$}", other.to_string()),
+            }
+        });
+        println!("{:>16}  {}", "", cells.collect::<Vec<_>>().join("  "));
     }
 }

@@ -16,6 +16,7 @@ mod naive;
 mod refused;
 mod score_options;
 mod scores;
+mod weight_space;
 
 use std::path::{Path, PathBuf};
 

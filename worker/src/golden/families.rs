@@ -18,26 +18,26 @@ use crate::score::direction::{gold_gradient, pack_scores};
 use crate::text::Sequence;
 use shared::keyed_random::KeyedRandom;
 
-const SETTINGS: Settings =
+pub(super) const SETTINGS: Settings =
     Settings { beta: 0.3, epsilon: 0.0, alpha_kl: 0.7, loss: PreferenceLoss::Dpo, nll_weight: 0.0 };
 
 /// A golden checkpoint with its values.
-struct Shape {
-    name: String,
+pub(super) struct Shape {
+    pub(super) name: String,
     folder: PathBuf,
     golden: Value,
     values: TensorFile,
 }
 
 impl Shape {
-    fn named(name: &str) -> Shape {
+    pub(super) fn named(name: &str) -> Shape {
         let folder = super::folder("../families").join(name);
         let golden = shared::input::read_json(&folder.join("golden.json")).unwrap();
         let values = TensorFile::open(&folder.join("golden.safetensors")).unwrap();
         Shape { name: name.to_owned(), folder, golden, values }
     }
 
-    fn decoder(&self, dtype: Kind) -> Decoder {
+    pub(super) fn decoder(&self, dtype: Kind) -> Decoder {
         Decoder::load(&self.folder, dtype, Device::Cpu).unwrap()
     }
 
@@ -60,7 +60,7 @@ impl Shape {
         Pack::new(&sequences.iter().map(|s| vec![(s, Want::LOG_PROB)]).collect::<Vec<_>>(), Device::Cpu)
     }
 
-    fn item(&self, term: Term, sequences: &[usize]) -> Item {
+    pub(super) fn item(&self, term: Term, sequences: &[usize]) -> Item {
         let all = self.sequences();
         let sequences = sequences.iter().map(|&i| all[i].clone()).collect();
         Item { record: 0, term, weight: 1.0, sequences, reference: vec![-40.0, -20.0] }
@@ -82,7 +82,7 @@ impl Shape {
     }
 
     /// Two responses to one prompt, which is longer than the windows.
-    fn pair(&self) -> Item {
+    pub(super) fn pair(&self) -> Item {
         let all = self.sequences();
         let item = self.item(Term::Prefer(Part::Chosen, Part::Rejected), &[0, 0]);
         let response = |mut sequence: Sequence, tokens: &[i64]| {
@@ -97,7 +97,7 @@ impl Shape {
     }
 }
 
-fn shapes() -> Vec<Shape> {
+pub(super) fn shapes() -> Vec<Shape> {
     let mut names: Vec<String> = std::fs::read_dir(folder("../families"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())

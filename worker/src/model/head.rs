@@ -188,7 +188,7 @@ pub fn log_probs_along(
                 if let Some(moved) = &moved {
                     let target = moved.index_select(0, &targets.narrow(0, start, len)).to_kind(Kind::Float);
                     let target = chunk.target_slope.as_ref().map_or(target.shallow_clone(), |slope| &target * slope);
-                    derivative = derivative + dot(&rows(hidden), target - chunk.mean(moved));
+                    derivative += dot(&rows(hidden), target - chunk.mean(moved));
                 }
                 (chunk.log_probs, derivative)
             })
