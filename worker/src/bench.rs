@@ -26,6 +26,7 @@ use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{Item, Settings};
 use crate::options::{LoraArgs, ModelArgs, TextArgs};
 use crate::placement;
+use crate::score::options::ScoreSpace;
 use crate::text::Encoder;
 
 /// What is measured.
@@ -62,7 +63,7 @@ pub struct BenchCommand {
     pub n: usize,
     /// Whose gradients the scores of `score` are products of.
     #[arg(long, value_enum, default_value = "adapter")]
-    pub space: score::Space,
+    pub space: ScoreSpace,
     /// What an update is measured on.
     #[arg(long, value_enum, default_value = "invert")]
     pub case: update::Case,

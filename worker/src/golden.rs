@@ -32,7 +32,7 @@ use crate::model::adapter_file;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::objective::method::{Part, Term};
-use crate::objective::step::Item;
+use crate::objective::step::{Item, Settings};
 use crate::reference::Known;
 use crate::text::{Encoder, EncoderOptions, MaskMode};
 
@@ -107,6 +107,11 @@ fn with_references(decoder: &Decoder, mut items: Vec<Item>) -> Vec<Item> {
     let mut all: Vec<&mut Item> = items.iter_mut().collect();
     crate::reference::fill(decoder, &mut all, &Known::default(), None, 400, &Control::default(), &mut Alone).unwrap();
     items
+}
+
+/// g_J of gold items at an adapter, `rows` of them computed together.
+fn gold_gradient(decoder: &Decoder, adapter: &Lora, gold: &[Item], settings: &Settings, rows: usize) -> Lora {
+    crate::score::direction::gradient(decoder, adapter, gold, settings, rows, &mut || ()).unwrap().1
 }
 
 fn floats(value: &Value) -> Vec<f64> {

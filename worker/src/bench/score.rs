@@ -3,7 +3,6 @@
 
 use std::time::Instant;
 
-use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::{BenchCommand, SETTINGS};
@@ -15,34 +14,11 @@ use crate::measure;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::model::pack::Pack;
-use crate::model::tangent::Direction;
-use crate::model::weight_space;
 use crate::objective::step::{self, Item};
 use crate::placement;
 use crate::reference::{self, Known};
 use crate::score::direction;
-
-/// Whose gradients a score is the product of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Space {
-    /// A fresh adapter's factors.
-    Adapter,
-    /// The weight matrices that the adapter would sit on.
-    Targets,
-    /// All weights of the model.
-    Full,
-}
-
-impl Space {
-    /// Returns the space of the model's own weights; none for the adapter's.
-    fn of_weights(self, adapter: &Lora) -> Option<weight_space::Space> {
-        match self {
-            Space::Adapter => None,
-            Space::Targets => Some(weight_space::Space::Targets(adapter.config.targets.clone())),
-            Space::Full => Some(weight_space::Space::Full),
-        }
-    }
-}
+use crate::score::point::Point;
 
 /// Measures the gold gradient, then the scores of all items, then those of each quarter by length.
 ///
@@ -59,28 +35,22 @@ pub fn measure(
     let mut gold: Vec<&mut Item> = items[..gold_pairs].iter_mut().collect();
     reference::fill(decoder, &mut gold, &Known::default(), None, args.pack_tokens, control, &mut Alone)?;
     let (gold, all) = (&items[..gold_pairs], items.iter().collect::<Vec<&Item>>());
+    let point = Point { decoder, adapter, is_fresh: true, space: args.space };
     let begun = Instant::now();
-    let scored = |direction: Direction<'_>| {
-        placement::finish(decoder.device);
-        let (gold_seconds, gold_peak) = (begun.elapsed().as_secs_f64(), measure::peak_rss_gib());
-        let score = |items: &[&Item]| {
-            timed_packs(args, items, |pack| {
-                direction::pack_scores(decoder, adapter, direction, pack, &SETTINGS, true);
-            })
-        };
-        json!({
-            "space": args.space.to_possible_value().map(|v| v.get_name().to_owned()),
-            "seconds": score(&all), "gold_seconds": gold_seconds, "gold_pairs": gold_pairs,
-            "gold_peak_rss_gib": gold_peak, "by_length": by_length(&all, score),
+    let made = point.gradient(gold, &SETTINGS, GOLD_ROWS, &mut || ());
+    let (_, gradient) = made.map_err(|bad| bad.in_file(&args.pairs, direction::IN_GOLD))?;
+    let along = point.for_passes(&gradient);
+    placement::finish(decoder.device);
+    let (gold_seconds, gold_peak) = (begun.elapsed().as_secs_f64(), measure::peak_rss_gib());
+    let score = |items: &[&Item]| {
+        timed_packs(args, items, |pack| {
+            point.scores(along.as_ref().unwrap_or(&gradient), pack, &SETTINGS);
         })
     };
-    let Some(space) = args.space.of_weights(adapter) else {
-        let gradient = direction::gold_gradient(decoder, adapter, gold, &SETTINGS, GOLD_ROWS, &args.pairs)?;
-        return Ok(scored(Direction::Adapter(&gradient)));
-    };
-    let made = direction::weight_gradient(decoder, adapter, &space, gold, &SETTINGS, GOLD_ROWS, &mut || ());
-    let (_, gradient) = made.map_err(|bad| bad.in_file(&args.pairs, direction::IN_GOLD))?;
-    Ok(scored(Direction::Weights(&gradient.to_kind(decoder.head().weight.kind()))))
+    Ok(json!({
+        "space": args.space, "seconds": score(&all), "gold_seconds": gold_seconds, "gold_pairs": gold_pairs,
+        "gold_peak_rss_gib": gold_peak, "by_length": by_length(&all, score),
+    }))
 }
 
 /// Gold pairs computed together.

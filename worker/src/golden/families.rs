@@ -14,7 +14,7 @@ use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Part, Term};
 use crate::objective::step::{self, Item, Policy, Settings, to_f64};
 use crate::placement::Kernel;
-use crate::score::direction::{gold_gradient, pack_scores};
+use crate::score::direction::pack_scores;
 use crate::text::Sequence;
 use shared::keyed_random::KeyedRandom;
 
@@ -291,8 +291,7 @@ fn scores_are_dot_products_of_gradients_in_every_family() {
         };
         let item = with_reference(shape.item(Term::Prefer(Part::Chosen, Part::Rejected), &[1, 0]));
         let gold = with_reference(shape.pair());
-        let direction =
-            gold_gradient(&decoder, &adapter, std::slice::from_ref(&gold), &SETTINGS, 1, Path::new("gold")).unwrap();
+        let direction = gold_gradient(&decoder, &adapter, std::slice::from_ref(&gold), &SETTINGS, 1);
         let ours = pack_scores(&decoder, &adapter, Direction::Adapter(&direction), &[&item], &SETTINGS, is_fresh);
         let gradient = |item: &Item| {
             let parameters = trained(adapter.named_parameters());

@@ -9,7 +9,7 @@ use crate::objective::loss::PreferenceLoss;
 use crate::objective::method::{Method, Recipe};
 use crate::objective::step::{self, Item, Policy, Settings};
 use crate::reference::{self, Keys, Known};
-use crate::score::direction::{gold_gradient, pack_scores};
+use crate::score::direction::pack_scores;
 use crate::score::options::ScoreSpace;
 use crate::score::point::Point;
 use crate::score::pull;
@@ -37,7 +37,7 @@ fn gold_direction(decoder: &Decoder, adapter: &Lora, beta: f64, rows: usize) -> 
         &mut Alone,
     )
     .unwrap();
-    gold_gradient(decoder, adapter, &gold, &settings(beta), rows, Path::new("gold")).unwrap()
+    gold_gradient(decoder, adapter, &gold, &settings(beta), rows)
 }
 
 fn is_fresh(adapter: &Lora) -> bool {

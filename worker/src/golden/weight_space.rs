@@ -7,7 +7,7 @@ use crate::model::lora::{LoraConfig, Module};
 use crate::model::tangent::Direction;
 use crate::model::weight_space::{Space, Weights};
 use crate::objective::step::{self, Policy};
-use crate::score::direction::{gold_gradient, pack_scores, weight_gradient};
+use crate::score::direction::{pack_scores, weight_gradient};
 
 fn adapter_of(decoder: &Decoder, is_fresh: bool) -> Lora {
     let config = LoraConfig { r: 3, alpha: 6.0, dropout: 0.0, targets: Module::ALL.into_iter().collect() };
@@ -229,7 +229,7 @@ fn adapters_project_the_scores_of_the_weights_they_sit_on() {
     let of_adapters: Vec<Vec<f64>> = (0..SEEDS)
         .map(|seed| {
             let adapter = fresh(seed);
-            let direction = gold_gradient(&decoder, &adapter, gold, &SETTINGS, 1, Path::new("gold")).unwrap();
+            let direction = gold_gradient(&decoder, &adapter, gold, &SETTINGS, 1);
             pack_scores(&decoder, &adapter, Direction::Adapter(&direction), &items, &SETTINGS, true).raw
         })
         .collect();

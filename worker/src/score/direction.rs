@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
@@ -155,31 +155,6 @@ fn of_weights<T>(
 
 /// What to do about a gold pair whose loss is not finite.
 pub const IN_GOLD: &str = "it is in the gold batch: look at the record's text, and at the model's weights and --dtype";
-
-/// Returns g_J: the [`gradient`] of the summed preference loss over the gold items. Their records are those of `file`.
-///
-/// # Errors
-/// The gradient is not finite, or zero everywhere.
-pub fn gold_gradient(
-    decoder: &Decoder,
-    adapter: &Lora,
-    gold: &[Item],
-    settings: &Settings,
-    rows: usize,
-    file: &Path,
-) -> Result<Lora> {
-    let (_, direction) =
-        gradient(decoder, adapter, gold, settings, rows, &mut || ()).map_err(|bad| bad.in_file(file, IN_GOLD))?;
-    check(
-        direction
-            .named_parameters()
-            .iter()
-            .map(|(_, tensor)| tensor.square().sum(Kind::Double).double_value(&[]))
-            .sum(),
-        file,
-    )?;
-    Ok(direction)
-}
 
 /// Makes sure that a gradient of a gold batch, of this squared norm, means something.
 ///

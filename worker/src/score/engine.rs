@@ -23,7 +23,15 @@ struct Side<'a> {
     point: Point<'a>,
     /// g_J, or what the curvature makes of it.
     direction: Vector,
+    /// The same as passes take it, where that is another type.
+    along: Option<Vector>,
     norm: f64,
+}
+
+impl Side<'_> {
+    fn along(&self) -> &Vector {
+        self.along.as_ref().unwrap_or(&self.direction)
+    }
 }
 
 /// What scoring finds out about the items of one pack.
@@ -73,7 +81,12 @@ impl<'a> Engine<'a> {
         settings: &'a ScoreSettings,
         left_out: HashMap<usize, Vec<Item>>,
     ) -> Self {
-        let side = |(point, direction): (&Point<'a>, Vector)| Side { point: *point, norm: direction.norm(), direction };
+        let side = |(point, direction): (&Point<'a>, Vector)| Side {
+            point: *point,
+            along: point.for_passes(&direction),
+            norm: direction.norm(),
+            direction,
+        };
         let sides = points.iter().zip(directions).map(side).collect();
         Engine { sides, settings, objective: settings.objective(), left_out }
     }
@@ -86,7 +99,7 @@ impl<'a> Engine<'a> {
         let mut scores = PackScores::default();
         let mut by_seed = vec![Vec::with_capacity(self.sides.len()); pack.len()];
         for side in &self.sides {
-            let found = side.point.scores(&side.direction, pack, &self.objective);
+            let found = side.point.scores(side.along(), pack, &self.objective);
             let mut reference = found.reference.iter();
             for (at, item) in pack.iter().enumerate() {
                 let mut item = (*item).clone();
@@ -147,7 +160,7 @@ impl<'a> Engine<'a> {
     /// As [`Engine::scores`].
     pub fn taken_apart(&self, item: &Item) -> Result<Vec<(Point<'a>, ItemScore)>, NotFinite> {
         let one = |side: &Side<'a>| {
-            let found = side.point.scores(&side.direction, &[item], &self.objective);
+            let found = side.point.scores(side.along(), &[item], &self.objective);
             Ok((side.point, self.one(side, item, found.raw[0])?))
         };
         self.sides.iter().map(one).collect()

@@ -1,5 +1,7 @@
 //! A point in parameter space at which records are scored, with the derivatives taken there.
 
+use tch::Kind;
+
 use super::direction::{self, PackScores};
 use super::options::ScoreSpace;
 use super::vector::Vector;
@@ -66,6 +68,16 @@ impl Point<'_> {
                 let gradient = direction::log_prob_weight_gradient(decoder, adapter, &space, items, slopes);
                 Vector::Weights(Box::new(gradient))
             }
+        }
+    }
+
+    /// Returns a direction in the type of the model's products, so that nothing is converted for each pack; none where that
+    /// is no other.
+    pub fn for_passes(self, along: &Vector) -> Option<Vector> {
+        let kind = self.decoder.head().weight.kind();
+        match along {
+            Vector::Weights(weights) if kind != Kind::Float => Some(Vector::Weights(Box::new(weights.to_kind(kind)))),
+            _ => None,
         }
     }
 
