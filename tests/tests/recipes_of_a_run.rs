@@ -40,12 +40,52 @@ fn recipes_of_a_run_file_leave_their_figures() {
     let adapter = |folder: &str| run.product(&format!("{folder}/adapter_model.safetensors"));
     assert!(adapter("oracle-punish") == adapter("oracle-punish/best"));
 
+    options_of_scores(&run);
     explanations(&run);
 
     let before = run.log().len();
     run.finish();
     let again = run.log()[before..].to_owned();
     assert!(again.matches(": begins").count() <= 1, "only the report is made again: {again}");
+}
+
+/// Curvature of the same records for all shards, two seeds, layers; corrections in the gold batch; weights made anew.
+fn options_of_scores(run: &LocalRun) {
+    let json = |name: &str| -> Value { serde_json::from_slice(&run.product(name)).unwrap() };
+    assert_eq!(json("curved/curvature.json").as_array().unwrap().len(), 6);
+    let records = json("curved/weighted_dataset.json");
+    let mut scored = 0;
+    for record in records.as_array().unwrap().iter().filter(|record| record["category"] != "RETAIN") {
+        assert_eq!(record["score_by_seed"].as_array().unwrap().len(), 2, "{record}");
+        let layers: f64 = record["score_by_layer"].as_array().unwrap().iter().map(|part| part.as_f64().unwrap()).sum();
+        let score = record["raw_score"].as_f64().unwrap();
+        assert!((layers - score).abs() <= 1e-3 * score.abs().max(1e-6), "{record}");
+        scored += 1;
+    }
+    assert!(scored > 20, "{scored}");
+    let gold = json("curved/gold.json");
+    let punish: Vec<&Value> =
+        gold.as_array().unwrap().iter().filter(|pair| pair["origin"]["category"] == "PUNISH").collect();
+    assert!(!punish.is_empty() && punish.iter().all(|pair| pair["origin"]["chosen_from"] == "correction"), "{gold}");
+    let steps = [1, 2, 3].map(|number| json(&format!("again/rescored/round-{number}.json"))["step"].clone());
+    assert_eq!(steps, [0, 2, 4]);
+    let told = run.explain(record_of(&records, "INVERT"), &["--variant", "curved", "--json"]);
+    check(&told);
+    let told: Value = serde_json::from_slice(&told.stdout).unwrap();
+    let sum: f64 =
+        told[0]["pulls"]["pulls"].as_array().unwrap().iter().map(|pair| pair["pull"].as_f64().unwrap()).sum();
+    let score = told[0]["score"]["raw_score"].as_f64().unwrap();
+    let largest = records
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|record| record["raw_score"].as_f64().unwrap().abs())
+        .fold(0.0, f64::max);
+    assert!((sum - score).abs() < 1e-2 * largest, "{sum} is not {score}");
+}
+
+fn record_of(records: &Value, category: &str) -> usize {
+    records.as_array().unwrap().iter().position(|record| record["category"] == category).unwrap()
 }
 
 /// What is told of records of the conflict and of RETAIN, and of those that are not there.
@@ -56,11 +96,16 @@ fn explanations(run: &LocalRun) {
     let number = |value: &Value| value.as_f64().unwrap();
     for category in ["INVERT", "PUNISH"] {
         let at = weighted[0].iter().position(|record| record["category"] == category).unwrap();
-        let told = run.explain(at, &["--json"]);
+        let told = run.explain(at, &["--json", "--no-pulls"]);
         check(&told);
         let told: Value = serde_json::from_slice(&told.stdout).unwrap();
-        assert_eq!([&told[0]["variant"], &told[1]["variant"]], ["oracle-punish", "u2a"]);
-        for (told, weighted) in told.as_array().unwrap().iter().zip(&weighted) {
+        let names: Vec<&str> = told.as_array().unwrap().iter().map(|of| of["variant"].as_str().unwrap()).collect();
+        assert_eq!(names, ["u2a", "oracle-punish", "curved", "again"]);
+        for (name, weighted) in ["oracle-punish", "u2a"].into_iter().zip(&weighted) {
+            let told = run.explain(at, &["--variant", name, "--json"]);
+            check(&told);
+            let told: Value = serde_json::from_slice(&told.stdout).unwrap();
+            let told = &told[0];
             let (score, record) = (&told["score"], &weighted[at]);
             assert_eq!((&told["prompt"], &told["category"]), (&record["prompt"], &record["category"]));
             assert_eq!((&score["raw_score"], &score["weight"]), (&record["raw_score"], &record["impact_score"]));

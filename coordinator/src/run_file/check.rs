@@ -20,7 +20,7 @@ pub(super) struct Layers<'n>(pub(super) Vec<Table<'n>>);
 
 impl Layers<'_> {
     /// Returns where a key was written and its full name.
-    fn find(&self, key: &str) -> (Place, String) {
+    pub(super) fn find(&self, key: &str) -> (Place, String) {
         let table = self.0.iter().find(|table| table.get(key).is_some()).unwrap_or(&self.0[0]);
         (table.place(key), table.name(key))
     }

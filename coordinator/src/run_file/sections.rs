@@ -270,9 +270,8 @@ impl Reader<'_, '_> {
             let layers = Layers(vec![own_train, globals.train.clone()]);
             check::variant(method.flatten(), &train.options, &layers, self.problems);
             if let Some(score) = &score {
-                for (key, problem) in scoring::contradictions(&score.options, &train.options) {
-                    self.problems.add(table.node.place, key, problem);
-                }
+                let of_score = Layers(vec![own_score, globals.score.clone()]);
+                scoring::variant((&score.options, &of_score), (&train.options, &layers), self.problems);
             }
         }
         Some(Variant { name: name?, method: method?, score: score?, train, eval: eval? })

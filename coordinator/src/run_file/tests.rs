@@ -277,6 +277,22 @@ fn contradictions_name_the_key_that_was_written() {
             "run.toml:15: variant.u2a.train.u2a_eta: has no effect without u2a_rounds",
         ),
         (
+            small("", "", "", "score.cg_rank = 4"),
+            "run.toml:13: variant.trace.score.cg_rank: has an effect with curvature",
+        ),
+        (
+            small("", "", "", "score.score_seeds = 2\nscore.score_space = \"full\""),
+            "run.toml:13: variant.trace.score.score_seeds: averages over adapters",
+        ),
+        (
+            small("", "", "rescore_every = 5", "score.curvature = \"cg\""),
+            "run.toml:10: train.rescore_every: contradicts variant.trace.score.curvature",
+        ),
+        (
+            small("", "", "rescore_every = 5", "[[variant]]\nname = \"dpo\""),
+            "run.toml:10: train.rescore_every: is for trace, no-kl",
+        ),
+        (
             small("", "", "load_best = true", ""),
             "run.toml:10: train.load_best: has no effect without validation_json_path",
         ),
