@@ -165,25 +165,21 @@ pub(super) fn of(context: &Context, work: Work) -> Result<Spec> {
         }
         Work::Gold(variant) => {
             let settings = &context.variant(variant).score;
+            let draws = settings.gold.is_none() || context.variant(variant).is_curved();
             let mut inputs = vec![Model(context.deployed())];
-            match &settings.gold {
-                Some(gold) => inputs.push(File(gold.at(&context.run_dir))),
-                None => inputs.push(File(context.records(variant))),
-            }
+            inputs.extend(settings.gold.iter().map(|gold| File(gold.at(&context.run_dir))));
+            inputs.extend(draws.then(|| File(context.records(variant))));
             inputs.extend(start_adapter(context, variant));
-            let outputs =
-                ["gold.json", "gold_gradient.safetensors"].map(|name| File(context.of_variant(variant, name)));
             let drawn = json!({"size": settings.gold_batch_size, "seed": settings.gold_seed});
             let parameters = json!({
                 "args": told(context, &args::gold(context, variant)),
-                "drawn": if settings.gold.is_none() { drawn } else { Value::Null },
+                "drawn": if draws { drawn } else { Value::Null },
             });
-            spec(inputs, outputs.into(), parameters)
+            spec(inputs, gold_files(context, variant), parameters)
         }
         Work::Score(variant) => {
             let mut inputs = vec![Model(context.deployed()), File(context.records(variant))];
-            inputs
-                .extend(["gold.json", "gold_gradient.safetensors"].map(|name| File(context.of_variant(variant, name))));
+            inputs.extend(gold_files(context, variant));
             inputs.extend(start_adapter(context, variant));
             let output = context.of_variant(variant, "weighted_dataset.json");
             let settings = &context.variant(variant).score;
@@ -239,6 +235,13 @@ pub(super) fn of(context: &Context, work: Work) -> Result<Spec> {
 fn trained(folder: &Path) -> Vec<Artifact> {
     let files = ["metrics.jsonl", "train_summary.json", "run.json"].map(|name| File(folder.join(name)));
     [Model(folder.to_owned()), Optional(folder.join("quality.json"))].into_iter().chain(files).collect()
+}
+
+/// What the gold stage of a variant leaves for its scoring.
+fn gold_files(context: &Context, variant: usize) -> Vec<Artifact> {
+    let curvature = context.variant(variant).is_curved().then_some(args::CURVATURE);
+    let names = ["gold.json", "gold_gradient.safetensors"].into_iter().chain(curvature);
+    names.map(|name| File(context.of_variant(variant, name))).collect()
 }
 
 fn start_adapter(context: &Context, variant: usize) -> Option<Artifact> {
