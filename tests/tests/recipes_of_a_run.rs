@@ -100,7 +100,7 @@ fn explanations(run: &LocalRun) {
         check(&told);
         let told: Value = serde_json::from_slice(&told.stdout).unwrap();
         let names: Vec<&str> = told.as_array().unwrap().iter().map(|of| of["variant"].as_str().unwrap()).collect();
-        assert_eq!(names, ["u2a", "oracle-punish", "curved", "again"]);
+        assert_eq!(names, ["again", "curved", "oracle-punish", "u2a"]);
         for (name, weighted) in ["oracle-punish", "u2a"].into_iter().zip(&weighted) {
             let told = run.explain(at, &["--variant", name, "--json"]);
             check(&told);
