@@ -77,7 +77,7 @@ impl<'a> Setup<'a> {
 pub struct Directions {
     /// One a point.
     pub vectors: Vec<Vector>,
-    /// What the curvature did at each point, where it was solved for now.
+    /// What the curvature did at each point; empty where the directions were read from their file.
     pub curvature: Vec<Report>,
     /// The records that it was taken of.
     pub sample: Option<Sample>,

@@ -71,7 +71,7 @@ pub struct Scores {
     pub reference: Vec<BTreeMap<String, f64>>,
     /// Records scored on a part of their text.
     pub truncated: Truncated,
-    /// What the curvature did to g_J at every adapter, where it was solved for now.
+    /// What the curvature did to g_J at every adapter; empty where the directions were read from their file.
     pub curvature: Vec<Report>,
     /// Holds the raw scores until the caller has written them.
     pub journal: Journal,

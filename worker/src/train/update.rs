@@ -55,7 +55,7 @@ pub(super) fn own_pass(
     let costs: Vec<usize> = batch.iter().map(|&i| items[i].as_ref().map_or(0, Item::tokens)).collect();
     let own = &collective::deal(&costs, gang.world_size())[gang.rank()];
     let mut parts = LossParts::default();
-    // An item whose weight is 0 for now adds nothing: its loss is a function of log-ratios, without the NLL that has a weight
+    // An item of weight 0 adds nothing until a later round gives it one: its loss is a function of log-ratios, without the NLL that has a weight
     // of its own.
     let counts = |item: &&Item| item.weight != 0.0 || !item.term.uses_ratios() || settings.nll_weight != 0.0;
     let present = own.iter().filter_map(|&position| items[batch[position]].as_ref()).filter(counts);
