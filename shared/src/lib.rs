@@ -1,6 +1,7 @@
 //! What at least two of the programs use: records, their files, the reference generator, the gold batch, rules.
 
 pub mod cli;
+pub mod curvature;
 pub mod error;
 pub mod gold;
 pub mod input;
@@ -17,6 +18,7 @@ pub mod quarantine;
 pub mod record;
 pub mod rules;
 pub mod shutdown;
+pub mod spread;
 pub mod stats;
 pub mod store;
 pub mod weights;

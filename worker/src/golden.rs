@@ -111,7 +111,7 @@ fn with_references(decoder: &Decoder, mut items: Vec<Item>) -> Vec<Item> {
 
 /// g_J of gold items at an adapter, `rows` of them computed together.
 fn gold_gradient(decoder: &Decoder, adapter: &Lora, gold: &[Item], settings: &Settings, rows: usize) -> Lora {
-    crate::score::direction::gradient(decoder, adapter, gold, settings, rows, &mut || ()).unwrap().1
+    crate::score::direction::gradient(decoder, adapter, gold, settings, rows, &mut || Ok(())).unwrap().1
 }
 
 fn floats(value: &Value) -> Vec<f64> {

@@ -140,9 +140,20 @@ fn the_strongest_pulls_are_shown_and_what_the_answer_lacks_is_left_out() {
 }
 
 #[test]
+fn a_pair_that_is_left_out_is_not_in_the_sums() {
+    let mut answer = answer();
+    answer["pulls"][0]["counts"] = json!(false);
+    let text = text::pulls(&answer, 1);
+    assert!(text.contains("1 of 2 gold pairs pull for it, +2.5000e-1, the others against, -1.7500e0\n"), "{text}");
+    assert!(text.contains("pulls +2.0000e0 and does not count; the score"), "{text}");
+}
+
+#[test]
 fn layers_are_shown_where_the_answer_has_them() {
     let mut answer = answer();
-    answer["layers"] = json!([{"layer": 0, "pull": 0.25}, {"layer": 1, "pull": -0.5}, {"layer": 2}, "odd"]);
+    answer["layers"] = json!([
+        {"layer": "0", "pull": 0.25}, {"layer": "1", "pull": -0.5}, {"layer": "outside", "pull": 0.1}, {"layer": "2"}, "odd"
+    ]);
     let text = text::pulls(&answer, 0);
-    assert!(text.contains("strongest layers: 1 -5.000e-1, 0 +2.500e-1\n"), "{text}");
+    assert!(text.contains("strongest layers: 1 -5.000e-1, 0 +2.500e-1, outside +1.000e-1\n"), "{text}");
 }

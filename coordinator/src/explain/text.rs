@@ -100,8 +100,9 @@ pub(super) fn pulls(answer: &Value, top: usize) -> String {
     let pairs = answer["pulls"].as_array().map_or(&[][..], Vec::as_slice);
     let pull = |pair: &Value| pair["pull"].as_f64().unwrap_or_default();
     // A sum of nothing is −0.
-    let sum = |sign: f64| pairs.iter().map(pull).filter(|pull| pull * sign > 0.0).sum::<f64>() + 0.0;
-    let number = pairs.iter().filter(|pair| pull(pair) > 0.0).count();
+    let counted: Vec<f64> = pairs.iter().filter(|pair| pair["counts"] != false).map(pull).collect();
+    let sum = |sign: f64| counted.iter().filter(|pull| *pull * sign > 0.0).sum::<f64>() + 0.0;
+    let number = counted.iter().filter(|pull| **pull > 0.0).count();
     let mut text = String::new();
     if let Some(term) = answer["term"].as_str() {
         let _ = writeln!(text, "loss term: {term}");
@@ -109,13 +110,17 @@ pub(super) fn pulls(answer: &Value, top: usize) -> String {
     let _ = writeln!(
         text,
         "{number} of {} gold pairs pull for it, {:+.4e}, the others against, {:+.4e}",
-        pairs.len(),
+        counted.len(),
         sum(1.0),
         sum(-1.0)
     );
     if let Some(own) = answer["own_pull"].as_f64().filter(|own| *own != 0.0) {
         let raw = answer["raw_score"].as_f64().unwrap_or_default();
-        let _ = writeln!(text, "its own pair in the gold batch pulls {own:+.4e}; the score computed now is {raw:.4e}");
+        let counts = if counted.len() < pairs.len() { " and does not count" } else { "" };
+        let _ = writeln!(
+            text,
+            "its own pair in the gold batch pulls {own:+.4e}{counts}; the score computed now is {raw:.4e}"
+        );
     }
     text.push_str(&layers(answer));
     let shown = if top == 0 { pairs.len() } else { top.min(pairs.len()) };
@@ -144,9 +149,9 @@ fn origin(pair: &Value) -> String {
 
 /// The layers in which the pull is strongest, where the answer tells them.
 fn layers(answer: &Value) -> String {
-    let layer = |layer: &Value| Some((layer["layer"].as_u64()?, layer["pull"].as_f64()?));
-    let mut layers: Vec<(u64, f64)> = answer["layers"].as_array().into_iter().flatten().filter_map(layer).collect();
-    layers.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()).then(a.0.cmp(&b.0)));
+    let layer = |layer: &'_ Value| Some((layer["layer"].as_str()?.to_owned(), layer["pull"].as_f64()?));
+    let mut layers: Vec<(String, f64)> = answer["layers"].as_array().into_iter().flatten().filter_map(layer).collect();
+    layers.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
     let shown: Vec<String> =
         layers.iter().take(SHOWN_LAYERS).map(|(layer, pull)| format!("{layer} {pull:+.3e}")).collect();
     if shown.is_empty() { String::new() } else { format!("strongest layers: {}\n", shown.join(", ")) }

@@ -10,6 +10,7 @@ use shared::record::{Category, Record};
 use shared::{Error, Result, input};
 
 use super::{BASE, Oracle, Report, Stage, Triage, Variant, curves, measure, scores};
+use crate::stage::CURVATURE_REPORT;
 
 /// Variants whose update weighs records by impact scores; the others have none worth a histogram.
 const WEIGHTED: [&str; 5] = ["trace", "oracle-punish", "no-kl", "no-triage", "u2a"];
@@ -74,7 +75,9 @@ fn variant(folder: &Path, run_file: &Path, name: &str, is_scored: bool) -> Resul
 
     let score = if is_scored {
         let weighted = own.join("weighted_dataset.json");
-        Some(scores::of(&input::read_all::<Record>(&weighted)?, &weighted)?)
+        let report = own.join(CURVATURE_REPORT);
+        let curvature = if report.exists() { input::read_json(&report)? } else { Vec::new() };
+        Some(scores::of(&input::read_all::<Record>(&weighted)?, curvature, &weighted)?)
     } else {
         None
     };

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
+use shared::curvature::Report;
 use shared::record::{Category, Record};
+use shared::spread::Spread;
+use shared::weights::BY_SEED;
 use shared::{Error, Result};
 
 const BINS: usize = 20;
@@ -22,6 +25,12 @@ pub(super) struct Scores {
     pub(super) clamped_share_of: BTreeMap<&'static str, f64>,
     /// Mean weight of the records of each conflict category.
     pub(super) mean_weight: BTreeMap<&'static str, f64>,
+    /// How far the scores at several adapters agree, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) seeds: Option<Spread>,
+    /// What the curvature did to the direction that is scored along, at every adapter.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) curvature: Vec<Report>,
     /// (Σw)² / Σw² of all records, of RETAIN too where a method weighs them: so many of equal weight would spread the
     /// update as much. 0 where all weights are 0.
     pub(super) effective_records: f64,
@@ -43,8 +52,9 @@ pub(super) struct Histogram {
     pub(super) counts: Vec<usize>,
 }
 
-pub(super) fn of(records: &[Record], file: &Path) -> Result<Scores> {
+pub(super) fn of(records: &[Record], curvature: Vec<Report>, file: &Path) -> Result<Scores> {
     let mut raw = Vec::new();
+    let mut by_seed = Vec::new();
     let mut categories: BTreeMap<&str, Sums> = BTreeMap::new();
     let (mut sum, mut squares) = (0.0, 0.0);
     for (index, record) in records.iter().enumerate() {
@@ -59,6 +69,11 @@ pub(super) fn of(records: &[Record], file: &Path) -> Result<Scores> {
         let score = record.raw_score.ok_or_else(|| wanted("raw_score"))?;
         let weight = record.impact_score.ok_or_else(|| wanted("impact_score"))?;
         raw.push(score);
+        if let Some(scores) = record.extra.get(BY_SEED) {
+            let scores: Vec<f64> = serde_json::from_value(scores.clone())
+                .map_err(|error| Error::field(file, index, BY_SEED, error.to_string()))?;
+            by_seed.push(scores);
+        }
         let sums = categories.entry(category.name()).or_default();
         sums.records += 1;
         sums.clamped += usize::from(score <= 0.0);
@@ -73,9 +88,20 @@ pub(super) fn of(records: &[Record], file: &Path) -> Result<Scores> {
         clamped_share: percent(categories.values().map(|sums| sums.clamped).sum(), raw.len()),
         clamped_share_of: categories.iter().map(|(name, sums)| (*name, percent(sums.clamped, sums.records))).collect(),
         histogram: histogram(&raw),
+        seeds: spread(&by_seed, file)?,
+        curvature,
         mean_weight: categories.iter().map(|(name, sums)| (*name, sums.weight / sums.records as f64)).collect(),
         effective_records: if squares > 0.0 { sum * sum / squares } else { 0.0 },
     })
+}
+
+/// Compares the scores of several adapters; none where there is but one.
+fn spread(by_seed: &[Vec<f64>], file: &Path) -> Result<Option<Spread>> {
+    let count = by_seed.first().map_or(0, Vec::len);
+    if by_seed.iter().any(|scores| scores.len() != count) {
+        return Err(Error::file(file, format!("{BY_SEED:?} holds different numbers of scores")));
+    }
+    Ok((count > 1).then(|| Spread::of(&by_seed.iter().map(Vec::as_slice).collect::<Vec<_>>())))
 }
 
 /// Counts finite, at least one, scores; where all are equal they lie in the last bin, of width 1.
@@ -132,7 +158,7 @@ mod tests {
         };
         let effective = |weights: &[(Category, f64)]| {
             let records: Vec<Record> = weights.iter().map(|(category, weight)| record(*category, *weight)).collect();
-            of(&records, Path::new("weighted.json")).unwrap().effective_records
+            of(&records, Vec::new(), Path::new("weighted.json")).unwrap().effective_records
         };
         use Category::{Invert, Punish, Retain};
         assert_eq!(effective(&[(Invert, 2.0), (Punish, 2.0), (Invert, 0.0), (Retain, 0.0)]), 2.0);

@@ -54,6 +54,8 @@ pub(crate) enum Range {
     Below(f64),
     /// Above 0, to 1.
     Share,
+    /// Above 0 and below 1.
+    Fraction,
     /// Other than 0.
     NotZero,
 }
@@ -65,6 +67,7 @@ impl Range {
             Range::Positive => value > 0.0,
             Range::Below(end) => (0.0..end).contains(&value),
             Range::Share => value > 0.0 && value <= 1.0,
+            Range::Fraction => value > 0.0 && value < 1.0,
             Range::NotZero => value != 0.0,
         }
     }
@@ -75,6 +78,7 @@ impl Range {
             Range::Positive => "a number above 0".into(),
             Range::Below(end) => format!("a number from 0 to below {end}"),
             Range::Share => "a number above 0, to 1".into(),
+            Range::Fraction => "a number above 0 and below 1".into(),
             Range::NotZero => "a number other than 0".into(),
         }
     }
@@ -164,7 +168,7 @@ pub(crate) const KEYS: &[Key] = &[
     key(Section::Score, "curvature", SCORE, Kind::Choice(&["none", "cg"])),
     key(Section::Score, "curvature_sample", SCORE, Kind::Count(1)),
     key(Section::Score, "cg_iterations", SCORE, Kind::Count(1)),
-    key(Section::Score, "cg_tolerance", SCORE, Kind::Number(Range::Below(1.0))),
+    key(Section::Score, "cg_tolerance", SCORE, Kind::Number(Range::Fraction)),
     key(Section::Score, "cg_rank", SCORE, Kind::Count(0)),
 
     key(Section::Eval, "max_new_tokens", GENERATE, Kind::Count(1)),

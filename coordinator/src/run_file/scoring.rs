@@ -9,6 +9,9 @@ pub(super) fn is_curved(score: &Options) -> bool {
     score.text("curvature") == Some("cg")
 }
 
+/// The worker takes no more adapters.
+const MOST_SEEDS: f64 = 100.0;
+
 fn is_above_one(options: &Options, key: &str) -> bool {
     options.number(key).is_some_and(|count| count > 1.0)
 }
@@ -32,6 +35,9 @@ pub(super) fn variant(
     }
     if has_seeds && train.has("init_adapter") {
         refuse(of_score, "score_seeds", "averages over fresh adapters; init_adapter gives one");
+    }
+    if score.number("score_seeds").is_some_and(|count| count > MOST_SEEDS) {
+        refuse(of_score, "score_seeds", &format!("expected at most {MOST_SEEDS}"));
     }
     if is_curved && leaves_out {
         let problem = "contradicts curvature = \"cg\": every record of the gold batch would need a solution of its own";

@@ -76,7 +76,7 @@ fn scoring(context: &Context, variant: usize) -> Vec<String> {
         ("--model-name-or-path", text(&context.deployed())),
         ("--method", method_name(context, variant)),
         ("--gold", text(&context.of_variant(variant, "gold.json"))),
-        ("--gold-gradient", text(&context.of_variant(variant, "gold_gradient.safetensors"))),
+        ("--gold-gradient", text(&context.of_variant(variant, GOLD_GRADIENT))),
     ]);
     args.extend(options.args(SCORE, &context.run_dir));
     if settings.is_curved() {
@@ -87,6 +87,12 @@ fn scoring(context: &Context, variant: usize) -> Vec<String> {
     }
     args
 }
+
+/// The file of a variant that keeps the direction which its records are scored along.
+pub(super) const GOLD_GRADIENT: &str = "gold_gradient.safetensors";
+
+/// What the curvature did to that direction: [`shared::curvature::report_file`] of it.
+pub(crate) const CURVATURE_REPORT: &str = "gold_gradient.json";
 
 /// The file of a variant that holds the records whose curvature is taken.
 pub(super) const CURVATURE: &str = "curvature.json";

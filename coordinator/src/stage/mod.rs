@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::plan::{Kind, Place, Plan, Task, Work};
 use crate::run_file::RunFile;
+pub(crate) use args::CURVATURE_REPORT;
 use files::Artifact;
 use manifest::{Found, Paths};
 use spec::Spec;

@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
+use shared::curvature::Report;
 use shared::gold::{self, GoldOptions, GoldPair, Pool};
 use shared::output::ArrayWriter;
 use shared::quarantine::Quarantine;
@@ -75,20 +76,24 @@ pub(super) fn begin_gold(context: &Context, variant: usize) -> Result<Vec<Task>>
         kind: Kind::Score,
         args: args::gold(context, variant),
         world_size: 1,
-        outputs: vec![context.relative(&context.of_variant(variant, "gold_gradient.safetensors"))],
+        outputs: vec![context.relative(&context.of_variant(variant, args::GOLD_GRADIENT))],
     }])
 }
 
-/// Returns what people should know of a gold batch that was drawn.
+/// Returns what people should know of a gold batch that was drawn, and of the direction that was made of it.
 pub(super) fn gold_warning(context: &Context, variant: usize) -> Result<Option<String>> {
     let settings = &context.variant(variant).score;
-    if settings.gold.is_some() {
-        return Ok(None);
+    let mut warnings = Vec::new();
+    if settings.gold.is_none() {
+        let records = usable(&context.records(variant))?.records;
+        let counts = CategoryCounts::of(records.iter().filter_map(|record| record.category));
+        let pairs: Vec<GoldPair> = gold::read(&context.of_variant(variant, "gold.json"))?;
+        warnings = gold::warnings(counts, &pairs, settings.gold_batch_size as usize);
     }
-    let records = usable(&context.records(variant))?.records;
-    let counts = CategoryCounts::of(records.iter().filter_map(|record| record.category));
-    let pairs: Vec<GoldPair> = gold::read(&context.of_variant(variant, "gold.json"))?;
-    let warnings = gold::warnings(counts, &pairs, settings.gold_batch_size as usize);
+    if context.variant(variant).is_curved() {
+        let reports: Vec<Report> = input::read_json(&context.of_variant(variant, args::CURVATURE_REPORT))?;
+        warnings.extend(reports.iter().filter(|report| !report.converged).map(Report::told));
+    }
     Ok((!warnings.is_empty()).then(|| warnings.join("; ")))
 }
 

@@ -239,8 +239,9 @@ fn trained(folder: &Path) -> Vec<Artifact> {
 
 /// What the gold stage of a variant leaves for its scoring.
 fn gold_files(context: &Context, variant: usize) -> Vec<Artifact> {
-    let curvature = context.variant(variant).is_curved().then_some(args::CURVATURE);
-    let names = ["gold.json", "gold_gradient.safetensors"].into_iter().chain(curvature);
+    let curvature =
+        [args::CURVATURE, args::CURVATURE_REPORT].into_iter().filter(|_| context.variant(variant).is_curved());
+    let names = ["gold.json", args::GOLD_GRADIENT].into_iter().chain(curvature);
     names.map(|name| File(context.of_variant(variant, name))).collect()
 }
 

@@ -37,7 +37,7 @@ pub fn measure(
     let (gold, all) = (&items[..gold_pairs], items.iter().collect::<Vec<&Item>>());
     let point = Point { decoder, adapter, is_fresh: true, space: args.space };
     let begun = Instant::now();
-    let made = point.gradient(gold, &SETTINGS, GOLD_ROWS, &mut || ());
+    let made = point.gradient(gold, &SETTINGS, GOLD_ROWS, &mut || Ok(()));
     let (_, gradient) = made.map_err(|bad| bad.in_file(&args.pairs, direction::IN_GOLD))?;
     let along = point.for_passes(&gradient);
     placement::finish(decoder.device);

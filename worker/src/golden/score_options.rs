@@ -58,7 +58,7 @@ impl World {
     }
 
     fn gradient(&self, point: Point<'_>, items: &[Item]) -> Vector {
-        point.gradient(items, &settings("").objective(), 2, &mut || ()).unwrap().1
+        point.gradient(items, &settings("").objective(), 2, &mut || Ok(())).unwrap().1
     }
 
     fn direction(&self, point: Point<'_>) -> Vector {

@@ -102,7 +102,7 @@ fn pulls_of_gold_pairs_add_up_to_the_score() {
             let mut all: Vec<&mut Item> = items.iter_mut().chain(&mut gold).collect();
             reference::fill(&decoder, &mut all, &Known::default(), None, 300, &Control::default(), &mut Alone).unwrap();
             let pulls = |item: &Item| {
-                let own = point.gradient(std::slice::from_ref(item), &settings(0.3), 1, &mut || ()).unwrap().1;
+                let own = point.gradient(std::slice::from_ref(item), &settings(0.3), 1, &mut || Ok(())).unwrap().1;
                 pull::along(point, &own, &gold, &settings(0.3), 300)
             };
             let sums: Vec<f64> = items.iter().map(|item| pulls(item).iter().sum()).collect();

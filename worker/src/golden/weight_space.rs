@@ -63,7 +63,8 @@ fn scores_are_dot_products_of_gradients_of_weights_in_every_family() {
         for space in [Space::Full, Space::Targets(Module::ALL.into_iter().collect()), some] {
             let what = format!("{}, fresh: {is_fresh}, {space:?}", shape.name);
             let all = std::slice::from_ref(&gold);
-            let (value, direction) = weight_gradient(&frozen, &adapter, &space, all, &SETTINGS, 1, &mut || ()).unwrap();
+            let (value, direction) =
+                weight_gradient(&frozen, &adapter, &space, all, &SETTINGS, 1, &mut || Ok(())).unwrap();
             close(&what, &[value], &[naive::total(policy, &[&gold], &SETTINGS, None).double_value(&[])], TIGHT);
             let moving = direction.named();
             let is_full = space == Space::Full;
@@ -148,8 +149,11 @@ fn a_gradient_of_weights_is_summed_over_chunks_and_leaves_the_decoder_alone() {
     let (_, items) = gold_and_items(&shape, &decoder);
     let flat = |rows: usize| {
         let mut beats = 0;
-        let (value, sum) =
-            weight_gradient(&decoder, &adapter, &Space::Full, &items, &SETTINGS, rows, &mut || beats += 1).unwrap();
+        let (value, sum) = weight_gradient(&decoder, &adapter, &Space::Full, &items, &SETTINGS, rows, &mut || {
+            beats += 1;
+            Ok(())
+        })
+        .unwrap();
         assert_eq!(beats, items.len().div_ceil(rows));
         let gradient: Vec<f64> = sum.named().iter().flat_map(|(_, t)| step::to_f64(t)).collect();
         (value, gradient)
@@ -159,7 +163,7 @@ fn a_gradient_of_weights_is_summed_over_chunks_and_leaves_the_decoder_alone() {
     close("loss", &[other], &[value], TIGHT);
     close("gradient", &in_chunks, &gradient, TIGHT);
     let bad = Item { reference: vec![f64::NAN; 2], ..items[0].clone() };
-    assert!(weight_gradient(&decoder, &adapter, &Space::Full, &[bad], &SETTINGS, 1, &mut || ()).is_err());
+    assert!(weight_gradient(&decoder, &adapter, &Space::Full, &[bad], &SETTINGS, 1, &mut || Ok(())).is_err());
     for (name, weight) in decoder.named_parameters() {
         assert!(!weight.requires_grad() && !weight.grad().defined(), "{name}");
     }
@@ -179,7 +183,7 @@ fn bf16_scores_along_weights_are_as_near_to_f32_as_products_of_bf16_gradients() 
                 .iter()
                 .map(|item| {
                     let item = std::slice::from_ref(item);
-                    weight_gradient(&decoder, &adapter, &Space::Full, item, &SETTINGS, 1, &mut || ()).unwrap().1
+                    weight_gradient(&decoder, &adapter, &Space::Full, item, &SETTINGS, 1, &mut || Ok(())).unwrap().1
                 })
                 .collect();
             assert!(gradients[0].named().iter().all(|(_, moved)| moved.kind() == Kind::Float));
@@ -222,7 +226,7 @@ fn adapters_project_the_scores_of_the_weights_they_sit_on() {
 
     let space = Space::Targets(targets.clone());
     let adapter = fresh(0);
-    let (_, direction) = weight_gradient(&decoder, &adapter, &space, gold, &SETTINGS, 1, &mut || ()).unwrap();
+    let (_, direction) = weight_gradient(&decoder, &adapter, &space, gold, &SETTINGS, 1, &mut || Ok(())).unwrap();
     let of_weights = pack_scores(&decoder, &adapter, Direction::Weights(&direction), &items, &SETTINGS, true).raw;
     let factor = (alpha / r as f64).powi(2) * r as f64 / (3.0 * decoder.config.hidden_size as f64);
 

@@ -20,8 +20,6 @@ pub struct Solution {
     pub x: Vector,
     /// Products with H that were needed.
     pub iterations: usize,
-    /// ‖b − (H + γI)x‖ / ‖b‖, as the recurrence has it.
-    pub residual: f64,
 }
 
 /// Solves by conjugate gradients from x = 0; `product` returns H·p, `precondition` about (H + γI)⁻¹·r. Ends early where
@@ -61,5 +59,5 @@ pub fn solve(
         p.add(1.0, &z);
         rz = next;
     }
-    Ok(Solution { x, iterations, residual })
+    Ok(Solution { x, iterations })
 }

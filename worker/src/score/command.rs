@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use clap::Args;
 use serde_json::json;
+use shared::spread::Spread;
 
 use super::directions::{self, Gold};
 use super::options::Curvature;
-use super::spread::Spread;
 use super::{Raw, ScoreArgs, ScoreSettings, Setup, explain};
 use crate::control::Control;
 use crate::dataset::{DataSet, GoldFile};
@@ -118,9 +118,9 @@ pub fn run(args: &ScoreCommand, control: &Control) -> Result<serde_json::Value> 
     let setup = loaded.setup(&key, control);
     let Some(Files { set, out, gold_out }) = &files else {
         let file = args.score.gold.as_deref().unwrap_or(Path::new(""));
-        let gold = Gold::new(setup, shared::gold::read(file)?, GoldFile::Given(file))?;
-        let more = setup.more_adapters();
-        let made = directions::make(setup, &setup.points(&more), &gold, None, &mut || Ok(()))?;
+        let mut gold = Gold::new(setup, shared::gold::read(file)?, GoldFile::Given(file))?;
+        let (more, mut sample) = (setup.more_adapters(), directions::sample(setup, None)?);
+        let made = directions::make(setup, &setup.points(&more), &mut gold, sample.as_mut(), &mut || Ok(()))?;
         let kept = args.score.gold_gradient.as_deref().map(|file| file.display().to_string());
         return Ok(json!({
             "gold_gradient": kept, "gold_pairs": gold.pairs.len(), "curvature": made.curvature,
@@ -224,7 +224,11 @@ impl<'a> Files<'a> {
             _ => PathBuf::from("."),
         };
         let gold_out = args.gold_out.clone().unwrap_or_else(|| out_dir.join("gold.json"));
-        let inputs = [("--dataset-json-path", Some(records)), ("--gold", args.score.gold.as_deref())];
+        let inputs = [
+            ("--dataset-json-path", Some(records)),
+            ("--gold", args.score.gold.as_deref()),
+            ("--curvature-json-path", args.score.cg.curvature_json_path.as_deref()),
+        ];
         shared::output::check_target("--out", out)?;
         shared::output::check_spared("--out", out, &inputs)?;
         if args.score.gold.is_none() {

@@ -5,15 +5,16 @@
 //! and c·d·dᵀ the parts of d²ℓ/ds² ([`step::term_curvature`]); what the second derivatives of s themselves add is left out,
 //! so H is never negative. A product H·v is one forward pass that carries v (it gives J·v) and one backward pass.
 
-use serde::Serialize;
+use shared::curvature::Report;
 use tch::{Device, Kind, Tensor};
 
 use super::cg::{self, Limits};
 use super::point::Point;
 use super::vector::Vector;
 use crate::dataset;
-use crate::error::Result;
-use crate::objective::step::{self, Item, Settings};
+use crate::error::{Error, Result};
+use crate::measure;
+use crate::objective::step::{self, Item, NotFinite, Settings};
 
 /// The Gauss-Newton matrix of some records' mean loss at a point.
 pub struct GaussNewton<'a> {
@@ -26,28 +27,17 @@ pub struct GaussNewton<'a> {
 /// Pairs of c and d.
 type Parts = Vec<(f64, Vec<f64>)>;
 
-/// How the solution was found, and what the curvature does.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// Records that H is of.
-    pub records: usize,
-    /// γ
-    pub gamma: f64,
-    /// Products with H.
-    pub iterations: usize,
-    /// ‖g_J − (H + γI)v‖ / ‖g_J‖
-    pub residual: f64,
-    /// The residual is as small as was asked for.
-    pub converged: bool,
-    /// The curvature along g_J: g_Jᵀ·H·g_J / ‖g_J‖². A γ far above it makes v point where g_J does.
-    pub along_gold: f64,
-    /// Cosine of v and g_J.
-    pub cosine: f64,
-}
-
 impl<'a> GaussNewton<'a> {
     /// Prepares products for items that have their reference log-probs.
-    pub fn new(point: Point<'a>, items: &'a [Item], settings: &Settings, pack_tokens: usize) -> Self {
+    ///
+    /// # Errors
+    /// A log-prob of an item is not finite.
+    pub fn new(
+        point: Point<'a>,
+        items: &'a [Item],
+        settings: &Settings,
+        pack_tokens: usize,
+    ) -> std::result::Result<Self, NotFinite> {
         let packs = dataset::packs(items.iter(), pack_tokens);
         let parts_of = |pack: &Vec<&Item>| {
             let reference: Vec<f64> = pack.iter().flat_map(|item| item.reference.iter().copied()).collect();
@@ -56,13 +46,16 @@ impl<'a> GaussNewton<'a> {
             let of_item = |item: &&Item| {
                 let s = &s[at..at + item.sequences.len()];
                 at += s.len();
+                if !s.iter().chain(&item.reference).all(|log_prob| log_prob.is_finite()) {
+                    return Err(NotFinite { record: item.record, term: item.term });
+                }
                 let parts = step::term_curvature(item.term, settings, s, &item.reference);
-                parts.into_iter().map(|(c, d)| (c / items.len() as f64, d)).collect()
+                Ok(parts.into_iter().map(|(c, d)| (c / items.len() as f64, d)).collect())
             };
             pack.iter().map(of_item).collect()
         };
-        let parts = packs.iter().map(parts_of).collect();
-        GaussNewton { point, packs, parts }
+        let parts = packs.iter().map(parts_of).collect::<std::result::Result<_, _>>()?;
+        Ok(GaussNewton { point, packs, parts })
     }
 
     /// Returns H·v; `beat` is called after every pack.
@@ -117,7 +110,8 @@ impl<'a> GaussNewton<'a> {
     /// Returns v of (H + γI)·v = g, the solver preconditioned by `rank` rows of H.
     ///
     /// # Errors
-    /// Those of `beat`, which is called after every pack.
+    /// The rows have no room in memory or depend on each other too much for γ; those of `beat`, which is called after every
+    /// pack.
     pub fn solve(
         &self,
         g: &Vector,
@@ -126,20 +120,46 @@ impl<'a> GaussNewton<'a> {
         rank: usize,
         beat: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(Vector, Report)> {
-        let preconditioner = Preconditioner::new(self.longest_rows(rank, beat)?, gamma);
+        check_room(g, rank)?;
+        let preconditioner = Preconditioner::new(self.longest_rows(rank, beat)?, gamma)?;
         let along_gold = self.product(g, beat)?.dot(g) / g.dot(g);
         let found = cg::solve(|p| self.product(p, beat), |r| preconditioner.apply(r), gamma, g, limits)?;
+        let mut left = self.product(&found.x, beat)?;
+        left.add(gamma, &found.x);
+        left.add(-1.0, g);
+        let residual = left.norm() / g.norm();
         let report = Report {
             records: self.packs.iter().map(Vec::len).sum(),
             gamma,
             iterations: found.iterations,
-            residual: found.residual,
-            converged: found.residual <= limits.tolerance,
+            residual,
+            converged: residual <= 2.0 * limits.tolerance,
             along_gold,
             cosine: found.x.dot(g) / (found.x.norm() * g.norm()),
         };
         Ok((found.x, report))
     }
+}
+
+/// Vectors that the solver keeps beside the rows of its preconditioner.
+const WORKING_VECTORS: usize = 6;
+
+/// Makes sure that the rows of the preconditioner fit into memory.
+fn check_room(g: &Vector, rank: usize) -> Result<()> {
+    let of_vector = 4 * g.named().iter().map(|(_, tensor)| tensor.numel() as u64).sum::<u64>();
+    let (wanted, there) = (of_vector.saturating_mul((rank + WORKING_VECTORS) as u64), measure::memory_bytes());
+    if there > 0 && wanted > there {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        return Err(Error::Config(format!(
+            "the curvature would keep {} gradients of {:.2} GiB each, {:.1} GiB of this machine's {:.1}: lower --cg-rank \
+             (now {rank}), or take a smaller --score-space",
+            rank + WORKING_VECTORS,
+            gib(of_vector),
+            gib(wanted),
+            gib(there)
+        )));
+    }
+    Ok(())
 }
 
 /// (γI + R·Rᵀ)⁻¹ for the longest rows of H, by Woodbury's formula: what is left of H + γI beyond it has few directions of
@@ -154,12 +174,18 @@ struct Preconditioner {
 }
 
 impl Preconditioner {
-    fn new(rows: Vec<Vector>, gamma: f64) -> Self {
+    fn new(rows: Vec<Vector>, gamma: f64) -> Result<Self> {
         let products: Vec<f64> = rows.iter().flat_map(|a| rows.iter().map(|b| a.dot(b))).collect();
         let rank = rows.len() as i64;
         let gram = Tensor::from_slice(&products).view([rank, rank]);
-        let inner = (gram + Tensor::eye(rank, (Kind::Double, Device::Cpu)) * gamma).inverse();
-        Preconditioner { gamma, rows, inner }
+        let damped = gram + Tensor::eye(rank, (Kind::Double, Device::Cpu)) * gamma;
+        let inner = damped.f_inverse().map_err(|_| {
+            Error::Numeric(format!(
+                "the {rank} gradients that precondition the curvature depend on each other too much for a damping of \
+                 {gamma:e}: lower --cg-rank, or raise --lamda"
+            ))
+        })?;
+        Ok(Preconditioner { gamma, rows, inner })
     }
 
     fn apply(&self, r: &Vector) -> Vector {
@@ -171,23 +197,5 @@ impl Preconditioner {
         }
         applied.scale(1.0 / self.gamma);
         applied
-    }
-}
-
-impl Report {
-    /// Says what was found, as a warning where the solver did not get where it should.
-    pub fn tell(&self) {
-        let Report { records, gamma, iterations, residual, along_gold, cosine, .. } = self;
-        let told = format!(
-            "curvature of {records} records: {along_gold:.3e} along the gold gradient, damping {gamma:.3e}; solved in \
-             {iterations} iterations to a residual of {residual:.1e}; cosine of the direction with the gold gradient \
-             {cosine:.4}"
-        );
-        match self.converged {
-            true => tracing::info!("{told}"),
-            false => tracing::warn!(
-                "{told}. The residual is above --cg-tolerance: raise --cg-iterations, --cg-rank or --lamda, or compute in f32"
-            ),
-        }
     }
 }

@@ -19,19 +19,48 @@ use crate::model::tangent::{Direction, Move};
 use crate::model::weight_space::{Space, Weights};
 use crate::objective::step::{self, Item, NotFinite, Policy, Settings, term_loss, to_f64};
 
+/// Why there is no gradient.
+#[derive(Debug)]
+pub enum NoGradient {
+    /// A loss, or what it is computed of, is not finite.
+    NotFinite(NotFinite),
+    /// Whoever was told of every step did not want another.
+    Told(Error),
+}
+
+impl From<NotFinite> for NoGradient {
+    fn from(bad: NotFinite) -> Self {
+        NoGradient::NotFinite(bad)
+    }
+}
+
+impl NoGradient {
+    /// Returns the error about the record in its file; `advice` says what to do.
+    pub fn in_file(self, file: &Path, advice: &str) -> Error {
+        match self {
+            NoGradient::NotFinite(bad) => bad.in_file(file, advice),
+            NoGradient::Told(error) => error,
+        }
+    }
+}
+
+/// Gradients keep the inputs of layers and compute each layer once more: a gold batch takes a third longer, but no more
+/// memory than the pass that scores the records, of which there are many more. The same bits (see `model::recompute`).
+const RECOMPUTE: bool = true;
+
 /// Returns the items' summed loss and its gradient at the adapter given, with the adapter's own shape; `rows` items are
 /// computed together, and `beat` is called after them.
 ///
 /// # Errors
-/// A loss that is not finite.
+/// A loss that is not finite, or what `beat` says.
 pub fn gradient(
     decoder: &Decoder,
     adapter: &Lora,
     items: &[Item],
     settings: &Settings,
     rows: usize,
-    beat: &mut dyn FnMut(),
-) -> std::result::Result<(f64, Lora), NotFinite> {
+    beat: &mut dyn FnMut() -> Result<()>,
+) -> std::result::Result<(f64, Lora), NoGradient> {
     let (sum, gradient) =
         of_adapter(decoder, adapter, |policy, taken| summed(policy, items, settings, rows, taken, beat));
     Ok((sum?, gradient))
@@ -41,7 +70,7 @@ pub fn gradient(
 /// is fixed; summed in f32. `rows` items are computed together, and `beat` is called after them.
 ///
 /// # Errors
-/// A loss that is not finite.
+/// A loss that is not finite, or what `beat` says.
 pub fn weight_gradient(
     decoder: &Decoder,
     adapter: &Lora,
@@ -49,8 +78,8 @@ pub fn weight_gradient(
     items: &[Item],
     settings: &Settings,
     rows: usize,
-    beat: &mut dyn FnMut(),
-) -> std::result::Result<(f64, Weights), NotFinite> {
+    beat: &mut dyn FnMut() -> Result<()>,
+) -> std::result::Result<(f64, Weights), NoGradient> {
     let (sum, gradient) =
         of_weights(decoder, adapter, space, |policy, taken| summed(policy, items, settings, rows, taken, beat));
     Ok((sum?, gradient))
@@ -84,13 +113,13 @@ fn summed(
     settings: &Settings,
     rows: usize,
     taken: &mut dyn FnMut(),
-    beat: &mut dyn FnMut(),
-) -> std::result::Result<f64, NotFinite> {
+    beat: &mut dyn FnMut() -> Result<()>,
+) -> std::result::Result<f64, NoGradient> {
     items.chunks(rows.max(1)).try_fold(0.0, |sum, items| {
         let items: Vec<&Item> = items.iter().collect();
         let parts = step::accumulate(policy, &items, settings, 1.0, None)?;
         taken();
-        beat();
+        beat().map_err(NoGradient::Told)?;
         Ok(sum + parts.total())
     })
 }
@@ -107,7 +136,8 @@ fn of_adapter<T>(
             tensor.zero_grad();
         }
     }
-    let policy = Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false, recompute: false };
+    let policy =
+        Policy { decoder, adapter: Some(adapter), reference: decoder, train_head: false, recompute: RECOMPUTE };
     let result = backward(policy, &mut || ());
     let taken = |tensor: &Tensor| {
         let gradient = tensor.grad();
@@ -140,7 +170,7 @@ fn of_weights<T>(
     let own = trained.named_parameters();
     let train_head = sum.head().is_some();
     let policy =
-        Policy { decoder: &trained, adapter: Some(adapter), reference: &trained, train_head, recompute: false };
+        Policy { decoder: &trained, adapter: Some(adapter), reference: &trained, train_head, recompute: RECOMPUTE };
     let result = backward(policy, &mut || {
         for (name, weight) in &own {
             let gradient = weight.grad();

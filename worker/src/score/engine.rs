@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::direction::NoGradient;
 use super::options::{Scale, ScoreSettings};
 use super::point::Point;
 use super::vector::Vector;
@@ -95,7 +96,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// An item's own gradient, where it is needed, is not finite.
-    pub fn scores(&self, pack: &[&Item]) -> Result<PackScores, NotFinite> {
+    pub fn scores(&self, pack: &[&Item]) -> Result<PackScores, NoGradient> {
         let mut scores = PackScores::default();
         let mut by_seed = vec![Vec::with_capacity(self.sides.len()); pack.len()];
         for side in &self.sides {
@@ -121,13 +122,15 @@ impl<'a> Engine<'a> {
 
     /// Makes the score of an item that has its reference log-probs from its derivative along the direction of all gold
     /// pairs.
-    fn one(&self, side: &Side<'a>, item: &Item, derivative: f64) -> Result<ItemScore, NotFinite> {
+    fn one(&self, side: &Side<'a>, item: &Item, derivative: f64) -> Result<ItemScore, NoGradient> {
         let point = side.point;
         let own_direction = match self.left_out.get(&item.record) {
             Some(gold) => {
                 let mut others = side.direction.copy();
-                others
-                    .add(-1.0, &point.gradient(gold, &self.objective, self.settings.args.pa_batch_size, &mut || ())?.1);
+                others.add(
+                    -1.0,
+                    &point.gradient(gold, &self.objective, self.settings.args.pa_batch_size, &mut || Ok(()))?.1,
+                );
                 Some(others)
             }
             None => None,
@@ -144,8 +147,12 @@ impl<'a> Engine<'a> {
             let size = size(self.settings.args.score_scale, item, norm, 0.0);
             return Ok(ItemScore { score: derivative / size, size, layers: Vec::new() });
         }
-        let (_, own) = point.gradient(std::slice::from_ref(item), &self.objective, 1, &mut || ())?;
-        let size = size(self.settings.args.score_scale, item, norm, own.norm());
+        let (_, own) = point.gradient(std::slice::from_ref(item), &self.objective, 1, &mut || Ok(()))?;
+        let own_norm = own.norm();
+        if !own_norm.is_finite() {
+            return Err(NotFinite { record: item.record, term: item.term }.into());
+        }
+        let size = size(self.settings.args.score_scale, item, norm, own_norm);
         let mut layers = Vec::new();
         if self.settings.args.score_layers {
             layers = own.dot_by_layer(direction, point.decoder.config.layers);
@@ -158,7 +165,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// As [`Engine::scores`].
-    pub fn taken_apart(&self, item: &Item) -> Result<Vec<(Point<'a>, ItemScore)>, NotFinite> {
+    pub fn taken_apart(&self, item: &Item) -> Result<Vec<(Point<'a>, ItemScore)>, NoGradient> {
         let one = |side: &Side<'a>| {
             let found = side.point.scores(side.along(), &[item], &self.objective);
             Ok((side.point, self.one(side, item, found.raw[0])?))

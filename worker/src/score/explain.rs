@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use shared::gold::{GoldPair, Origin};
 
 use super::command::{Loaded, ScoreCommand};
+use super::direction::NoGradient;
 use super::directions::{self, Directions, Gold};
 use super::engine::Engine;
 use super::{IN_RECORD, Setup, left_out, pull};
 use crate::control::Control;
 use crate::dataset::{DataSet, GoldFile};
 use crate::error::{Error, Result};
-use crate::objective::step::NotFinite;
 
 /// Runs the command for the record of an index. Returns the answer as JSON, or as a table where no JSON is asked for.
 ///
@@ -50,12 +50,14 @@ pub(super) fn run(args: &ScoreCommand, index: usize, loaded: &Loaded, control: &
         ));
     };
     directions::fill(setup, std::slice::from_mut(&mut item))?;
-    let gold = Gold::new(setup, shared::gold::read(file)?, GoldFile::Given(file))?;
+    let mut gold = Gold::new(setup, shared::gold::read(file)?, GoldFile::Given(file))?;
+    gold.fill(setup)?;
     let more = setup.more_adapters();
     let points = setup.points(&more);
-    let Directions { vectors, sample, .. } = directions::make(setup, &points, &gold, Some(&set), &mut || Ok(()))?;
-    let engine = Engine::new(&points, vectors, &settings, left_out(&settings, &one, &gold));
-    let in_record = |bad: NotFinite| bad.in_file(records, IN_RECORD);
+    let mut sample = directions::sample(setup, Some(&set))?;
+    let Directions { vectors, .. } = directions::make(setup, &points, &mut gold, sample.as_mut(), &mut || Ok(()))?;
+    let engine = Engine::new(&points, vectors, &settings, left_out(&settings, &one, &gold)?);
+    let in_record = |bad: NoGradient| bad.in_file(records, IN_RECORD);
     let share = 1.0 / points.len() as f64;
     let mut answer = Answer {
         index,
@@ -70,8 +72,9 @@ pub(super) fn run(args: &ScoreCommand, index: usize, loaded: &Loaded, control: &
     };
     for (point, one) in engine.taken_apart(&item).map_err(in_record)? {
         let objective = settings.objective();
-        let (_, mut own) = point.gradient(std::slice::from_ref(&item), &objective, 1, &mut || ()).map_err(in_record)?;
-        if let Some(sample) = &sample {
+        let (_, mut own) =
+            point.gradient(std::slice::from_ref(&item), &objective, 1, &mut || Ok(())).map_err(in_record)?;
+        if let Some(sample) = &mut sample {
             own = sample.solve(setup, point, &own, &mut || Ok(()))?.0;
         }
         let pulls = pull::along(point, &own, &gold.items, &objective, settings.args.pack_tokens);
@@ -118,7 +121,7 @@ impl Answer<'_> {
 
     fn json(&self) -> Value {
         let pairs = strongest_first(&self.pulls).into_iter().map(|at| {
-            json!({"pair": at, "pull": self.pulls[at], "own": self.own.contains(&at), "prompt": self.pairs[at].prompt,
+            json!({"pair": at, "pull": self.pulls[at], "own": self.own.contains(&at), "counts": self.counts(at), "prompt": self.pairs[at].prompt,
                    "origin": self.pairs[at].origin})
         });
         let layers = self.layers.iter().enumerate().map(|(at, pull)| json!({"layer": self.layer(at), "pull": pull}));

@@ -10,13 +10,13 @@ mod explain;
 pub mod options;
 pub mod point;
 pub mod pull;
-pub mod spread;
 pub mod vector;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde_json::json;
+use shared::curvature::Report;
 use shared::gold::{GoldOptions, GoldPair, Pool};
 use shared::record::Record;
 use shared::weights;
@@ -29,12 +29,11 @@ use crate::model::adapter_file;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::model_folder;
-use crate::objective::method::{Method, Recipe};
+use crate::objective::method::{Method, Recipe, Term};
 use crate::objective::step::Item;
 use crate::options::{LoraArgs, TextArgs};
 use crate::reference::{self, Keys};
 use crate::text::Encoder;
-use curvature::Report;
 use directions::{Directions, Gold};
 use engine::{Engine, PackScores};
 pub use options::{ScoreArgs, ScoreSettings};
@@ -71,7 +70,7 @@ pub struct Scores {
     pub reference: Vec<BTreeMap<String, f64>>,
     /// Records scored on a part of their text.
     pub truncated: Truncated,
-    /// What the curvature did to g_J at every adapter; empty where the directions were read from their file.
+    /// What the curvature did to g_J at every adapter; empty without one.
     pub curvature: Vec<Report>,
     /// Holds the raw scores until the caller has written them.
     pub journal: Journal,
@@ -136,20 +135,25 @@ pub fn score(setup: Setup<'_>, set: &DataSet, journal: &Path, beat: &mut dyn FnM
         )));
     }
     let pairs = gold_batch(set, settings)?;
+    let mut sample = directions::sample(setup, Some(set))?;
     let full_key = json!({
-        "context": setup.key, "method": settings.recipe.method, "terms": settings.recipe.scored_as(), "beta": settings.beta, "max_length": settings.max_length,
-        "options": settings.args, "gold": &pairs, "records": content_hash(&set.records),
+        "context": setup.key, "terms": settings.recipe.scored_as(), "beta": settings.beta,
+        "max_length": settings.max_length, "options": settings.args.shaping(), "gold": &pairs,
+        "curvature": sample.as_ref().map(|sample| &sample.hash), "records": content_hash(&set.records),
     });
     let (mut journal, finished) = Journal::open::<PackScores>(journal, &shared_hash(&full_key), control.attempt())?;
     let gold_file = match &settings.args.gold {
         Some(file) => GoldFile::Given(file),
         None => GoldFile::DrawnFrom(&set.file),
     };
-    let gold = Gold::new(setup, pairs, gold_file)?;
+    let mut gold = Gold::new(setup, pairs, gold_file)?;
     let more = setup.more_adapters();
     let points = setup.points(&more);
-    let Directions { vectors, curvature, .. } = directions::make(setup, &points, &gold, Some(set), beat)?;
-    let engine = Engine::new(&points, vectors, settings, left_out(settings, set, &gold));
+    let Directions { vectors, curvature } = directions::make(setup, &points, &mut gold, sample.as_mut(), beat)?;
+    if settings.args.leave_gold_out {
+        gold.fill(setup)?;
+    }
+    let engine = Engine::new(&points, vectors, settings, left_out(settings, set, &gold)?);
 
     let packs = dataset::packs(scored.iter().copied(), settings.args.pack_tokens);
     let bar = control.bar("score", scored.len() as u64);
@@ -221,15 +225,30 @@ pub fn score(setup: Setup<'_>, set: &DataSet, journal: &Path, beat: &mut dyn FnM
 const IN_RECORD: &str = "look at the record's text, and at the model's weights and --dtype";
 
 /// Returns the gold items that do not count for a record, by its index in the file.
-fn left_out(settings: &ScoreSettings, set: &DataSet, gold: &Gold) -> HashMap<usize, Vec<Item>> {
+///
+/// # Errors
+/// Nothing of the gold batch counts for a record that is scored.
+fn left_out(settings: &ScoreSettings, set: &DataSet, gold: &Gold) -> Result<HashMap<usize, Vec<Item>>> {
+    let mut left_out = HashMap::new();
     if !settings.args.leave_gold_out {
-        return HashMap::new();
+        return Ok(left_out);
     }
-    let own = |(record, index): (&Record, &usize)| {
+    for (record, &index) in set.records.iter().zip(&set.index) {
         let own = pull::own_pairs(record, &gold.pairs);
-        (!own.is_empty()).then(|| (*index, own.into_iter().map(|at| gold.items[at].clone()).collect()))
-    };
-    set.records.iter().zip(&set.index).filter_map(own).collect()
+        let is_scored = || settings.recipe.decide(record).is_ok_and(|found| found.term.is_some_and(Term::uses_ratios));
+        if own.len() == gold.pairs.len() && is_scored() {
+            let problem = format!(
+                "all {} pairs of the gold batch are its own, so --leave-gold-out leaves nothing to score it along; give \
+                 a larger gold batch",
+                own.len()
+            );
+            return Err(Error::record(&set.file, index, problem));
+        }
+        if !own.is_empty() {
+            left_out.insert(index, own.into_iter().map(|at| gold.items[at].clone()).collect());
+        }
+    }
+    Ok(left_out)
 }
 
 /// Returns the gold batch: the one that is given, or drawn.

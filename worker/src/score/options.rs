@@ -49,12 +49,12 @@ pub struct ScoreArgs {
     #[serde(skip_serializing_if = "is_default")]
     pub score_scale: Scale,
     /// Fresh adapters whose scores are averaged: those of --seed and the seeds after it. A score is a projection along a
-    /// random A (spec 5.6); its standard deviation over the seeds is written too.
+    /// random A (spec 5.6); the scores of all seeds are written, and the summary tells how far they agree.
     #[arg(long, value_name = "K", default_value_t = 1)]
     #[serde(skip_serializing_if = "is_one")]
     pub score_seeds: u64,
     /// Which parameters the gradients are of: an adapter's factors; the weights that it would change, what the average
-    /// over all seeds tends to; or all weights of the model.
+    /// over all seeds tends to where these have inputs of one width; or all weights of the model.
     #[arg(long, value_enum, default_value = "adapter")]
     #[serde(skip_serializing_if = "is_default")]
     pub score_space: ScoreSpace,
@@ -123,7 +123,7 @@ pub enum Curvature {
 /// How the curvature is taken and solved for.
 #[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct CgArgs {
-    /// Conflict records that the curvature is taken of, drawn by --gold-seed.
+    /// Conflict records that the curvature is taken of, drawn by --gold-seed; without effect where a file gives them.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub curvature_sample: usize,
     /// Records that the curvature is taken of, instead of a sample of those that are scored.
@@ -137,7 +137,8 @@ pub struct CgArgs {
     /// The solver ends at a residual of this share of ‖g_J‖.
     #[arg(long, value_name = "SHARE", default_value_t = 1e-5)]
     pub cg_tolerance: f64,
-    /// Gradients of records that are kept to precondition the solver, the longest ones: memory for fewer iterations.
+    /// Gradients of records that are kept to precondition the solver, the longest ones: memory (each is as large as the
+    /// parameters of --score-space in f32) for fewer iterations.
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub cg_rank: usize,
 }
@@ -211,6 +212,19 @@ impl ScoreArgs {
             );
         }
         Ok(shared::weights::check_gamma(self.lamda)?)
+    }
+
+    /// Returns the options that a raw score depends on beside its gold batch and direction, for keys.
+    pub fn shaping(&self) -> serde_json::Value {
+        let mut options = serde_json::to_value(self).expect("options are plain data");
+        let map = options.as_object_mut().expect("options have names");
+        for of_others in ["gold_batch_size", "gold_seed", "gold_corrections", "weight_norm"] {
+            map.remove(of_others);
+        }
+        if self.curvature == Curvature::None {
+            map.remove("lamda");
+        }
+        options
     }
 
     /// Returns what shapes the scores, with what else they depend on: whose terms, β, the seed of the adapter, the longest

@@ -2,14 +2,15 @@
 
 use tch::Kind;
 
-use super::direction::{self, PackScores};
+use super::direction::{self, NoGradient, PackScores};
 use super::options::ScoreSpace;
 use super::vector::Vector;
+use crate::error::Result;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
 use crate::model::pack::Pack;
 use crate::model::weight_space::{Space, Weights};
-use crate::objective::step::{self, Item, NotFinite, Settings};
+use crate::objective::step::{self, Item, Settings};
 
 /// A model at which records are scored.
 #[derive(Clone, Copy)]
@@ -29,14 +30,14 @@ impl Point<'_> {
     /// them.
     ///
     /// # Errors
-    /// A loss that is not finite.
+    /// A loss that is not finite, or what `beat` says.
     pub fn gradient(
         self,
         items: &[Item],
         settings: &Settings,
         rows: usize,
-        beat: &mut dyn FnMut(),
-    ) -> Result<(f64, Vector), NotFinite> {
+        beat: &mut dyn FnMut() -> Result<()>,
+    ) -> std::result::Result<(f64, Vector), NoGradient> {
         let Point { decoder, adapter, .. } = self;
         Ok(match self.weights() {
             None => {

@@ -67,6 +67,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     let total = args.plan(set.records.len()).total_steps();
     args.pace(total)?;
     args.u2a.check_rounds(total, args.hold_until_loss.is_some(), args.full)?;
+    args.check_rescoring(total)?;
     let dtype = args.model.prepare()?;
     let model_dir = &args.model.model_name_or_path;
     let device = args.model.device()?;

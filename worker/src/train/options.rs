@@ -311,6 +311,19 @@ impl TrainArgs {
         Err(Error::Config(format!("{option} and {problem}; leave out one of the two")))
     }
 
+    /// Refuses a --rescore-every that comes after the last of `total` updates.
+    ///
+    /// # Errors
+    /// It does.
+    pub fn check_rescoring(&self, total: u64) -> Result<()> {
+        match self.rescore_every {
+            Some(every) if every >= total => Err(Error::Config(format!(
+                "--rescore-every is {every}, the run has {total} updates: no weight would be made anew; lower it or leave it out"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Says which of the options given have nothing to set here.
     pub fn note_without_effect(&self) {
         if self.dataset_source.is_some() {

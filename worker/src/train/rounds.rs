@@ -268,7 +268,7 @@ impl Rounds {
         let own: Vec<Item> =
             self.gold.chunks(rows).enumerate().filter(mine).flat_map(|(_, chunk)| chunk.to_vec()).collect();
         let (objective, direction) = point
-            .gradient(&own, &self.objective, rows, &mut || ())
+            .gradient(&own, &self.objective, rows, &mut || Ok(()))
             .map_err(|bad| bad.in_file(&self.gold_file, ADVICE))?;
         let mut sum = [objective];
         gang.all_reduce_f64(&mut sum)?;

@@ -1,6 +1,8 @@
 //! The weights of a run's records: those that the records bring, or those of scores made on the way and kept in the run's
 //! folder.
 
+use shared::weights::WeightNorm;
+
 use super::TrainArgs;
 use super::run_folder::RunFolder;
 use crate::control::Control;
@@ -152,6 +154,38 @@ pub(super) fn stored_weights(args: &TrainArgs, set: &DataSet) -> Result<Option<V
             set.file.display(),
             if args.method == Method::U2a { "npo" } else { "no-impact" }
         ))),
-        None => Ok(Some(weights)),
+        None => {
+            if args.rescore_every.is_some() && conflict > 0 {
+                check_continuation(args, set, sum, conflict)?;
+            }
+            Ok(Some(weights))
+        }
     }
+}
+
+/// Makes sure that weights made anew go on where those of the file, `conflict` of that sum, left off.
+fn check_continuation(args: &TrainArgs, set: &DataSet, sum: f64, conflict: usize) -> Result<()> {
+    let file = set.file.display();
+    if args.score.gold.is_none() {
+        return Err(Error::Config(format!(
+            "--rescore-every: the weights of {file} belong to a gold batch that is not known here; give it as --gold, or score \
+             the records again (--rescore)"
+        )));
+    }
+    // The sums of both rules; a part of a file is still nearer to its own.
+    let distance = |of: f64| (sum / of).ln().abs();
+    let (mean1, reference) = (distance(conflict as f64), distance(1.0));
+    let (is_other, other) = match args.score.weight_norm {
+        WeightNorm::Mean1 => (reference < mean1, WeightNorm::Reference),
+        WeightNorm::Reference => (mean1 < reference, WeightNorm::Mean1),
+    };
+    if is_other {
+        return Err(Error::Config(format!(
+            "--rescore-every: the {conflict} weights of {file} add up to {sum:.3}, so they are of --weight-norm {}, not of {}; \
+             give the options of [score] that they were made with, or score the records again (--rescore)",
+            other.name(),
+            args.score.weight_norm.name()
+        )));
+    }
+    Ok(())
 }

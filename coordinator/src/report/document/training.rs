@@ -171,6 +171,8 @@ pub(super) fn scores(variants: &[Variant]) -> Section {
         ]);
         histograms.push(histogram(&variant.name, scores));
     }
+    let of_seeds = seeds(&scored);
+    let of_curvature = curvature(&scored);
     let sentence = if scored.is_empty() {
         "No variant weighs its records, so there are no impact scores."
     } else {
@@ -178,8 +180,48 @@ pub(super) fn scores(variants: &[Variant]) -> Section {
          less are clamped: such a record gets no weight. The effective number of records is (Σw)²/Σw²: so many of equal weight \
          would spread the update as much."
     };
-    let tables = if scored.is_empty() { Vec::new() } else { [summary].into_iter().chain(histograms).collect() };
+    let tables = match scored.is_empty() {
+        true => Vec::new(),
+        false => [summary].into_iter().chain(of_seeds).chain(of_curvature).chain(histograms).collect(),
+    };
     Section { id: "scores", title: "Impact scores", paragraphs: vec![sentence.to_owned()], tables }
+}
+
+/// How far the scores at several adapters agree.
+fn seeds(scored: &[(&Variant, &Scores)]) -> Option<Table> {
+    let heads = ["variant", "adapters", "deviation over adapters", "over records", "reliability of the mean"];
+    let mut table = Table::new("Scores at several adapters", &heads);
+    for (variant, scores) in scored {
+        let Some(spread) = &scores.seeds else { continue };
+        table.push([
+            variant.name.clone(),
+            spread.count.to_string(),
+            number(Some(spread.deviation)),
+            number(Some(spread.deviation_over_records)),
+            spread.reliability.map_or(DASH.to_owned(), |share| format!("{share:.3}")),
+        ]);
+    }
+    (!table.rows.is_empty()).then_some(table)
+}
+
+/// What the curvature made of the gold gradient, one row an adapter.
+fn curvature(scored: &[(&Variant, &Scores)]) -> Option<Table> {
+    let heads = ["variant", "records", "damping", "along the gold gradient", "iterations", "residual", "cosine"];
+    let mut table = Table::new("Curvature", &heads);
+    for (variant, scores) in scored {
+        for report in &scores.curvature {
+            table.push([
+                variant.name.clone(),
+                report.records.to_string(),
+                format!("{:.3e}", report.gamma),
+                format!("{:.3e}", report.along_gold),
+                report.iterations.to_string(),
+                format!("{:.1e}{}", report.residual, if report.converged { "" } else { " (not converged)" }),
+                format!("{:.4}", report.cosine),
+            ]);
+        }
+    }
+    (!table.rows.is_empty()).then_some(table)
 }
 
 fn histogram(name: &str, scores: &Scores) -> Table {
