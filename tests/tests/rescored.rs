@@ -123,4 +123,16 @@ fn what_has_no_scores_of_its_own_is_refused() {
     refused("--rescore-every 3 --leave-gold-out", "--rescore-every and --leave-gold-out");
     refused("--rescore-every 3 --curvature cg", "--rescore-every and --curvature cg");
     refused("--rescore-every 3 --score-seeds 2", "--rescore-every and --score-seeds");
+    refused("--rescore-every 900", "the run has");
+
+    // Weights that the records bring are those of a gold batch and a normalisation.
+    let score = "score --model-name-or-path {tied} --dataset-json-path records.json --out scored.json";
+    folder.succeed(&format!("{score} {SHAPE} --weight-norm reference"));
+    let refused = |options: &str, says: &str| {
+        let command = "train --model-name-or-path {tied} --dataset-json-path scored.json --run-name x --rescore-every 1 \
+                       --batch-size 2";
+        folder.refused(&format!("{command} {SHAPE} {options}"), &[says]);
+    };
+    refused("", "give it as --gold");
+    refused("--gold gold.json", "so they are of --weight-norm reference, not of mean1");
 }

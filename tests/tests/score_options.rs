@@ -106,6 +106,55 @@ fn curvature_turns_scores_as_far_as_the_damping_lets_it() {
     near(&[sum("pulls"), sum("layers")], &[answer["raw_score"].as_f64().unwrap(); 2], 1e-3);
 }
 
+/// A journal and a kept direction belong to the records that the curvature is of.
+#[test]
+fn what_the_curvature_is_of_is_in_the_keys() {
+    let folder = Folder::new();
+    folder.succeed(&format!("{SCORE} --out plain.json"));
+    let of_file = "--gold gold.json --curvature cg --lamda 1e-3 --curvature-json-path curvature.json";
+    let give = |records: &[Value]| {
+        std::fs::write(folder.path("curvature.json"), serde_json::to_vec(records).unwrap()).unwrap();
+    };
+    let records = folder.json("records.json").as_array().unwrap().clone();
+    give(&records);
+    let command = format!("{SCORE} {of_file} --pack-tokens 150 --out scored.json");
+    folder.killed(&command, "score.pack=2");
+    let conflict = |record: &&Value| record["category"] != "RETAIN";
+    give(&records.iter().filter(conflict).take(1).cloned().collect::<Vec<_>>());
+    folder.refused(&command, &["scored.json.journal"]);
+    std::fs::remove_file(folder.path("scored.json.journal")).unwrap();
+    folder.succeed(&command);
+
+    // The same records with other terms have another curvature.
+    let scored = |method: &str, direction: &str, out: &str| {
+        folder.succeed(&format!(
+            "{SCORE} {of_file} --method {method} --gold-gradient {direction} --weight-norm reference --out {out}"
+        ));
+        of(&folder, out, "raw_score")
+    };
+    give(&records);
+    scored("trace", "kept.safetensors", "trace.json");
+    let report = folder.json("kept.json");
+    assert!(report[0]["residual"].as_f64().unwrap() < 1e-4, "{report}");
+    let anew = scored("no-triage", "kept.safetensors", "anew.json");
+    assert_eq!(anew, scored("no-triage", "other.safetensors", "other.json"));
+}
+
+#[test]
+fn a_record_that_is_all_of_the_gold_batch_cannot_be_scored_without_it() {
+    let folder = Folder::new();
+    let records = folder.json("records.json");
+    let index = records.as_array().unwrap().iter().position(|record| record["category"] == "INVERT").unwrap();
+    let gold = serde_json::json!([{
+        "prompt": records[index]["prompt"], "chosen": records[index]["chosen"], "rejected": records[index]["rejected"]
+    }]);
+    std::fs::write(folder.path("own.json"), gold.to_string()).unwrap();
+    folder.refused(
+        &format!("{SCORE} --gold own.json --leave-gold-out --out x.json"),
+        &[&format!("record {index}"), "--leave-gold-out leaves nothing"],
+    );
+}
+
 /// Scales have the sign of the plain score, so they clamp the same records.
 #[test]
 fn scales_change_sizes_and_not_signs() {

@@ -119,6 +119,9 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     if let Some(validation) = &validation {
         key["validation"] = validation.key(args);
     }
+    if let Some(file) = &args.score.cg.curvature_json_path {
+        key["curvature_records"] = json!(score::content_hash(&DataSet::read(file, args.method)?.records));
+    }
     let complete = run.begin(&key)?.is_some();
     if gang.first_of(f64::from(u8::from(complete)))? != 0.0 {
         tracing::info!("{} is complete already", run.path.display());
