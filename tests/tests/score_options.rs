@@ -111,7 +111,7 @@ fn curvature_turns_scores_as_far_as_the_damping_lets_it() {
 fn what_the_curvature_is_of_is_in_the_keys() {
     let folder = Folder::new();
     folder.succeed(&format!("{SCORE} --out plain.json"));
-    let of_file = "--gold gold.json --curvature cg --lamda 1e-3 --curvature-json-path curvature.json";
+    let of_file = "--gold gold.json --curvature cg --lamda 1 --curvature-json-path curvature.json";
     let give = |records: &[Value]| {
         std::fs::write(folder.path("curvature.json"), serde_json::to_vec(records).unwrap()).unwrap();
     };
