@@ -1,5 +1,7 @@
-//! `worker bench`: pairs and tokens a second of scoring, plain inference, the update and generation, as JSON.
+//! `worker bench`: pairs and tokens a second of scoring, plain inference, the update and generation, and the speed of a
+//! gang's calls.
 
+mod collective;
 mod flops;
 mod score;
 mod update;
@@ -7,7 +9,7 @@ mod update;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use shared::quality::Filter;
 use shared::quarantine::Quarantine;
@@ -28,29 +30,86 @@ use crate::options::{LoraArgs, ModelArgs, TextArgs};
 use crate::placement;
 use crate::score::options::ScoreSpace;
 use crate::text::Encoder;
+use collective::CollectiveBench;
 
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum What {
+/// Measures one kind of work. On real pairs, every pair counts as INVERT, but for --case mix.
+#[derive(Debug, Clone, Subcommand)]
+#[allow(clippy::large_enum_variant)]
+pub enum BenchCommand {
     /// Impact scores of INVERT pairs at a fresh adapter, of all and by length; the gold gradient is timed apart. See
     /// --space.
-    Score,
+    Score(ModelBench),
     /// Log-probs of the same pairs in the same packs by plain inference: what the time and memory of `score` are
     /// measured against.
-    Forward,
+    Forward(ModelBench),
     /// Updates, dropout 0; see --case.
-    Train,
+    Train(ModelBench),
     /// Greedy responses with a key-value cache.
+    Generate(ModelBench),
+    #[allow(missing_docs)]
+    Collective(CollectiveBench),
+}
+
+/// Work of a model that is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Score,
+    Forward,
+    Train,
     Generate,
 }
 
-/// Measures one kind of work on real pairs; every pair counts as INVERT, but for --case mix.
+impl What {
+    fn name(self) -> &'static str {
+        match self {
+            What::Score => "score",
+            What::Forward => "forward",
+            What::Train => "train",
+            What::Generate => "generate",
+        }
+    }
+}
+
+impl BenchCommand {
+    /// Returns the options of what a model does; none of a gang's calls.
+    pub fn of_model(&self) -> Option<&ModelBench> {
+        self.work().map(|(_, args)| args)
+    }
+
+    /// As [`BenchCommand::of_model`], to be changed.
+    pub fn of_model_mut(&mut self) -> Option<&mut ModelBench> {
+        match self {
+            BenchCommand::Score(args)
+            | BenchCommand::Forward(args)
+            | BenchCommand::Train(args)
+            | BenchCommand::Generate(args) => Some(args),
+            BenchCommand::Collective(_) => None,
+        }
+    }
+
+    fn work(&self) -> Option<(What, &ModelBench)> {
+        match self {
+            BenchCommand::Score(args) => Some((What::Score, args)),
+            BenchCommand::Forward(args) => Some((What::Forward, args)),
+            BenchCommand::Train(args) => Some((What::Train, args)),
+            BenchCommand::Generate(args) => Some((What::Generate, args)),
+            BenchCommand::Collective(_) => None,
+        }
+    }
+
+    /// Returns whether JSON is asked for.
+    pub fn json(&self) -> bool {
+        match self {
+            BenchCommand::Collective(args) => args.json,
+            other => other.of_model().is_some_and(|args| args.json),
+        }
+    }
+}
+
+/// On what, and how.
 #[derive(Debug, Clone, Args)]
 #[command(allow_negative_numbers = true)]
-pub struct BenchCommand {
-    /// What is measured.
-    #[arg(value_enum)]
-    pub what: What,
+pub struct ModelBench {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
@@ -96,14 +155,21 @@ pub struct BenchCommand {
 /// Runs the benchmark and returns its figures.
 ///
 /// # Errors
-/// Model or pairs are unusable.
-pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
+/// Model or pairs are unusable, or a ring does not form.
+pub fn run(command: &BenchCommand, control: &Control) -> Result<Value> {
+    match command {
+        BenchCommand::Collective(args) => collective::run(args),
+        other => other.work().map_or(Ok(Value::Null), |(what, args)| of_model(what, args, control)),
+    }
+}
+
+fn of_model(what: What, args: &ModelBench, control: &Control) -> Result<Value> {
     if args.n == 0 || args.batch_size == 0 {
         return Err(Error::Config("--n and --batch-size are at least 1".into()));
     }
     let decoder = args.model.load()?;
     let encoder = args.text.encoder(&args.model.model_name_or_path, &decoder)?;
-    let (set, left_out) = pairs(&args.pairs, args.n, |at| match (args.what, args.case) {
+    let (set, left_out) = pairs(&args.pairs, args.n, |at| match (what, args.case) {
         (What::Train, update::Case::Mix) => update::CYCLE[at % update::CYCLE.len()],
         _ => Category::Invert,
     })?;
@@ -114,7 +180,7 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
     lora.dropout = 0.0;
     let adapter = Lora::fresh(lora, &decoder.config, 42, decoder.device);
 
-    let mut figures = match args.what {
+    let mut figures = match what {
         What::Score => score::measure(args, &decoder, &adapter, &mut items, control)?,
         What::Forward => score::forward(args, &decoder, &items),
         What::Train => update::measure(args, &decoder, &adapter, &mut items, control)?,
@@ -133,14 +199,13 @@ pub fn run(args: &BenchCommand, control: &Control) -> Result<Value> {
     };
     let seconds = figures["seconds"].as_f64().unwrap_or(f64::NAN);
     let done = figures["tokens"].as_u64().unwrap_or(tokens as u64);
-    let what = args.what.to_possible_value().map(|v| v.get_name().to_owned());
     let common = json!({
-        "what": what, "pairs": set.records.len(), "left_out": left_out, "tokens": done,
+        "what": what.name(), "pairs": set.records.len(), "left_out": left_out, "tokens": done,
         "pairs_per_s": set.records.len() as f64 / seconds, "tokens_per_s": done as f64 / seconds,
         "dtype": dtype_name(decoder.dtype), "device": placement::name(decoder.device), "threads": tch::get_num_threads(),
         "peak_rss_gib": measure::peak_rss_gib(), "matmul_gflops": matmul_gflops(decoder.dtype, decoder.device),
     });
-    if args.what != What::Generate {
+    if what != What::Generate {
         figures["computed_tokens"] = json!(computed);
     }
     if let Some(work) = figures["gflop"].as_f64() {
@@ -191,7 +256,7 @@ const SETTINGS: Settings =
     Settings { beta: 0.3, epsilon: 0.0, alpha_kl: 0.1, loss: PreferenceLoss::Dpo, nll_weight: 0.0 };
 
 fn generate(
-    args: &BenchCommand,
+    args: &ModelBench,
     decoder: &Decoder,
     index: &[usize],
     prompts: &[Vec<i64>],

@@ -34,6 +34,7 @@ pub(crate) enum Command {
     Merge(merge::MergeCommand),
     Fetch(hub::FetchCommand),
     Plan(plan::PlanCommand),
+    #[command(subcommand)]
     Bench(bench::BenchCommand),
 }
 
@@ -46,7 +47,10 @@ impl Command {
             Command::Score(args) => (&mut args.model.model_name_or_path, &args.model.hub),
             Command::Train(args) => (&mut args.model.model_name_or_path, &args.model.hub),
             Command::Generate(args) => (&mut args.model.model_name_or_path, &args.model.hub),
-            Command::Bench(args) => (&mut args.model.model_name_or_path, &args.model.hub),
+            Command::Bench(args) => match args.of_model_mut() {
+                Some(args) => (&mut args.model.model_name_or_path, &args.model.hub),
+                None => return Ok(command),
+            },
             Command::Merge(args) => (&mut args.base_model_path, &args.hub),
             Command::Fetch(args) => (&mut args.model, &args.hub),
             Command::Plan(args) => {
@@ -86,7 +90,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Score(args) => (args.json, true),
         Command::Train(args) => (args.json, true),
         Command::Generate(args) => (args.json, true),
-        Command::Bench(args) => (args.json, true),
+        Command::Bench(args) => (args.json(), true),
         Command::Plan(args) => (args.json, true),
         Command::Merge(_) | Command::Fetch(_) | Command::Serve(_) => (false, false),
     };
@@ -156,18 +160,27 @@ fn print(summary: &Value, json: bool) {
     }
 }
 
-/// Prints objects of the same fields: a line of their names, then a line each.
+/// Prints objects, the fields of the first one first: a line of their names, then a line each.
 fn print_table(name: &str, rows: &[Value]) {
-    let names: Vec<&str> = rows[0].as_object().into_iter().flatten().map(|(field, _)| field.as_str()).collect();
-    println!("{name:>16}  {}", names.join("  "));
-    for row in rows {
-        let cells = names.iter().map(|field| {
-            let width = field.len();
-            match &row[*field] {
-                Value::Number(n) if n.is_f64() => format!("{:>width$.3}", n.as_f64().unwrap_or_default()),
-                other => format!("{:>width$}", other.to_string()),
-            }
-        });
-        println!("{:>16}  {}", "", cells.collect::<Vec<_>>().join("  "));
+    let mut names: Vec<&str> = Vec::new();
+    for (field, _) in rows.iter().filter_map(Value::as_object).flatten() {
+        if !names.contains(&field.as_str()) {
+            names.push(field);
+        }
+    }
+    let cell = |row: &Value, field: &str| match &row[field] {
+        Value::Number(n) if n.is_f64() => format!("{:.3}", n.as_f64().unwrap_or_default()),
+        Value::String(text) => text.clone(),
+        Value::Null => "–".to_owned(),
+        other => other.to_string(),
+    };
+    let head = std::iter::once(names.iter().map(|field| (*field).to_owned()).collect::<Vec<_>>());
+    let lines: Vec<Vec<String>> =
+        head.chain(rows.iter().map(|row| names.iter().map(|field| cell(row, field)).collect())).collect();
+    let width = |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..names.len()).map(width).collect();
+    for (number, line) in lines.iter().enumerate() {
+        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}")).collect();
+        println!("{:>16}  {}", if number == 0 { name } else { "" }, cells.join("  "));
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use shared::record::Record;
 use shared::weights::REFERENCE_LOGPS as FIELD;
 
-use crate::collective::Collective;
+use crate::collective::{Collective, Op};
 use crate::control::Control;
 use crate::dataset;
 use crate::error::{Error, Result};
@@ -188,7 +188,7 @@ pub fn fill(
         }
         // All obey at the same pack.
         sums.push(f64::from(u8::from(control.stop().is_some())));
-        gang.all_reduce_f64(&mut sums)?;
+        gang.all_reduce(sums.as_mut_slice().into(), Op::Sum)?;
         if sums.pop() != Some(0.0) {
             return Err(Error::Stopped);
         }
@@ -226,7 +226,7 @@ fn shared_by_first<'k>(
     let found = keys.clone().map(|key| known.get(key).filter(|_| is_first));
     let mut found: Vec<f64> =
         found.flat_map(|value| [f64::from(u8::from(value.is_some())), value.unwrap_or(0.0)]).collect();
-    gang.all_reduce_f64(&mut found)?;
+    gang.broadcast(found.as_mut_slice().into(), 0)?;
     let pairs = keys.zip(found.chunks_exact(2));
     Ok(pairs.filter(|(_, pair)| pair[0] == 1.0).map(|(key, pair)| (key.clone(), pair[1])).collect())
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{BenchCommand, SETTINGS};
+use super::{ModelBench, SETTINGS};
 use crate::collective::Alone;
 use crate::control::Control;
 use crate::dataset;
@@ -25,7 +25,7 @@ use crate::score::point::Point;
 /// # Errors
 /// The loss of a gold pair is not finite, or the command was told to stop.
 pub fn measure(
-    args: &BenchCommand,
+    args: &ModelBench,
     decoder: &Decoder,
     adapter: &Lora,
     items: &mut [Item],
@@ -57,7 +57,7 @@ pub fn measure(
 const GOLD_ROWS: usize = 2;
 
 /// Measures the log-probs of all items in the packs that scoring makes of them, without a derivative.
-pub fn forward(args: &BenchCommand, decoder: &Decoder, items: &[Item]) -> Value {
+pub fn forward(args: &ModelBench, decoder: &Decoder, items: &[Item]) -> Value {
     let all: Vec<&Item> = items.iter().collect();
     let seconds = timed_packs(args, &all, |pack| {
         let pack = Pack::new(&pack.iter().map(|item| item.group()).collect::<Vec<_>>(), decoder.device);
@@ -67,7 +67,7 @@ pub fn forward(args: &BenchCommand, decoder: &Decoder, items: &[Item]) -> Value 
 }
 
 /// Returns the seconds that the packs of some items take; the work of a pack ends with numbers on the host.
-fn timed_packs(args: &BenchCommand, items: &[&Item], mut work: impl FnMut(&[&Item])) -> f64 {
+fn timed_packs(args: &ModelBench, items: &[&Item], mut work: impl FnMut(&[&Item])) -> f64 {
     let begun = Instant::now();
     for pack in dataset::packs(items.iter().copied(), args.pack_tokens) {
         work(&pack);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use shared::record::Category;
 
 use super::flops::{self, Work};
-use super::{BenchCommand, SETTINGS};
+use super::{ModelBench, SETTINGS};
 use crate::collective::Alone;
 use crate::control::Control;
 use crate::dataset;
@@ -42,7 +42,7 @@ pub const CYCLE: [Category; 3] = [Category::Invert, Category::Punish, Category::
 /// # Errors
 /// A loss is not finite, or the command was told to stop.
 pub fn measure(
-    args: &BenchCommand,
+    args: &ModelBench,
     decoder: &Decoder,
     adapter: &Lora,
     items: &mut [Item],
@@ -92,7 +92,7 @@ pub fn measure(
 }
 
 fn update(
-    args: &BenchCommand,
+    args: &ModelBench,
     policy: Policy<'_>,
     batch: &[Item],
     optimizer: &mut AdamW,

@@ -1,13 +1,25 @@
-//! What the ranks of a gang do together: sums of their numbers, equal to the bit on every rank.
+//! What the ranks of a gang do together, each call with a deadline; a failure ends the attempt on every rank.
 //!
-//! Every call has a deadline; a failure ends the attempt on every rank. A world of one is a real implementation that has
-//! nothing to do.
+//! Calls work in place on a buffer of the same length on every rank. A buffer is cut into as many shards as there are
+//! ranks ([`shard`]); [`Collective::reduce_scatter`] leaves a rank its own shard, [`Collective::all_gather`] starts from
+//! it. Results are the same bits every time, and, where all ranks get them, on every rank. A world of one is a real
+//! implementation that has nothing to do.
 
+#[cfg(test)]
+mod conformance;
+pub mod numbers;
 pub mod ring;
+
+use std::ops::Range;
+
+pub use numbers::{Numbers, Op};
 
 use crate::error::Result;
 
 /// The members of one attempt at a training task, seen from one of them.
+///
+/// Every call is made by all ranks in the same order, with buffers of the same length and type. Its errors: a member is
+/// gone or too late; after one, every later call fails.
 pub trait Collective: Send {
     /// This member's number, from 0.
     fn rank(&self) -> usize;
@@ -15,36 +27,60 @@ pub trait Collective: Send {
     /// How many members there are.
     fn world_size(&self) -> usize;
 
-    /// Replaces every number by its sum over all ranks. All ranks must call with the same length.
+    /// Leaves in this rank's shard what all ranks' numbers there come to; the rest of the buffer is undefined.
     ///
     /// # Errors
-    /// A member is gone or too late.
-    fn all_reduce(&mut self, numbers: &mut [f32]) -> Result<()>;
+    /// See the trait.
+    fn reduce_scatter(&mut self, numbers: Numbers<'_>, op: Op) -> Result<()>;
 
-    /// As [`Collective::all_reduce`], in double precision.
+    /// Replaces every rank's shard of the buffer by that rank's own.
     ///
     /// # Errors
-    /// A member is gone or too late.
-    fn all_reduce_f64(&mut self, numbers: &mut [f64]) -> Result<()>;
+    /// See the trait.
+    fn all_gather(&mut self, numbers: Numbers<'_>) -> Result<()>;
+
+    /// Replaces every number by what it and those of all other ranks come to.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn all_reduce(&mut self, numbers: Numbers<'_>, op: Op) -> Result<()>;
+
+    /// Replaces the numbers by those of the rank `root`.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn broadcast(&mut self, numbers: Numbers<'_>, root: usize) -> Result<()>;
+
+    /// Returns when all ranks have called it.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn barrier(&mut self) -> Result<()>;
 
     /// Returns every rank's number, in rank order.
     ///
     /// # Errors
-    /// A member is gone or too late.
-    fn all_gather_f64(&mut self, number: f64) -> Result<Vec<f64>> {
+    /// See the trait.
+    fn all_gather_number(&mut self, number: f64) -> Result<Vec<f64>> {
         let mut all = vec![0.0; self.world_size()];
         all[self.rank()] = number;
-        self.all_reduce_f64(&mut all)?;
+        self.all_gather(all.as_mut_slice().into())?;
         Ok(all)
     }
 
-    /// Returns rank 0's number on every rank.
+    /// Returns rank 0's number on every rank; unlike a broadcast, nobody goes on before all have come.
     ///
     /// # Errors
-    /// A member is gone or too late.
+    /// See the trait.
     fn first_of(&mut self, number: f64) -> Result<f64> {
-        Ok(self.all_gather_f64(number)?[0])
+        Ok(self.all_gather_number(number)?[0])
     }
+}
+
+/// Returns where the shard of a rank lies in a buffer of `length` numbers: lengths differ by one at most.
+pub fn shard(length: usize, rank: usize, world_size: usize) -> Range<usize> {
+    let before = |rank: usize| (length as u128 * rank as u128 / world_size as u128) as usize;
+    before(rank)..before(rank + 1)
 }
 
 /// A world of one.
@@ -60,11 +96,23 @@ impl Collective for Alone {
         1
     }
 
-    fn all_reduce(&mut self, _: &mut [f32]) -> Result<()> {
+    fn reduce_scatter(&mut self, _: Numbers<'_>, _: Op) -> Result<()> {
         Ok(())
     }
 
-    fn all_reduce_f64(&mut self, _: &mut [f64]) -> Result<()> {
+    fn all_gather(&mut self, _: Numbers<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn all_reduce(&mut self, _: Numbers<'_>, _: Op) -> Result<()> {
+        Ok(())
+    }
+
+    fn broadcast(&mut self, _: Numbers<'_>, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn barrier(&mut self) -> Result<()> {
         Ok(())
     }
 }

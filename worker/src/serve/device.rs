@@ -190,6 +190,7 @@ fn join(
             peers,
             secret,
             label: format!("{name}/{stage}/{task}/{attempt}"),
+            lanes: ring::LANES,
             form_deadline: FORM_DEADLINE,
             call_deadline: ring::CALL_DEADLINE,
         },

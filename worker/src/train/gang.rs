@@ -48,6 +48,7 @@ impl GangArgs {
             peers: self.peers.clone(),
             secret: *blake3::hash(secret.as_bytes()).as_bytes(),
             label: "train".into(),
+            lanes: ring::LANES,
             form_deadline: Duration::from_secs(60),
             call_deadline: ring::CALL_DEADLINE,
         };

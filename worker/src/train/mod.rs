@@ -266,7 +266,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         run.finish(summary.clone())?;
     }
     // Nobody is done before the outputs are written.
-    gang.first_of(0.0)?;
+    gang.barrier()?;
     Ok(summary)
 }
 
@@ -315,7 +315,7 @@ fn train(
     };
     let (start, seen) = checkpoint::resume(&run.path, optimizer, &run.key)?.unwrap_or_default();
     pace.restore(seen);
-    let starts = gang.all_gather_f64(start as f64)?;
+    let starts = gang.all_gather_number(start as f64)?;
     if starts.iter().any(|other| *other != start as f64) {
         return Err(Error::Gang(format!("the ranks found checkpoints of different steps: {starts:?}")));
     }
@@ -430,7 +430,7 @@ fn train(
         }
         if sums.stop.is_some() && step < total {
             // Whoever goes on from here finds the checkpoint whole.
-            gang.first_of(0.0)?;
+            gang.barrier()?;
             return Err(Error::Stopped);
         }
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::TrainArgs;
 use super::run_folder::RunFolder;
 use super::u2a;
-use crate::collective::Collective;
+use crate::collective::{Collective, Op};
 use crate::control::Control;
 use crate::dataset::{self, DataSet, GoldFile};
 use crate::error::{Error, Result};
@@ -225,7 +225,7 @@ impl Rounds {
             Rule::U2a { eta, .. } => (u2a::reweighted(&omegas, &deltas, eta), false),
             Rule::Impact { .. } => (self.impact_weights(run, &present, &deltas, step), false),
         };
-        first_rank_of(&mut omegas, gang)?;
+        gang.broadcast(omegas.as_mut_slice().into(), 0)?;
         let mut records = Vec::with_capacity(present.len());
         for ((item, delta), omega) in present.into_iter().zip(deltas).zip(omegas) {
             item.weight = omega;
@@ -248,7 +248,7 @@ impl Rounds {
             }
         }
         let mut sum = [sums.total()];
-        gang.all_reduce_f64(&mut sum)?;
+        gang.all_reduce(sum.as_mut_slice().into(), Op::Sum)?;
         Ok(sum[0])
     }
 
@@ -271,7 +271,7 @@ impl Rounds {
             .gradient(&own, &self.objective, rows, &mut || Ok(()))
             .map_err(|bad| bad.in_file(&self.gold_file, ADVICE))?;
         let mut sum = [objective];
-        gang.all_reduce_f64(&mut sum)?;
+        gang.all_reduce(sum.as_mut_slice().into(), Op::Sum)?;
         sum_over_ranks(&direction, gang)?;
         direction::check(direction.dot(&direction), &self.gold_file)?;
 
@@ -284,7 +284,7 @@ impl Rounds {
                 deltas.extend(std::iter::repeat_n(0.0, pack.len()));
             }
         }
-        gang.all_reduce_f64(&mut deltas)?;
+        gang.all_reduce(deltas.as_mut_slice().into(), Op::Sum)?;
         if let Some(bad) = deltas.iter().position(|delta| !delta.is_finite()) {
             return Err(Error::Numeric(format!(
                 "record {}: its score at the beginning of a round is {}; {ADVICE}",
@@ -338,7 +338,7 @@ fn sum_over_ranks(gradient: &Vector, gang: &mut dyn Collective) -> Result<()> {
     }
     let parameters = gradient.named();
     let mut flat: Vec<f32> = parameters.iter().flat_map(|(_, t)| to_f64(t)).map(|number| number as f32).collect();
-    gang.all_reduce(&mut flat)?;
+    gang.all_reduce(flat.as_mut_slice().into(), Op::Sum)?;
     let mut at = 0;
     for (_, tensor) in parameters {
         let end = at + tensor.numel();
@@ -347,12 +347,4 @@ fn sum_over_ranks(gradient: &Vector, gang: &mut dyn Collective) -> Result<()> {
         at = end;
     }
     Ok(())
-}
-
-/// Replaces numbers by those of the first rank.
-fn first_rank_of(numbers: &mut [f64], gang: &mut dyn Collective) -> Result<()> {
-    if gang.rank() != 0 {
-        numbers.fill(0.0);
-    }
-    gang.all_reduce_f64(numbers)
 }

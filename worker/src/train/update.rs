@@ -2,7 +2,7 @@
 
 use super::optim::AdamW;
 use super::{TrainArgs, schedule};
-use crate::collective::{self, Collective};
+use crate::collective::{self, Collective, Op};
 use crate::control::Stop;
 use crate::dataset;
 use crate::error::Result;
@@ -26,9 +26,9 @@ pub(super) fn exchange(sums: &mut StepSums, optimizer: &mut AdamW, gang: &mut dy
     let told = |stop| f64::from(u8::from(sums.stop == Some(stop)));
     let mut numbers = sums.parts.numbers().to_vec();
     numbers.extend([sums.replayed, told(Stop::Cancelled), told(Stop::Paused)]);
-    gang.all_reduce_f64(&mut numbers)?;
+    gang.all_reduce(numbers.as_mut_slice().into(), Op::Sum)?;
     let mut gradients = optimizer.flat_gradients();
-    gang.all_reduce(&mut gradients)?;
+    gang.all_reduce(gradients.as_mut_slice().into(), Op::Sum)?;
     optimizer.set_flat_gradients(&gradients);
     sums.parts = LossParts::from_numbers(numbers[..LossParts::NUMBERS].try_into().expect("as many"));
     let rest = &numbers[LossParts::NUMBERS..];

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::TrainArgs;
 use super::metrics::Figures;
-use crate::collective::Collective;
+use crate::collective::{Collective, Op};
 use crate::control::Control;
 use crate::dataset::{self, DataSet, Truncated};
 use crate::error::{Error, Result};
@@ -138,7 +138,7 @@ impl Validation {
             }
         }
         let mut numbers = parts.numbers();
-        gang.all_reduce_f64(&mut numbers)?;
+        gang.all_reduce(numbers.as_mut_slice().into(), Op::Sum)?;
         let parts = LossParts::from_numbers(numbers);
         Ok(Figures::new(step, epoch, &parts, self.set.records.len(), args.alpha_kl))
     }

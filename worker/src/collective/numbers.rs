@@ -1,0 +1,108 @@
+//! Numbers that ranks exchange, and how two of them become one.
+
+use half::bf16;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A buffer of one rank, in any of the types that can be exchanged.
+#[derive(Debug)]
+pub enum Numbers<'a> {
+    /// 32-bit floats.
+    F32(&'a mut [f32]),
+    /// bfloat16; every sum of two is rounded.
+    Bf16(&'a mut [bf16]),
+    /// 64-bit floats.
+    F64(&'a mut [f64]),
+}
+
+impl Numbers<'_> {
+    /// Returns how many there are.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Numbers::F32(numbers) => numbers.len(),
+            Numbers::Bf16(numbers) => numbers.len(),
+            Numbers::F64(numbers) => numbers.len(),
+        }
+    }
+}
+
+impl<'a> From<&'a mut [f32]> for Numbers<'a> {
+    fn from(numbers: &'a mut [f32]) -> Self {
+        Numbers::F32(numbers)
+    }
+}
+
+impl<'a> From<&'a mut [bf16]> for Numbers<'a> {
+    fn from(numbers: &'a mut [bf16]) -> Self {
+        Numbers::Bf16(numbers)
+    }
+}
+
+impl<'a> From<&'a mut [f64]> for Numbers<'a> {
+    fn from(numbers: &'a mut [f64]) -> Self {
+        Numbers::F64(numbers)
+    }
+}
+
+/// What becomes of two numbers at the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Their sum.
+    Sum,
+    /// The larger one; NaN if one of them is.
+    Max,
+}
+
+/// A number as it goes over the wire: the bytes of this machine, which are little-endian on every machine that libtorch
+/// is built for.
+pub(super) trait Number: Copy + Default + FromBytes + IntoBytes + Immutable + Send + Sync {
+    fn plus(self, other: Self) -> Self;
+    fn larger(self, other: Self) -> Self;
+}
+
+macro_rules! number {
+    ($type:ty, |$a:ident, $b:ident| $plus:expr) => {
+        impl Number for $type {
+            fn plus(self, other: Self) -> Self {
+                let ($a, $b) = (self, other);
+                $plus
+            }
+
+            fn larger(self, other: Self) -> Self {
+                if self.is_nan() || self > other { self } else { other }
+            }
+        }
+    };
+}
+
+number!(f32, |a, b| a + b);
+number!(f64, |a, b| a + b);
+number!(bf16, |a, b| bf16::from_f32(a.to_f32() + b.to_f32()));
+
+/// Makes of every own number what it and the incoming one come to.
+pub(super) fn combine<N: Number>(op: Op, own: &mut [N], incoming: &[N]) {
+    let pairs = own.iter_mut().zip(incoming);
+    match op {
+        Op::Sum => pairs.for_each(|(own, incoming)| *own = incoming.plus(*own)),
+        Op::Max => pairs.for_each(|(own, incoming)| *own = incoming.larger(*own)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nan_outlasts_every_maximum() {
+        let mut own = [f32::NAN, 1.0, 3.0];
+        combine(Op::Max, &mut own, &[2.0, f32::NAN, -1.0]);
+        assert!(own[0].is_nan() && own[1].is_nan());
+        assert_eq!(own[2], 3.0);
+    }
+
+    #[test]
+    fn sums_of_bf16_are_rounded() {
+        let mut own = [bf16::from_f32(1.0)];
+        combine(Op::Sum, &mut own, &[bf16::from_f32(1.0 / 512.0)]);
+        assert_eq!(own[0].to_f32(), 1.0);
+    }
+}

@@ -1,0 +1,131 @@
+//! How the members of a ring meet: each dials the next one and accepts the one before, and both prove to each other that
+//! they are of this attempt.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use super::{Membership, lost};
+use crate::error::{Error, Result};
+
+const MAGIC: &[u8; 8] = b"trace-r2";
+
+/// Dials the next member for a lane.
+pub(super) fn dial(membership: &Membership, lane: u8, until: Instant) -> Result<TcpStream> {
+    let to = (membership.rank + 1) % membership.peers.len();
+    let address = &membership.peers[to];
+    let mut last = String::new();
+    while Instant::now() < until {
+        match TcpStream::connect(address) {
+            Ok(mut stream) => match introduce(&mut stream, membership, (to, lane), until) {
+                Ok(()) => return Ok(stream),
+                // The port may still be another program's; the member comes later.
+                Err(error) => last = error.to_string(),
+            },
+            Err(error) => last = error.to_string(),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(Error::Gang(format!("rank {}: rank {to} at {address} did not join in time: {last}", membership.rank)))
+}
+
+/// Accepts the member before on every lane; returns the connections in the lanes' order.
+pub(super) fn accept(listener: &TcpListener, membership: &Membership, until: Instant) -> Result<Vec<TcpStream>> {
+    let rank = membership.rank;
+    let from = (rank + membership.peers.len() - 1) % membership.peers.len();
+    listener.set_nonblocking(true).map_err(|error| lost(rank, &error))?;
+    let mut lanes: Vec<Option<TcpStream>> = (0..membership.lanes).map(|_| None).collect();
+    let mut last = String::new();
+    while Instant::now() < until {
+        match listener.accept() {
+            Ok((mut stream, address)) => match welcome(&mut stream, membership, from, until) {
+                Ok(lane) => {
+                    lanes[usize::from(lane)] = Some(stream);
+                    if lanes.iter().all(Option::is_some) {
+                        return Ok(lanes.into_iter().flatten().collect());
+                    }
+                }
+                Err(error) => last = format!(" (someone at {address} did: {error})"),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(lost(rank, &error)),
+        }
+    }
+    Err(Error::Gang(format!("rank {rank}: rank {from} did not join in time{last}")))
+}
+
+/// Proves knowledge of the secret for one direction of one connection, a lane of so many.
+fn proof(membership: &Membership, (from, to, lane): (usize, usize, u8), challenge: &[u8; 32], side: &str) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_keyed(&membership.secret);
+    hasher.update(side.as_bytes()).update(challenge).update(membership.label.as_bytes());
+    hasher.update(&(from as u64).to_le_bytes()).update(&(to as u64).to_le_bytes());
+    hasher.update(&[lane, membership.lanes]);
+    *hasher.finalize().as_bytes()
+}
+
+/// The dialler's side: magic, lane and its challenge; the acceptor's proof and challenge; the dialler's proof.
+fn introduce(
+    stream: &mut TcpStream,
+    membership: &Membership,
+    (to, lane): (usize, u8),
+    until: Instant,
+) -> std::io::Result<()> {
+    let connection = (membership.rank, to, lane);
+    patience(stream, until)?;
+    let challenge = random()?;
+    stream.write_all(&[&MAGIC[..], &[lane], &challenge].concat())?;
+    let mut answer = [0; 64];
+    stream.read_exact(&mut answer)?;
+    let (their_proof, their_challenge) = answer.split_at(32);
+    check(their_proof, &proof(membership, connection, &challenge, "acceptor"))?;
+    let their_challenge: [u8; 32] = their_challenge.try_into().expect("half of 64 bytes");
+    stream.write_all(&proof(membership, connection, &their_challenge, "dialler"))
+}
+
+/// The acceptor's side; returns the lane.
+fn welcome(stream: &mut TcpStream, membership: &Membership, from: usize, until: Instant) -> std::io::Result<u8> {
+    stream.set_nonblocking(false)?;
+    patience(stream, until)?;
+    let mut hello = [0; MAGIC.len() + 1 + 32];
+    stream.read_exact(&mut hello)?;
+    let (magic, rest) = hello.split_at(MAGIC.len());
+    if magic != MAGIC {
+        return Err(std::io::Error::other("it is no member of a gang"));
+    }
+    let lane = rest[0];
+    if lane >= membership.lanes {
+        return Err(std::io::Error::other("it counts other connections"));
+    }
+    let their_challenge: [u8; 32] = rest[1..].try_into().expect("the rest of the bytes");
+    let connection = (from, membership.rank, lane);
+    let challenge = random()?;
+    let own = proof(membership, connection, &their_challenge, "acceptor");
+    stream.write_all(&[own, challenge].concat())?;
+    let mut their_proof = [0; 32];
+    stream.read_exact(&mut their_proof)?;
+    check(&their_proof, &proof(membership, connection, &challenge, "dialler"))?;
+    Ok(lane)
+}
+
+fn patience(stream: &TcpStream, until: Instant) -> std::io::Result<()> {
+    let left = until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), Duration::from_secs(5));
+    stream.set_read_timeout(Some(left))?;
+    stream.set_write_timeout(Some(left))
+}
+
+fn check(given: &[u8], wanted: &[u8; 32]) -> std::io::Result<()> {
+    // Hashes compare in constant time.
+    let given: [u8; 32] = given.try_into().map_err(|_| std::io::Error::other("a proof has 32 bytes"))?;
+    if blake3::Hash::from(given) == blake3::Hash::from(*wanted) {
+        return Ok(());
+    }
+    Err(std::io::Error::other("it is no member of this attempt"))
+}
+
+fn random() -> std::io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
