@@ -4,6 +4,7 @@
 //! this machine. Decisions are pure (`scheduler`); one task owns them, saves, then acts (`driver`). Results go to standard
 //! output, progress and log lines to standard error.
 
+mod bench;
 mod check;
 mod client;
 mod corrections;
@@ -15,6 +16,7 @@ mod local;
 mod logs;
 mod plan;
 mod progress;
+mod records;
 mod report;
 mod run;
 mod run_file;
@@ -62,6 +64,9 @@ enum Command {
     Data(data::Command),
     Report(report::Args),
     Explain(explain::Args),
+    /// Measures this program: under load, opening its state
+    #[command(subcommand)]
+    Bench(bench::Command),
 }
 
 /// Runs one command. Returns its exit code.
@@ -89,6 +94,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Data(command) => data::run(command)?,
         Command::Report(args) => report::run(&args)?,
         Command::Explain(args) => explain::run(&args)?,
+        Command::Bench(command) => bench::run(&command)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use proto::coordinator::runs_server::RunsServer;
 use proto::coordinator::workers_server::WorkersServer;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shared::net::{RequireToken, Token};
 use shared::store::Store;
 use shared::{Error, Result};
@@ -70,7 +70,19 @@ fn timing(heartbeat_ms: u64) -> Timing {
     Timing { heartbeat_ms, lost_after_ms, form_within_ms: (30 * heartbeat_ms).max(20_000) }
 }
 
+/// Lets this process hold as many connections as the system allows: each is an open file, and the usual limit is 1024.
+pub(crate) fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit != raised
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
+    raise_open_files();
     let token = Token::load(std::env::var("TRACE_TOKEN").ok().as_deref(), args.token_file.as_deref())?;
     shared::net::check_listen(&args.listen, token.as_ref())?;
     let cannot = |doing: &str, error: std::io::Error| Error::Config(format!("cannot {doing}: {error}"));
@@ -103,7 +115,7 @@ pub(crate) async fn serve(
     let probe = probe(&artifacts)?;
     let timing = timing(args.heartbeat_ms);
     let (inbox_in, inbox) = mpsc::channel(INBOX);
-    let (snapshots_in, snapshots) = watch::channel(Arc::default());
+    let (changes_in, changes) = watch::channel(0);
     let surroundings = Surroundings {
         artifacts,
         oracle: Some(OracleAddress { url: args.oracle.clone(), token: token.clone(), mock: args.mock.clone() }),
@@ -117,9 +129,9 @@ pub(crate) async fn serve(
         }
         Scheduler::new(timing, seed, runs)
     };
-    let driver = Driver::new(store, logs.clone(), surroundings, scheduler, (inbox_in.clone(), inbox), snapshots_in)?;
+    let driver = Driver::new(store, logs.clone(), surroundings, scheduler, (inbox_in.clone(), inbox), changes_in)?;
 
-    let service = Service { inbox: inbox_in, snapshots, logs, only: args.only.clone() };
+    let service = Service { inbox: inbox_in, changes, logs, only: args.only.clone() };
     let runs = RunsServer::new(service.clone()).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let workers = WorkersServer::new(service).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let server = shared::net::server()

@@ -25,12 +25,15 @@ use crate::status::Snapshot;
 /// A worker must say Hello within so long.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 const LOG_POLL: Duration = Duration::from_millis(200);
+/// A watcher is shown at most so many states: a busy run has thousands a second.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Answers people and workers; clones share one driver.
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) inbox: mpsc::Sender<Input>,
-    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Tells that something may have changed.
+    pub(crate) changes: watch::Receiver<u64>,
     pub(crate) logs: Logs,
     /// The one run that is driven here.
     pub(crate) only: Option<String>,
@@ -53,8 +56,16 @@ impl Service {
         })
     }
 
-    fn run(&self, name: &str) -> Result<RunStatus, Status> {
-        let snapshot = self.snapshots.borrow().clone();
+    /// Asks the driver how things are, when all before it is saved.
+    async fn look(&self) -> Result<Arc<Snapshot>, Status> {
+        let shutting_down = || Status::unavailable("the coordinator is shutting down");
+        let (answer, answered) = oneshot::channel();
+        self.inbox.send(Input::Looked { answer }).await.map_err(|_| shutting_down())?;
+        answered.await.map_err(|_| shutting_down())
+    }
+
+    async fn run(&self, name: &str) -> Result<RunStatus, Status> {
+        let snapshot = self.look().await?;
         snapshot.run(name).cloned().ok_or_else(|| {
             let known: Vec<&str> = snapshot.runs.iter().map(|run| run.run.as_str()).collect();
             let known = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
@@ -64,7 +75,7 @@ impl Service {
 
     async fn ask_about(&self, name: String, event: impl FnOnce(String) -> Event) -> Answer<RunStatus> {
         self.ask(event(name.clone())).await?;
-        self.run(&name).map(Response::new)
+        self.run(&name).await.map(Response::new)
     }
 }
 
@@ -84,12 +95,12 @@ impl Runs for Service {
             return Err(Status::failed_precondition(problem));
         }
         self.ask(Event::RunSubmitted { plan, source: Source { text, file, folder, set } }).await?;
-        Ok(Response::new(SubmitReply { run: Some(self.run(&name)?), problems: Vec::new() }))
+        Ok(Response::new(SubmitReply { run: Some(self.run(&name).await?), problems: Vec::new() }))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusReply> {
         let name = request.into_inner().run;
-        let runs = if name.is_empty() { self.snapshots.borrow().runs.clone() } else { vec![self.run(&name)?] };
+        let runs = if name.is_empty() { self.look().await?.runs.clone() } else { vec![self.run(&name).await?] };
         Ok(Response::new(StatusReply { runs }))
     }
 
@@ -97,16 +108,19 @@ impl Runs for Service {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
         let name = request.into_inner().run;
-        let mut last = self.run(&name)?;
-        let mut snapshots = self.snapshots.clone();
+        let mut changes = self.changes.clone();
+        let mut last = self.run(&name).await?;
+        let service = self.clone();
         let (sender, receiver) = mpsc::channel(4);
         tokio::spawn(async move {
             let mut ended = last.ended_ms.is_some();
             if sender.send(Ok(last.clone())).await.is_err() {
                 return;
             }
-            while !ended && snapshots.changed().await.is_ok() {
-                let now = snapshots.borrow_and_update().run(&name).cloned();
+            while !ended && changes.changed().await.is_ok() {
+                tokio::time::sleep(LOOK_EVERY).await;
+                let Ok(snapshot) = service.look().await else { return };
+                let now = snapshot.run(&name).cloned();
                 let Some(now) = now.filter(|now| *now != last) else { continue };
                 ended = now.ended_ms.is_some();
                 last = now.clone();
@@ -122,14 +136,14 @@ impl Runs for Service {
 
     async fn logs(&self, request: Request<LogsRequest>) -> Answer<Self::LogsStream> {
         let LogsRequest { run, follow } = request.into_inner();
-        self.run(&run)?;
+        self.run(&run).await?;
         let service = self.clone();
         let (sender, receiver) = mpsc::channel(64);
         tokio::spawn(async move {
             let mut from = 0;
             loop {
                 // Looked at before reading, so that the last lines are not missed.
-                let ended = service.run(&run).map_or(true, |status| status.ended_ms.is_some());
+                let ended = service.run(&run).await.map_or(true, |status| status.ended_ms.is_some());
                 let (lines, next) = service.logs.read(&run, from);
                 from = next;
                 for line in lines {
@@ -159,13 +173,13 @@ impl Runs for Service {
     }
 
     async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Answer<ListWorkersReply> {
-        Ok(Response::new(ListWorkersReply { workers: self.snapshots.borrow().workers.clone() }))
+        Ok(Response::new(ListWorkersReply { workers: self.look().await?.workers.clone() }))
     }
 
     async fn drain_worker(&self, request: Request<DrainWorkerRequest>) -> Answer<WorkerStatus> {
         let name = request.into_inner().name;
         self.ask(Event::DrainAsked { worker: name.clone() }).await?;
-        let snapshot = self.snapshots.borrow().clone();
+        let snapshot = self.look().await?;
         let worker = snapshot.workers.iter().find(|worker| worker.name == name).cloned();
         worker.map(Response::new).ok_or_else(|| Status::not_found(format!("there is no worker {name}")))
     }

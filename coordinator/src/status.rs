@@ -1,10 +1,14 @@
-//! The state as people's commands see it: a copy, made after every change.
+//! The state as people's commands see it: a copy, made when someone looks.
 
 use proto::coordinator::{RunStatus, StageStatus, TaskStatus, WorkerStatus};
 
 use crate::scheduler::Scheduler;
 use crate::scheduler::run::{Run, Stage, StageState, Task, TaskState};
+use crate::scheduler::task_list::Tasks;
 use crate::scheduler::worker::{Worker, WorkerState};
+
+/// Tasks of a stage that are listed one by one; of more than that, only those that run.
+const LISTED: usize = 1000;
 
 /// Runs and workers at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -56,13 +60,19 @@ fn stage_status(name: &str, stage: &Stage, now_ms: u64) -> StageStatus {
         StageState::Failed => ("failed", 0.0),
         StageState::Cancelled => ("cancelled", 0.0),
     };
-    let tasks: Vec<TaskStatus> = stage.tasks().iter().map(task_status).collect();
+    let tasks: Vec<TaskStatus> = match stage.work() {
+        Some(work) if work.len() > LISTED => work.running().take(LISTED).map(|at| task_status(&work[at])).collect(),
+        _ => stage.tasks().iter().map(task_status).collect(),
+    };
+    let (tasks_waiting, tasks_running, tasks_done) = stage.work().map(Tasks::counts).unwrap_or_default();
     let (done, total) = stage.progress();
     // What some task waits for is what the stage waits for only while none works.
     let works = tasks.iter().any(|task| task.state != "waiting" && task.state != "done");
     let speaks = |task: &&TaskStatus| !task.note.is_empty() && task.state == if works { "running" } else { "waiting" };
+    let first_waiting = || stage.work().and_then(|work| work.waiting().next().map(|at| work[at].note.clone()));
     let note = match tasks.iter().find(speaks) {
         Some(task) if stage.note.is_empty() => task.note.clone(),
+        None if stage.note.is_empty() && !works => first_waiting().unwrap_or_default(),
         _ => stage.note.clone(),
     };
     StageStatus {
@@ -74,6 +84,9 @@ fn stage_status(name: &str, stage: &Stage, now_ms: u64) -> StageStatus {
         cost_usd: stage.cost_usd,
         note,
         tasks,
+        tasks_waiting,
+        tasks_running,
+        tasks_done,
     }
 }
 

@@ -14,6 +14,7 @@
 mod index;
 mod line;
 mod salvage;
+mod typed;
 mod writer;
 
 use std::fs::File;
@@ -172,16 +173,38 @@ impl Store {
         }
     }
 
-    /// Returns all values of a tree by key, in order of keys.
+    /// Returns all values of a tree by key, in order of keys. Each line of the log is read once, however many of them lie
+    /// in it.
     ///
     /// # Errors
     /// As [`Store::get`].
     pub fn scan<T: DeserializeOwned>(&self, tree: &str) -> Result<Vec<(String, T)>> {
-        let mut all = Vec::new();
-        self.visit(tree, |key, value| {
-            all.push((key.to_owned(), value));
+        let prefix = index_key(tree, "");
+        let mut places = Vec::new();
+        self.inner.index.visit(&prefix, |key, place| {
+            places.push((place, String::from_utf8_lossy(&key[prefix.len()..]).into_owned()));
             Ok(())
         })?;
+        places.sort_by_key(|(place, _)| (place.line, place.change));
+        let mut all = Vec::with_capacity(places.len());
+        for of_line in places.chunk_by(|(a, _), (b, _)| a.line == b.line) {
+            let (place, key) = &of_line[0];
+            let text = self.text(*place)?;
+            let json = text.as_deref().and_then(line::content);
+            let json = json.ok_or_else(|| Error::file(&self.inner.folder, damaged(tree, key, *place)))?;
+            let wanted: Vec<u16> = of_line.iter().map(|(place, _)| place.change).collect();
+            let found = typed::read(json, &wanted).map_err(|(key, error)| self.misunderstood(tree, &key, &error))?;
+            if found.len() < of_line.len() {
+                return Err(Error::file(&self.inner.folder, damaged(tree, key, *place)));
+            }
+            for ((place, key), (of, name, value)) in of_line.iter().zip(found) {
+                if of != tree || name != *key {
+                    return Err(Error::file(&self.inner.folder, damaged(tree, key, *place)));
+                }
+                all.push((name, value));
+            }
+        }
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(all)
     }
 
@@ -240,20 +263,29 @@ impl Store {
 
     /// Reads a value from the log; none if its line is not what was written.
     fn read(&self, tree: &str, key: &str, place: Place) -> Result<Option<Value>> {
-        let mut text = vec![0; place.bytes as usize];
-        match self.inner.log.read_exact_at(&mut text, place.line) {
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
-            read => read.map_err(|source| Error::io("read", &self.inner.folder.join("log"), source))?,
-        }
-        let change = line::read(&text).and_then(|line| line.c.into_iter().nth(place.change.into()));
+        let line = self.text(place)?.and_then(|text| line::read(&text));
+        let change = line.and_then(|line| line.c.into_iter().nth(place.change.into()));
         Ok(change.filter(|(of, name, _)| of == tree && name == key).map(|(_, _, value)| value))
     }
 
+    /// Reads the bytes of a line of the log; none where it ends before.
+    fn text(&self, place: Place) -> Result<Option<Vec<u8>>> {
+        let mut text = vec![0; place.bytes as usize];
+        match self.inner.log.read_exact_at(&mut text, place.line) {
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+            read => {
+                read.map(|()| Some(text)).map_err(|source| Error::io("read", &self.inner.folder.join("log"), source))
+            }
+        }
+    }
+
     fn typed<T: DeserializeOwned>(&self, tree: &str, key: &str, value: Value) -> Result<T> {
-        serde_json::from_value(value).map_err(|error| {
-            let problem = format!("{tree}/{key} holds what this version does not understand: {error}");
-            Error::file(&self.inner.folder, problem)
-        })
+        serde_json::from_value(value).map_err(|error| self.misunderstood(tree, key, &error))
+    }
+
+    fn misunderstood(&self, tree: &str, key: &str, error: &serde_json::Error) -> Error {
+        let problem = format!("{tree}/{key} holds what this version does not understand: {error}");
+        Error::file(&self.inner.folder, problem)
     }
 
     fn gone(&self) -> Error {

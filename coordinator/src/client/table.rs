@@ -41,6 +41,10 @@ fn is_over(stage: &StageStatus) -> bool {
     matches!(stage.state.as_str(), "done" | "skipped")
 }
 
+fn is_listed_in_part(stage: &StageStatus) -> bool {
+    (stage.tasks.len() as u64) < stage.tasks_waiting + stage.tasks_running + stage.tasks_done
+}
+
 fn now(run: &RunStatus) -> String {
     let running: Vec<&str> =
         run.stages.iter().filter(|stage| stage.state == "running").map(|stage| stage.name.as_str()).collect();
@@ -81,6 +85,10 @@ pub(super) fn run(run: &RunStatus) -> String {
                 task.note
             );
         }
+    }
+    for stage in run.stages.iter().filter(|stage| is_listed_in_part(stage)) {
+        let StageStatus { name, tasks_waiting, tasks_running, tasks_done, .. } = stage;
+        let _ = writeln!(text, "{name}: {tasks_running} tasks run, {tasks_waiting} wait, {tasks_done} are done");
     }
     if !run.report.is_empty() {
         let _ = writeln!(text, "report: {}/report.html", run.report);

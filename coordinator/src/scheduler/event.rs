@@ -107,9 +107,10 @@ pub(crate) struct Source {
 /// What must now be done, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Effect {
-    /// This run's record has changed: save it before anything that follows is done.
+    /// This run has changed, and these tasks of it, by stage: save them before anything that follows is done.
     Save {
         run: String,
+        tasks: Vec<(usize, usize)>,
     },
     BeginStage {
         run: String,

@@ -6,10 +6,11 @@
 pub(crate) mod event;
 mod place;
 pub(crate) mod run;
+pub(crate) mod task_list;
 mod tasks;
 pub(crate) mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use event::{Begun, Effect, Event, Refusal, Source, Ticket};
 use proto::coordinator::to_worker::Message;
@@ -17,6 +18,7 @@ use proto::coordinator::{Drain, StopReason};
 #[cfg(test)]
 use run::TaskState;
 use run::{Run, RunState, Stage, StageState, Task};
+use task_list::Tasks;
 use worker::{Worker, WorkerState};
 
 use crate::plan::{Place, Plan};
@@ -35,6 +37,9 @@ pub(crate) struct Timing {
 
 /// Failures of its own after which a task fails its stage.
 const FAILURES: u32 = 3;
+/// A coordinator that starts again waits at least so long for those who ran its tasks: after a long absence they dial every
+/// five seconds. Who came later would find its task given to another, and both would bring it to its end.
+const RETURN_MS: u64 = 8_000;
 /// Lost attempts after which a stage is given up: something other than bad luck takes its workers.
 const LOSSES: u32 = 20;
 
@@ -47,8 +52,19 @@ pub(crate) struct Scheduler {
     next_ticket: u64,
     /// Gang secrets are derived from it.
     seed: [u8; 32],
+    /// Workers that may be free: all that are, and some that have been.
+    maybe_free: BTreeSet<String>,
+    /// Workers that have a task or will get one in time; none where it must be counted anew.
+    usable: Option<usize>,
+    /// Where each worker's task lies; an entry may be of a task that is over.
+    holds: HashMap<String, (String, usize, usize)>,
+    /// When the last tick was.
+    ticked_ms: Option<u64>,
     /// What the present event asks for.
     effects: Vec<Effect>,
+    /// Runs that it wants saved, and tasks that it may have changed.
+    saves: BTreeSet<String>,
+    touched: Vec<(String, usize, usize)>,
 }
 
 impl Scheduler {
@@ -56,11 +72,39 @@ impl Scheduler {
     pub(crate) fn new(timing: Timing, seed: [u8; 32], runs: BTreeMap<String, Run>) -> Scheduler {
         let tickets = runs.values().flat_map(|run| &run.stages).filter_map(Stage::ticket).map(|ticket| ticket.0);
         let next_ticket = tickets.max().unwrap_or(0) + 1;
-        Scheduler { timing, runs, workers: BTreeMap::new(), next_ticket, seed, effects: Vec::new() }
+        let mut holds = HashMap::new();
+        for (name, run) in &runs {
+            for (stage, index, task) in run.stages.iter().enumerate().flat_map(running_tasks) {
+                for member in task.members().iter().filter(|member| !member.ended) {
+                    holds.insert(member.worker.clone(), (name.clone(), stage, index));
+                }
+            }
+        }
+        Scheduler {
+            timing,
+            runs,
+            workers: BTreeMap::new(),
+            next_ticket,
+            seed,
+            maybe_free: BTreeSet::new(),
+            usable: None,
+            holds,
+            ticked_ms: None,
+            effects: Vec::new(),
+            saves: BTreeSet::new(),
+            touched: Vec::new(),
+        }
     }
 
     /// Applies one event and returns what must now be done, in order.
     pub(crate) fn apply(&mut self, now_ms: u64, event: Event) -> Vec<Effect> {
+        // Most events are a worker's word that it lives or how far it is: nothing becomes possible by them.
+        let is_news =
+            !matches!(event, Event::WorkerHeard { .. } | Event::TaskProgressed { .. } | Event::StageProgressed { .. });
+        // The end of a task leaves its worker usable; whatever else happens may not.
+        if is_news && !matches!(event, Event::TaskEnded { .. } | Event::PeerReady { .. }) {
+            self.usable = None;
+        }
         match event {
             Event::Started => self.started(now_ms),
             Event::RunSubmitted { plan, source } => self.run_submitted(now_ms, plan, source),
@@ -92,8 +136,34 @@ impl Scheduler {
             Event::TaskEnded { worker, ended } => self.task_ended(now_ms, &worker, ended),
             Event::Tick => self.tick(now_ms),
         }
-        self.advance(now_ms);
-        std::mem::take(&mut self.effects)
+        if is_news {
+            self.advance(now_ms);
+        }
+        self.recount();
+        let mut effects: Vec<Effect> = Vec::with_capacity(self.saves.len() + self.effects.len());
+        // Before everything else of this event: nobody learns of what is not saved.
+        for run in std::mem::take(&mut self.saves) {
+            let mut tasks: Vec<(usize, usize)> =
+                self.touched.iter().filter(|(of, ..)| *of == run).map(|(_, stage, index)| (*stage, *index)).collect();
+            tasks.sort_unstable();
+            tasks.dedup();
+            effects.push(Effect::Save { run, tasks });
+        }
+        self.touched.clear();
+        effects.append(&mut self.effects);
+        effects
+    }
+
+    /// Counts the tasks anew that this event may have changed.
+    fn recount(&mut self) {
+        for (run, stage, index) in &self.touched {
+            let stage = self.runs.get_mut(run).and_then(|run| run.stages.get_mut(*stage));
+            if let Some(StageState::Working { tasks }) = stage.map(|stage| &mut stage.state)
+                && *index < tasks.len()
+            {
+                tasks.recount(*index);
+            }
+        }
     }
 
     /// Returns all runs by name.
@@ -110,9 +180,9 @@ impl Scheduler {
     fn started(&mut self, now_ms: u64) {
         // A paused run may have been finishing a stage.
         let unfinished = self.runs.iter().filter(|(_, run)| !run.state.is_ended());
-        for (name, run) in unfinished.map(|(name, run)| (name.clone(), run.clone())).collect::<Vec<_>>() {
-            for (index, stage) in run.stages.iter().enumerate() {
-                let again = match stage.state {
+        for name in unfinished.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            for index in 0..self.runs[&name].stages.len() {
+                let again = match self.runs[&name].stages[index].state {
                     StageState::Beginning { .. } | StageState::CarryingOut { .. } => StageState::Waiting,
                     StageState::Finishing { seconds, .. } => {
                         self.finish_stage(&name, index, seconds);
@@ -125,11 +195,14 @@ impl Scheduler {
             self.log(&name, "the coordinator started again; the run goes on");
         }
         // Members of running tasks get the time of a lost worker to say Hello.
-        let members = self.runs.values().flat_map(|run| &run.stages).flat_map(Stage::tasks).flat_map(Task::members);
+        let stages = self.runs.values().flat_map(|run| run.stages.iter().enumerate());
+        let members = stages.flat_map(running_tasks).flat_map(|(.., task)| task.members());
         let expected: Vec<(String, String)> =
             members.filter(|m| !m.ended).map(|m| (m.worker.clone(), m.instance.clone())).collect();
+        // As if they had been heard later, where a worker's pause between two calls is longer than that.
+        let heard_ms = now_ms + RETURN_MS.saturating_sub(self.timing.lost_after_ms);
         for (name, instance) in expected {
-            self.workers.insert(name.clone(), Worker::expected(&name, &instance, now_ms));
+            self.workers.insert(name.clone(), Worker::expected(&name, &instance, heard_ms));
         }
     }
 
@@ -241,7 +314,7 @@ impl Scheduler {
                 let stage = self.stage_mut(&name, index);
                 stage.since_ms = Some(now_ms);
                 if place == Place::Workers {
-                    stage.state = StageState::Working { tasks: tasks.into_iter().map(Task::new).collect() };
+                    stage.state = StageState::Working { tasks: Tasks::new(tasks) };
                     self.save(&name);
                     self.log_stage(&name, index, "begins");
                 } else {
@@ -313,6 +386,7 @@ impl Scheduler {
 
     /// Does what has become possible: stages begin, tasks are placed, runs end.
     fn advance(&mut self, now_ms: u64) {
+        self.recount();
         let running: Vec<String> =
             self.runs.iter().filter(|(_, run)| run.state == RunState::Running).map(|(name, _)| name.clone()).collect();
         for name in &running {
@@ -322,10 +396,7 @@ impl Scheduler {
                 self.effects.push(Effect::BeginStage { run: name.clone(), stage: index, ticket });
             }
             let complete: Vec<usize> = (0..self.runs[name].stages.len())
-                .filter(|&index| {
-                    let stage = &self.runs[name].stages[index];
-                    matches!(stage.state, StageState::Working { .. }) && stage.tasks().iter().all(Task::is_done)
-                })
+                .filter(|&index| self.runs[name].stages[index].work().is_some_and(Tasks::are_done))
                 .collect();
             for index in complete {
                 let stage = self.stage_mut(name, index);
@@ -361,19 +432,17 @@ impl Scheduler {
         &mut self.runs.get_mut(run).expect("the run of a stage is there").stages[index]
     }
 
+    /// Returns a task to be changed. It is counted anew after the event, and saved with it where its run is.
     fn task_mut(&mut self, run: &str, stage: usize, task: usize) -> &mut Task {
+        self.touched.push((run.to_owned(), stage, task));
         match &mut self.stage_mut(run, stage).state {
-            StageState::Working { tasks } => &mut tasks[task],
+            StageState::Working { tasks } => tasks.get_mut(task),
             other => unreachable!("a stage with tasks is working, not {other:?}"),
         }
     }
 
     fn save(&mut self, run: &str) {
-        let save = Effect::Save { run: run.to_owned() };
-        if !self.effects.contains(&save) {
-            // Before everything else of this event: nobody learns of what is not saved.
-            self.effects.insert(0, save);
-        }
+        self.saves.insert(run.to_owned());
     }
 
     fn send(&mut self, worker: &str, message: Message) {
@@ -396,6 +465,22 @@ impl Scheduler {
     /// Checks what must hold after every event.
     #[cfg(test)]
     fn check_invariants(&self) {
+        for (name, worker) in &self.workers {
+            let is_free = worker.state == WorkerState::Idle && worker.connected && worker.leaving.is_none();
+            assert!(!is_free || self.maybe_free.contains(name), "{name} is free and not known as such");
+        }
+        for (name, run) in &self.runs {
+            for (stage, index, task) in run.stages.iter().enumerate().flat_map(running_tasks) {
+                for member in task.members().iter().filter(|member| !member.ended) {
+                    let held = self.holds.get(&member.worker);
+                    assert_eq!(held, Some(&(name.clone(), stage, index)), "{}'s task is not found", member.worker);
+                }
+            }
+            for tasks in run.stages.iter().filter_map(Stage::work) {
+                let anew = Tasks::of(tasks.common().to_vec(), tasks.to_vec());
+                assert_eq!(*tasks, anew, "what is counted is not what is there");
+            }
+        }
         let mut busy: BTreeMap<&str, String> = BTreeMap::new();
         for (name, run) in &self.runs {
             for (index, stage) in run.stages.iter().enumerate() {
@@ -419,6 +504,12 @@ impl Scheduler {
             assert_eq!(run.state.is_ended(), run.ended_ms.is_some(), "an ended run has its time");
         }
     }
+}
+
+/// Returns the running tasks of a stage with their positions and the stage's.
+fn running_tasks((index, stage): (usize, &Stage)) -> impl Iterator<Item = (usize, usize, &Task)> {
+    let tasks = stage.work().into_iter();
+    tasks.flat_map(move |tasks| tasks.running().map(move |at| (index, at, &tasks[at])))
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ use proto::coordinator::TaskRef;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Source, Ticket};
+use super::task_list::Tasks;
 use crate::plan::{self, Plan};
 
-/// A run.
+/// A run. As it is saved, the tasks of its stages lie beside it, each on its own (`records`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Run {
     pub(crate) plan: Plan,
@@ -73,7 +74,8 @@ pub(crate) enum StageState {
     },
     /// On workers.
     Working {
-        tasks: Vec<Task>,
+        #[serde(default, skip_serializing)]
+        tasks: Tasks,
     },
     /// In this process or the oracle service.
     CarryingOut {
@@ -100,25 +102,22 @@ impl Stage {
         matches!(self.state, StageState::Done { .. })
     }
 
-    /// Returns how far it is, of how much. A task that has told nothing yet is taken to be as large as the mean of those
-    /// that have.
+    /// Returns how far it is, of how much.
     pub(crate) fn progress(&self) -> (u64, u64) {
-        let tasks = match &self.state {
-            StageState::Working { tasks } => tasks,
+        match &self.state {
+            StageState::Working { tasks } => tasks.progress(),
             // Whatever was told last: what is done is done whole.
-            StageState::Finishing { .. } | StageState::Done { .. } => return (self.total, self.total),
-            _ => return (self.done, self.total),
-        };
-        let known: Vec<u64> = tasks.iter().map(|task| task.total).filter(|&total| total > 0).collect();
-        let finished = tasks.iter().filter(|task| task.is_done());
-        if known.is_empty() {
-            let finished = finished.count() as u64;
-            return (finished, if finished == 0 { 0 } else { tasks.len() as u64 });
+            StageState::Finishing { .. } | StageState::Done { .. } => (self.total, self.total),
+            _ => (self.done, self.total),
         }
-        let mean = known.iter().sum::<u64>() / known.len() as u64;
-        let size = |task: &Task| if task.total > 0 { task.total } else { mean };
-        let done = |task: &Task| if task.is_done() { size(task) } else { task.done };
-        (tasks.iter().map(done).sum(), tasks.iter().map(size).sum())
+    }
+
+    /// Returns its tasks while it is at work on them.
+    pub(crate) fn work(&self) -> Option<&Tasks> {
+        match &self.state {
+            StageState::Working { tasks } => Some(tasks),
+            _ => None,
+        }
     }
 
     pub(crate) fn tasks(&self) -> &[Task] {
@@ -206,6 +205,7 @@ impl Task {
         }
     }
 
+    #[cfg(test)]
     pub(crate) fn is_done(&self) -> bool {
         self.state == TaskState::Done
     }
@@ -244,7 +244,7 @@ impl Run {
     /// Finds a task by name.
     pub(crate) fn find(&self, task: &TaskRef) -> Option<(usize, usize)> {
         let stage = self.plan.stages.iter().position(|stage| stage.name == task.stage)?;
-        let index = self.stages[stage].tasks().iter().position(|own| own.plan.name == task.task)?;
+        let index = self.stages[stage].work()?.find(&task.task)?;
         Some((stage, index))
     }
 }

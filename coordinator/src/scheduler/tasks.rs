@@ -7,9 +7,9 @@ use proto::coordinator::{
 };
 
 use super::place::{Decision, Wanted, place};
-use super::run::{Broken, Member, RunState, StageState, TaskState};
+use super::run::{Broken, Member, RunState, TaskState};
 use super::worker::WorkerState;
-use super::{FAILURES, LOSSES, Scheduler};
+use super::{FAILURES, LOSSES, Scheduler, running_tasks};
 
 /// Longest pause before an attempt.
 const LONGEST_PAUSE_MS: u64 = 60_000;
@@ -38,17 +38,20 @@ fn stop_reason(met: bool, reason: StopReason) -> StopReason {
 impl Scheduler {
     /// Gives waiting tasks to free workers, runs and stages in their order.
     pub(super) fn place_tasks(&mut self, now_ms: u64) {
+        let free = self.count_free();
         let mut waiting = Vec::new();
         // Older runs first.
         let mut runs: Vec<_> = self.runs.iter().filter(|(_, run)| run.state == RunState::Running).collect();
         runs.sort_by_key(|(name, run)| (run.submitted_ms, (*name).clone()));
         for (name, run) in runs {
             for (stage_index, stage) in run.stages.iter().enumerate() {
-                for (task_index, task) in stage.tasks().iter().enumerate() {
-                    if task.state == TaskState::Waiting && now_ms >= task.not_before_ms {
-                        let wanted = Wanted { world_size: task.plan.world_size as usize };
-                        waiting.push((name.clone(), stage_index, task_index, wanted));
-                    }
+                let Some(tasks) = stage.work() else { continue };
+                let may_begin = tasks.waiting().filter(|index| now_ms >= tasks[*index].not_before_ms);
+                // Of many alike, none behind the first that finds no free worker is served. One more learns why it waits.
+                let most = if tasks.has_gangs() { usize::MAX } else { free + 1 };
+                for index in may_begin.take(most) {
+                    let wanted = Wanted { world_size: tasks[index].plan.world_size as usize };
+                    waiting.push((name.clone(), stage_index, index, wanted));
                 }
             }
         }
@@ -81,12 +84,14 @@ impl Scheduler {
         let world_size = workers.len() as u32;
         let gang_secret = if world_size > 1 { self.secret(&reference) } else { Vec::new() };
         let submission = self.runs[run].submitted_ms;
+        let common = self.runs[run].stages[stage].work().map(|tasks| tasks.common().to_vec()).unwrap_or_default();
         for (rank, worker) in workers.iter().enumerate() {
             self.worker_mut(worker).state = WorkerState::Busy { task: reference.clone() };
+            self.holds.insert(worker.clone(), (run.to_owned(), stage, index));
             let order = RunTask {
                 task: Some(reference.clone()),
                 kind: TaskKind::from(plan.kind).into(),
-                args: plan.args.clone(),
+                args: common.iter().chain(&plan.args).cloned().collect(),
                 rank: rank as u32,
                 world_size,
                 gang_secret: gang_secret.clone(),
@@ -150,6 +155,7 @@ impl Scheduler {
             && matches!(&known.state, WorkerState::Busy { task: own } if *own == task)
         {
             known.state = WorkerState::Idle;
+            self.maybe_free.insert(worker.to_owned());
         }
         if let Some((stage, index)) = self.member(worker, &task) {
             let own = self.task_mut(&task.run, stage, index);
@@ -284,9 +290,11 @@ impl Scheduler {
 
     /// Stops the running tasks of a stage.
     pub(super) fn stop_tasks(&mut self, run: &str, stage: usize, reason: StopReason) {
-        for index in 0..self.runs[run].stages[stage].tasks().len() {
+        self.recount();
+        let running = self.runs[run].stages[stage].work().map(|tasks| tasks.running().collect::<Vec<_>>());
+        for index in running.unwrap_or_default() {
             let reference = self.task_ref(run, stage, index);
-            let task = self.task_mut(run, stage, index);
+            let task = &self.runs[run].stages[stage].tasks()[index];
             let TaskState::Running { members, met, .. } = &task.state else { continue };
             let (met, members) = (*met, members.clone());
             for member in members.into_iter().filter(|member| !member.ended) {
@@ -300,14 +308,11 @@ impl Scheduler {
     pub(super) fn expire_gangs(&mut self, now_ms: u64) {
         let mut late = Vec::new();
         for (name, run) in &self.runs {
-            for (stage_index, stage) in run.stages.iter().enumerate() {
-                let StageState::Working { tasks } = &stage.state else { continue };
-                for (task_index, task) in tasks.iter().enumerate() {
-                    if let TaskState::Running { met: false, since_ms, broken: None, .. } = task.state
-                        && now_ms.saturating_sub(since_ms) > self.timing.form_within_ms
-                    {
-                        late.push((name.clone(), stage_index, task_index));
-                    }
+            for (stage, index, task) in run.stages.iter().enumerate().flat_map(running_tasks) {
+                if let TaskState::Running { met: false, since_ms, broken: None, .. } = task.state
+                    && now_ms.saturating_sub(since_ms) > self.timing.form_within_ms
+                {
+                    late.push((name.clone(), stage, index));
                 }
             }
         }

@@ -48,6 +48,11 @@ impl Worker {
         Worker { hello, state: WorkerState::Joining, connected: false, heard_ms: now_ms, leaving: None }
     }
 
+    /// Returns whether it can take a task now.
+    pub(super) fn is_free(&self) -> bool {
+        self.state == WorkerState::Idle && self.connected && self.leaving.is_none()
+    }
+
     fn is_usable(&self) -> bool {
         let works = matches!(self.state, WorkerState::Idle | WorkerState::Busy { .. } | WorkerState::Joining);
         works && self.leaving.is_none()
@@ -56,13 +61,17 @@ impl Worker {
 
 impl Scheduler {
     /// Returns the workers that can take a task now, and how many could in time.
-    pub(super) fn free_workers(&self) -> (Vec<String>, usize) {
-        let idle = self
-            .workers
-            .iter()
-            .filter(|(_, worker)| worker.state == WorkerState::Idle && worker.connected && worker.leaving.is_none());
-        let usable = self.workers.values().filter(|worker| worker.is_usable()).count();
-        (idle.map(|(name, _)| name.clone()).collect(), usable)
+    pub(super) fn free_workers(&mut self) -> (Vec<String>, usize) {
+        self.count_free();
+        let count = || self.workers.values().filter(|worker| worker.is_usable()).count();
+        let usable = *self.usable.get_or_insert_with(count);
+        (self.maybe_free.iter().cloned().collect(), usable)
+    }
+
+    /// Returns how many workers can take a task now.
+    pub(super) fn count_free(&mut self) -> usize {
+        self.maybe_free.retain(|name| self.workers.get(name).is_some_and(Worker::is_free));
+        self.maybe_free.len()
     }
 
     pub(super) fn worker_hello(&mut self, now_ms: u64, hello: Hello) {
@@ -117,7 +126,7 @@ impl Scheduler {
 
     /// A worker came back that no longer runs what it should, and has not said how it ended.
     fn gone_without_word(&mut self, now_ms: u64, name: &str) {
-        for (run, stage, task) in self.memberships(name) {
+        if let Some((run, stage, task)) = self.membership(name) {
             self.member_lost(now_ms, &run, stage, task, name, "it forgot its task");
         }
     }
@@ -130,6 +139,7 @@ impl Scheduler {
         if problem.is_empty() {
             if worker.state == WorkerState::Joining || matches!(worker.state, WorkerState::Unusable { .. }) {
                 worker.state = WorkerState::Idle;
+                self.maybe_free.insert(name.to_owned());
             }
         } else {
             if let WorkerState::Busy { task } = &worker.state {
@@ -137,7 +147,7 @@ impl Scheduler {
                 self.effects.push(Effect::Send { worker: name.to_owned(), message: Message::Stop(stop) });
             }
             worker.state = WorkerState::Unusable { reason: problem };
-            for (run, stage, task) in self.memberships(name) {
+            if let Some((run, stage, task)) = self.membership(name) {
                 self.member_lost(now_ms, &run, stage, task, name, "it does not see the artifact folder");
             }
         }
@@ -156,7 +166,7 @@ impl Scheduler {
         };
         let is_news = worker.leaving.is_none();
         worker.leaving = Some(reason.clone());
-        for (run, stage, _) in self.memberships(name).into_iter().filter(|_| is_news) {
+        if is_news && let Some((run, stage, _)) = self.membership(name) {
             self.log_stage(&run, stage, &format!("worker {name} leaves: {reason}"));
         }
         if !matches!(self.workers[name].state, WorkerState::Busy { .. }) {
@@ -176,6 +186,11 @@ impl Scheduler {
     }
 
     pub(super) fn tick(&mut self, now_ms: u64) {
+        let gap_ms = self.ticked_ms.replace(now_ms).map_or(0, |last_ms| now_ms.saturating_sub(last_ms));
+        if gap_ms > 2 * self.timing.heartbeat_ms {
+            // It was this process that was away (its disk, its machine): what workers said meanwhile has yet to be read.
+            self.workers.values_mut().for_each(|worker| worker.heard_ms = (worker.heard_ms + gap_ms).min(now_ms));
+        }
         let silent = |heard_ms: u64| now_ms.saturating_sub(heard_ms) > self.timing.lost_after_ms;
         let lost: Vec<String> = self
             .workers
@@ -198,24 +213,20 @@ impl Scheduler {
         if was_connected {
             self.effects.push(Effect::Disconnect { worker: name.to_owned() });
         }
-        for (run, stage, task) in self.memberships(name) {
+        if let Some((run, stage, task)) = self.membership(name) {
             self.member_lost(now_ms, &run, stage, task, name, why);
         }
     }
 
-    /// Returns the tasks of which a worker is a member that has not ended; at most one.
-    fn memberships(&self, name: &str) -> Vec<(String, usize, usize)> {
-        let mut found = Vec::new();
-        for (run_name, run) in &self.runs {
-            for (stage_index, stage) in run.stages.iter().enumerate() {
-                for (task_index, task) in stage.tasks().iter().enumerate() {
-                    if task.members().iter().any(|member| member.worker == name && !member.ended) {
-                        found.push((run_name.clone(), stage_index, task_index));
-                    }
-                }
-            }
+    /// Returns the task of which a worker is a member that has not ended, if there is one.
+    fn membership(&mut self, name: &str) -> Option<(String, usize, usize)> {
+        let (run, stage, index) = self.holds.get(name)?;
+        let task = self.runs.get(run).and_then(|run| run.stages.get(*stage)?.tasks().get(*index));
+        let holds = task.is_some_and(|task| task.members().iter().any(|m| m.worker == name && !m.ended));
+        if !holds {
+            self.holds.remove(name);
         }
-        found
+        self.holds.get(name).cloned()
     }
 
     /// Returns whether a worker is a member of this attempt.

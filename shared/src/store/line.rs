@@ -24,6 +24,16 @@ impl Change {
         Change { tree: tree.to_owned(), key: key.into(), value: None }
     }
 
+    /// Returns the value's JSON; none where it is removed.
+    pub fn value(&self) -> Option<&str> {
+        self.value.as_deref()
+    }
+
+    /// Returns the tree and the key.
+    pub fn name(&self) -> (&str, &str) {
+        (&self.tree, &self.key)
+    }
+
     pub(super) fn is_put(&self) -> bool {
         self.value.is_some()
     }
@@ -69,9 +79,14 @@ pub(super) fn write(out: &mut Vec<u8>, number: u64, changes: &[Change]) {
 
 /// Reads a line with its end; none if it is not what was written.
 pub(super) fn read(text: &[u8]) -> Option<Line> {
+    content(text).and_then(|line| serde_json::from_slice(line).ok())
+}
+
+/// Returns a line's JSON; none if it is not what was written.
+pub(super) fn content(text: &[u8]) -> Option<&[u8]> {
     let text = text.strip_suffix(b"\n")?;
     let (sum, line) = (text.get(..16)?, text.get(17..)?);
-    (checksum(line).as_bytes() == sum).then(|| serde_json::from_slice(line).ok()).flatten()
+    (checksum(line).as_bytes() == sum).then_some(line)
 }
 
 fn checksum(line: &[u8]) -> String {

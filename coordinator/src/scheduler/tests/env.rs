@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use proto::coordinator::{Failed, Finished, Hello, RunTask, Stopped, TaskEnded, task_ended::How};
 
 use crate::plan::{Kind, Stage as PlanStage, Task as PlanTask, Work};
+use crate::records::{Found, Records};
 use crate::scheduler::event::*;
 use crate::scheduler::*;
 
@@ -19,8 +20,9 @@ pub(super) struct TestEnv {
     pub(super) last_reply: Option<Result<(), Refusal>>,
     pub(super) log: Vec<String>,
     pub(super) starts: u64,
-    /// What [`Effect::Save`] has saved: all that is left after a restart.
-    pub(super) saved: BTreeMap<String, String>,
+    /// What is in the store by tree and key: all that is left after a restart.
+    pub(super) saved: BTreeMap<(String, String), String>,
+    records: Records,
     /// Attempts that were ordered, by submission: none is ordered twice.
     ordered: BTreeSet<(u64, String, String, u32, u32)>,
 }
@@ -86,6 +88,7 @@ impl TestEnv {
             log: Vec::new(),
             starts: 0,
             saved: BTreeMap::new(),
+            records: Records::default(),
             ordered: BTreeSet::new(),
         };
         for n in 0..workers {
@@ -102,12 +105,23 @@ impl TestEnv {
     pub(super) fn apply(&mut self, event: Event) {
         let mut saved = false;
         let told = format!("{event:?}");
+        // A pause that is over is noticed at the next tick, if nothing else happens.
+        let is_word = matches!(event, Event::WorkerHeard { .. } | Event::TaskProgressed { .. });
         for effect in self.scheduler.apply(self.now_ms, event) {
             match effect {
-                Effect::Save { run } => {
+                Effect::Save { run, tasks } => {
                     saved = true;
-                    let record = serde_json::to_string(&self.scheduler.runs()[&run]).unwrap();
-                    self.saved.insert(run, record);
+                    let tasks = tasks.into_iter().collect();
+                    let mut changes = self.records.changes(&run, &self.scheduler.runs()[&run], &tasks);
+                    // Some of what means nothing any more goes with it, some is still there after a restart.
+                    changes.extend(self.records.obsolete(2));
+                    for change in changes {
+                        let key = (change.name().0.to_owned(), change.name().1.to_owned());
+                        match change.value() {
+                            Some(value) => self.saved.insert(key, value.to_owned()),
+                            None => self.saved.remove(&key),
+                        };
+                    }
                 }
                 Effect::BeginStage { .. } | Effect::CarryOutStage { .. } | Effect::FinishStage { .. } => {
                     self.begun.push(effect);
@@ -134,15 +148,15 @@ impl TestEnv {
             }
         }
         self.scheduler.check_invariants();
-        self.check_surroundings(&told);
+        self.check_surroundings(&told, !is_word);
     }
 
     /// Checks what must hold between the scheduler, what is saved and what the workers do, after every event.
-    fn check_surroundings(&self, told: &str) {
+    fn check_surroundings(&self, told: &str, may_place: bool) {
         let mut waits = false;
+        let (_, all_saved) = self.load();
         for (name, live) in self.scheduler.runs() {
-            let saved = self.saved.get(name).unwrap_or_else(|| panic!("{name} is not saved after {told}"));
-            let saved: run::Run = serde_json::from_str(saved).unwrap();
+            let saved = all_saved.get(name).unwrap_or_else(|| panic!("{name} is not saved after {told}"));
             assert_eq!((saved.state, saved.submitted_ms), (live.state, live.submitted_ms), "not saved after {told}");
             for (index, (saved, live)) in saved.stages.iter().zip(&live.stages).enumerate() {
                 assert_eq!(saved.is_done(), live.is_done(), "stage {index} of {name} is not saved after {told}");
@@ -161,8 +175,9 @@ impl TestEnv {
                 waits |= live.stages.iter().flat_map(Stage::tasks).any(may_begin);
             }
         }
-        let idle = self.scheduler.free_workers().0;
-        assert!(!waits || idle.len() < 2, "tasks wait for {idle:?} after {told}");
+        let workers = self.scheduler.workers().iter();
+        let idle: Vec<&String> = workers.filter(|(_, worker)| worker.is_free()).map(|(name, _)| name).collect();
+        assert!(!may_place || !waits || idle.len() < 2, "tasks wait for {idle:?} after {told}");
         for (name, worker) in self.workers.iter().filter(|(_, worker)| worker.connected) {
             let task = worker.running.as_ref().and_then(|run| run.task.clone());
             let is_known = self.scheduler.workers().get(name).is_some_and(|known| known.connected);
@@ -246,8 +261,31 @@ impl TestEnv {
         }
     }
 
-    /// Lets time pass; connected workers beat.
+    /// Reads what was saved.
+    fn load(&self) -> (Records, BTreeMap<String, run::Run>) {
+        fn of<T: serde::de::DeserializeOwned>(
+            saved: &BTreeMap<(String, String), String>,
+            tree: &str,
+        ) -> Vec<(String, T)> {
+            let own = saved.iter().filter(|((of, _), _)| of == tree);
+            own.map(|((_, key), value)| (key.clone(), serde_json::from_str(value).unwrap())).collect()
+        }
+        let found =
+            Found { runs: of(&self.saved, "runs"), plans: of(&self.saved, "plans"), tasks: of(&self.saved, "tasks") };
+        Records::load(found).unwrap()
+    }
+
+    /// Lets time pass, a heartbeat at a time; connected workers beat.
     pub(super) fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / TIMING.heartbeat_ms {
+            self.pass_at_once(TIMING.heartbeat_ms);
+        }
+        if ms % TIMING.heartbeat_ms > 0 {
+            self.pass_at_once(ms % TIMING.heartbeat_ms);
+        }
+    }
+
+    fn pass_at_once(&mut self, ms: u64) {
         self.now_ms += ms;
         let alive: Vec<(String, u64)> =
             self.workers.iter().filter(|(_, w)| w.connected).map(|(name, w)| (name.clone(), w.instance)).collect();
@@ -315,8 +353,9 @@ impl TestEnv {
 
     /// The coordinator dies and starts again with what it saved.
     pub(super) fn restart(&mut self) {
-        let runs = self.saved.iter().map(|(name, run)| (name.clone(), serde_json::from_str(run).unwrap()));
-        self.scheduler = Scheduler::new(TIMING, [2; 32], runs.collect());
+        let (records, runs) = self.load();
+        self.records = records;
+        self.scheduler = Scheduler::new(TIMING, [2; 32], runs);
         self.begun.clear();
         for worker in self.workers.values_mut() {
             worker.connected = false;

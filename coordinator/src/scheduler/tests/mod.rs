@@ -332,3 +332,36 @@ fn the_same_run_submitted_again_is_the_same_and_another_under_its_name_is_refuse
     env.apply(Event::RunSubmitted { plan: plan(), source: source("b") });
     assert!(matches!(&env.last_reply, Some(Err(Refusal::NotNow(_)))));
 }
+
+#[test]
+fn a_coordinator_that_was_away_itself_blames_no_worker() {
+    let mut env = TestEnv::new(2);
+    env.submit();
+    while env.scheduler.runs()["r"].stages[2].tasks().is_empty() {
+        env.work();
+    }
+    env.pass(100);
+    env.now_ms += 10_000;
+    env.apply(Event::Tick);
+    assert_eq!(task_of(&env, 2, 0).lost, 0, "what workers said meanwhile is yet to be read");
+    for _ in 0..6 {
+        env.now_ms += 100;
+        env.apply(Event::Tick);
+    }
+    assert_eq!(task_of(&env, 2, 0).lost, 1, "then silence is a loss as ever");
+}
+
+#[test]
+fn a_restarted_coordinator_waits_for_workers_that_dial_rarely() {
+    let mut env = TestEnv::new(2);
+    to_the_gang(&mut env);
+    env.compute("w0");
+    env.compute("w1");
+    env.restart();
+    env.pass(5_500);
+    env.connect("w0");
+    env.pass(1_000);
+    assert_eq!(task_of(&env, 3, 0).lost, 0);
+    env.pass(2_000);
+    assert_eq!(env.workers["w0"].told, Some(StopReason::GangBroken), "w1 does not come back");
+}
