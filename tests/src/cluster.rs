@@ -35,6 +35,12 @@ pub fn poll_until<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> O
     }
 }
 
+/// Returns whether a process is stopped, by SIGSTOP or itself.
+pub fn is_frozen(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+}
+
 /// A cluster's processes.
 pub struct Cluster {
     folder: tempfile::TempDir,
@@ -229,11 +235,10 @@ impl Cluster {
     /// Waits until a process that was to freeze itself has done so.
     #[track_caller]
     pub fn wait_until_frozen(&mut self, name: &str) {
-        let file = format!("/proc/{}/stat", self.pid(name));
+        let pid = self.pid(name);
         poll_until(&format!("{name} is frozen"), Duration::from_secs(120), || {
             assert!(self.ended(name).is_none(), "{name} has ended");
-            let stat = std::fs::read_to_string(&file).unwrap_or_default();
-            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T')).then_some(())
+            is_frozen(pid).then_some(())
         });
     }
 

@@ -6,12 +6,12 @@ use std::process::{Child, Command, Stdio};
 use crate::{Folder, worker};
 
 impl Folder {
-    /// Starts the ranks of a gang, with words as [`Folder::run`] takes them; the last rank may be planned to die. A world of
-    /// one is no gang.
+    /// Starts the ranks of a gang, with words as [`Folder::run`] takes them; one rank may be planned to die, or to freeze. A world
+    /// of one is no gang.
     ///
     /// # Panics
     /// If a process cannot be started.
-    pub fn start_gang(&self, words: &str, world: usize, fault: Option<&str>) -> Vec<Child> {
+    pub fn start_gang(&self, words: &str, world: usize, fault: Option<(usize, &str)>) -> Vec<Child> {
         let listeners: Vec<TcpListener> =
             (0..world).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port is free")).collect();
         let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().expect("it is bound").to_string()).collect();
@@ -22,7 +22,7 @@ impl Folder {
             if world > 1 {
                 command.args(["--rank", &rank.to_string(), "--peers", &peers.join(",")]);
             }
-            if let Some(fault) = fault.filter(|_| rank + 1 == world) {
+            if let Some((_, fault)) = fault.filter(|(victim, _)| rank == *victim) {
                 command.args(["--fault", fault]);
             }
             command.env("TRACE_GANG_SECRET", "known to us").stdout(Stdio::null()).stderr(Stdio::piped());

@@ -4,6 +4,7 @@
 //! nothing. Everything runs on one thread, so that equal work gives equal bytes. A scenario fails by panicking, with
 //! the program's own output.
 
+pub mod chaos;
 pub mod cluster;
 pub mod gang;
 pub mod local;
@@ -26,6 +27,14 @@ pub fn worker() -> &'static Path {
     program("worker")
 }
 
+/// Where the programs are, if they are not to be built.
+static BUILT_ALREADY: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes the programs from a folder from now on, instead of building them. To be called before anything else.
+pub fn take_programs_from(folder: &Path) {
+    let _ = BUILT_ALREADY.set(folder.to_owned());
+}
+
 /// Returns the executable of a package of the same name, built if it is not up to date.
 ///
 /// # Panics
@@ -34,7 +43,11 @@ pub fn program(name: &str) -> &'static Path {
     static BUILT: [OnceLock<Result<PathBuf, String>>; 3] = [const { OnceLock::new() }; 3];
     let programs = ["worker", "coordinator", "oracle-service"];
     let index = programs.iter().position(|program| *program == name).expect("one of our programs");
-    match BUILT[index].get_or_init(|| build(programs[index])) {
+    let find = || match BUILT_ALREADY.get() {
+        Some(folder) => Ok(folder.join(name)),
+        None => build(programs[index]),
+    };
+    match BUILT[index].get_or_init(find) {
         Ok(path) => path,
         Err(problem) => panic!("{problem}"),
     }

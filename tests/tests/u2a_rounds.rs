@@ -85,7 +85,7 @@ fn a_killed_run_ends_with_the_same_rounds() {
     let folder = Folder::new();
     folder.succeed(&format!("{TRAIN} --run-name whole"));
     // Before the first checkpoint, at a round's beginning, and after a checkpoint of a later round.
-    for points in [&["train.step=2"][..], &["train.step=4"], &["train.step=8", "train.step=2", "train.step=2"]] {
+    for points in [&["train.step=2"][..], &["train.step=4"], &["train.step=8", "train.step=2", "train.step=3"]] {
         let name = points.join("-").replace('=', "-");
         let command = format!("{TRAIN} --run-name {name}");
         for point in points {
@@ -95,7 +95,7 @@ fn a_killed_run_ends_with_the_same_rounds() {
         folder.same_runs(&FILES, ["whole", &name], &format!("after {points:?}"));
     }
     let command = format!("{TRAIN} --run-name lost");
-    folder.killed(&command, "train.step=7");
+    folder.killed(&command, "checkpoint.renamed=2");
     std::fs::remove_file(folder.path("runs/lost/u2a/round-2.json")).unwrap();
     let outcome = folder.run(&command);
     assert_eq!(outcome.code, Some(1));

@@ -118,7 +118,7 @@ fn a_killed_run_ends_with_the_same_best() {
         folder.same_runs(&FILES, ["whole", &name], &format!("after {points:?}"));
     }
     let before = format!("{TRAIN} {VALIDATE} --run-name lost");
-    folder.killed(&before, "train.step=5");
+    folder.killed(&before, "checkpoint.renamed=1");
     std::fs::remove_dir_all(folder.path("runs/lost/best")).unwrap();
     let outcome = folder.run(&before);
     assert_eq!(outcome.code, Some(1));

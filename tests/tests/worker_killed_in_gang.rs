@@ -4,7 +4,9 @@
 //! The death is planned, two steps after a checkpoint. The training is done twice in one folder, first undisturbed.
 #![allow(clippy::unwrap_used)]
 
-use cluster_tests::cluster::Cluster;
+use std::time::Duration;
+
+use cluster_tests::cluster::{Cluster, poll_until};
 use cluster_tests::runs::is_done;
 
 const PRODUCTS: [&str; 2] = ["base/model.safetensors", "base/metrics.jsonl"];
@@ -31,7 +33,10 @@ fn a_gang_whose_member_was_killed_goes_on_from_its_checkpoint() {
     });
     let task = &waiting["tasks"][0];
     assert_eq!((&task["lost"], &task["failed"]), (&1.into(), &0.into()), "{waiting}");
-    assert!(cluster.path("artifacts/tiny/base/checkpoint-3").exists());
+    // The first rank, which was not killed, ends what it is writing.
+    poll_until("checkpoint-3 is there", Duration::from_secs(60), || {
+        cluster.path("artifacts/tiny/base/checkpoint-3").exists().then_some(())
+    });
     assert!(!cluster.path("artifacts/tiny/base/model.safetensors").exists());
 
     cluster.start_worker("w2", &[], &[]);

@@ -6,10 +6,10 @@ use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
 use crate::collective::Collective;
-use crate::control::Control;
+use crate::control::{Control, StopFlag};
 use crate::error::{Error, Result};
 use crate::fault::Fault;
-use crate::{bench, generate, hub, logprobs, merge, panic, plan, score, serve, train};
+use crate::{bench, generate, hub, logprobs, merge, panic, plan, score, serve, signals, train};
 
 /// Computes with language models: log-probs, impact scores, re-alignment, generation.
 #[derive(Debug, Parser)]
@@ -83,7 +83,13 @@ pub fn run(cli: Cli) -> Result<u8> {
         serve::run(args, cli.fault)?;
         return Ok(0);
     }
-    let control = Control::alone(cli.fault.map(Arc::new));
+    let mut control = Control::alone(cli.fault.map(Arc::new));
+    // The commands that stop at a step, pack or batch; any other one a signal ends at once.
+    if matches!(cli.command, Command::Train(_) | Command::Score(_) | Command::Generate(_)) {
+        let stop = StopFlag::default();
+        signals::stop_on(stop.clone())?;
+        control = control.stopped_by(stop);
+    }
     let done = panic::refusals_are_errors(|| carry_out(&cli.command, &control, None))?;
     let (json, lines) = match &cli.command {
         Command::Logprobs(args) => (args.json, true),
@@ -100,6 +106,11 @@ pub fn run(cli: Cli) -> Result<u8> {
         summary => println!("{summary}"),
     }
     Ok(if done.incomplete { 3 } else { 0 })
+}
+
+/// Returns the exit code for what stopped a command: 75 where it was told to, 1 else.
+pub fn exit_code(error: &Error) -> u8 {
+    if matches!(error, Error::Stopped) { signals::STOPPED } else { 1 }
 }
 
 /// Runs a command that computes. `gang` is the one a coordinator formed; without it, training joins what its options name.

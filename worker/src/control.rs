@@ -61,6 +61,11 @@ impl Control {
         Control { fault, ..Control::default() }
     }
 
+    /// The same, told to stop by a flag.
+    pub fn stopped_by(self, stop: StopFlag) -> Control {
+        Control { stop, ..self }
+    }
+
     /// For a task of a coordinator.
     pub fn of_task(fault: Option<Arc<Fault>>, stop: StopFlag, sink: Sink, attempt: Option<Attempt>) -> Control {
         Control { fault, stop, sink: Some(sink), attempt }
@@ -69,6 +74,11 @@ impl Control {
     /// Returns which attempt the command is, where a coordinator counts them.
     pub fn attempt(&self) -> Option<&Attempt> {
         self.attempt.as_ref()
+    }
+
+    /// Returns the plan of deaths, for another thread of the command.
+    pub fn fault(&self) -> Option<Arc<Fault>> {
+        self.fault.clone()
     }
 
     /// Passes a named point: dies here if the plan says so.

@@ -45,7 +45,7 @@ pub enum Error {
         file: PathBuf,
     },
     /// The command was told to stop, and did.
-    #[error("stopped as asked; the same command goes on where it was")]
+    #[error("stopped as asked; what is done is kept, and the same command goes on from there")]
     Stopped,
     /// The device has no room for the work, or refuses it.
     #[error("{0}")]

@@ -171,7 +171,7 @@ fn holder(content: &[u8]) -> Option<Attempt> {
 }
 
 /// Returns whether a path leads to this open file. It is opened anew: over a network a mere look may be an old one.
-fn is_named(path: &Path, file: &File) -> std::io::Result<bool> {
+pub(crate) fn is_named(path: &Path, file: &File) -> std::io::Result<bool> {
     let own = file.metadata()?;
     match File::open(path).and_then(|file| file.metadata()) {
         Ok(found) => Ok((found.dev(), found.ino()) == (own.dev(), own.ino())),

@@ -28,6 +28,11 @@ pub fn beside(output: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Returns where it is noted what of a journal's work is in flight.
+pub fn in_flight(journal: &Path) -> PathBuf {
+    journal.with_extension("in_flight")
+}
+
 /// An open journal.
 #[derive(Debug)]
 pub struct Journal {

@@ -12,6 +12,7 @@ mod generate;
 #[cfg(test)]
 mod golden;
 mod hub;
+mod in_flight;
 mod journal;
 mod logprobs;
 mod measure;
@@ -26,9 +27,10 @@ mod plan;
 mod reference;
 mod score;
 mod serve;
+mod signals;
 pub mod text;
 mod train;
 
-pub use cli::{Cli, run};
+pub use cli::{Cli, exit_code, run};
 pub use error::{Error, Result};
 pub use panic::print_bugs_only;

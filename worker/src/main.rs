@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("worker: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(worker::exit_code(&error))
         }
     }
 }

@@ -18,6 +18,7 @@ use shared::record::Text;
 
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::in_flight::{self, InFlight};
 use crate::journal::{self, Journal};
 use crate::model::adapter_file;
 use crate::model::config::ModelConfig;
@@ -153,8 +154,9 @@ pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
         tracing::warn!("{} items with an empty prompt were set aside in {}", quarantine.len(), path.display());
     }
     let set_aside = quarantine.len();
-    let (mut journal, lines) =
-        Journal::open::<Line>(&journal_path, &crate::score::shared_hash(&key), control.attempt())?;
+    let key = crate::score::shared_hash(&key);
+    let (mut journal, lines) = Journal::open::<Line>(&journal_path, &key, control.attempt())?;
+    let mut in_flight = InFlight::open(&journal::in_flight(&journal_path), &key, &args.prompts)?;
     let mut finished: Vec<Option<Line>> = vec![None; items.len()];
     for line in lines {
         let item = line.item;
@@ -166,10 +168,11 @@ pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
     order.sort_by_key(|&i| (encoded[i].len(), i));
     let bar = control.bar("generate", items.len() as u64);
     let mut generated = 0;
-    for batch in order.chunks(args.batch_size) {
+    for (number, batch) in order.chunks(args.batch_size).enumerate() {
         if batch.iter().any(|&i| finished[i].is_none()) {
-            control.pass("generate.batch");
             control.go_on()?;
+            in_flight.at(in_flight::Kind::Batch, number as u64 + 1, batch.iter().map(|&i| index[i]))?;
+            control.pass("generate.batch");
             let prompts: Vec<(u64, &[i64])> =
                 batch.iter().map(|&i| (args.item_offset + i as u64, encoded[i].as_slice())).collect();
             let responses = cache::generate(
@@ -197,6 +200,7 @@ pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
         bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();
+    in_flight.done();
 
     let results: Vec<Map<String, Value>> = items
         .into_iter()

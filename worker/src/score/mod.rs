@@ -24,7 +24,8 @@ use shared::weights;
 use crate::control::Control;
 use crate::dataset::{self, DataSet, GoldFile, Truncated};
 use crate::error::{Error, Result};
-use crate::journal::Journal;
+use crate::in_flight::{self, InFlight};
+use crate::journal::{self, Journal};
 use crate::model::adapter_file;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
@@ -141,7 +142,10 @@ pub fn score(setup: Setup<'_>, set: &DataSet, journal: &Path, beat: &mut dyn FnM
         "max_length": settings.max_length, "options": settings.args.shaping(), "gold": &pairs,
         "curvature": sample.as_ref().map(|sample| &sample.hash), "records": content_hash(&set.records),
     });
-    let (mut journal, finished) = Journal::open::<PackScores>(journal, &shared_hash(&full_key), control.attempt())?;
+    let key = shared_hash(&full_key);
+    let noted = journal::in_flight(journal);
+    let (mut journal, finished) = Journal::open::<PackScores>(journal, &key, control.attempt())?;
+    let mut in_flight = InFlight::open(&noted, &key, &set.file)?;
     let gold_file = match &settings.args.gold {
         Some(file) => GoldFile::Given(file),
         None => GoldFile::DrawnFrom(&set.file),
@@ -162,8 +166,9 @@ pub fn score(setup: Setup<'_>, set: &DataSet, journal: &Path, beat: &mut dyn FnM
         let scores = match finished.get(i) {
             Some(scores) => scores.clone(),
             None => {
-                control.pass("score.pack");
                 control.go_on()?;
+                in_flight.at(in_flight::Kind::Pack, i as u64 + 1, pack.iter().map(|item| item.record))?;
+                control.pass("score.pack");
                 let scores = engine.scores(pack).map_err(|bad| bad.in_file(&set.file, IN_RECORD))?;
                 beat()?;
                 if let Some(bad) = scores.first_not_finite(pack) {
@@ -184,6 +189,7 @@ pub fn score(setup: Setup<'_>, set: &DataSet, journal: &Path, beat: &mut dyn FnM
         references.extend(reference);
     }
     bar.finish_and_clear();
+    in_flight.done();
 
     let weights_scored = match settings.raw_only {
         true => vec![0.0; raw_scored.len()],

@@ -56,23 +56,21 @@ impl Curves {
         Ok(is_best)
     }
 
-    /// Makes sure that everything a checkpoint counts on is on the disk.
-    ///
-    /// # Errors
-    /// The disk refuses.
-    pub(super) fn sync(&self) -> Result<()> {
-        self.validation.iter().try_for_each(MetricsFile::sync)?;
-        self.metrics.sync()
+    /// Returns what puts everything a checkpoint counts on onto the disk, for the thread that writes it.
+    pub(super) fn syncer(&self) -> impl Fn() -> Result<()> + Send + use<> {
+        let files: Vec<MetricsFile> = self.validation.iter().chain([&self.metrics]).cloned().collect();
+        move || files.iter().try_for_each(MetricsFile::sync)
     }
 
-    /// Appends one update, which began then.
+    /// Appends one update, which began then and for whose begin training waited so many seconds for checkpoints.
     ///
     /// # Errors
     /// A file cannot be written, e.g. the disk is full.
-    pub(super) fn append(&mut self, metrics: &StepMetrics, begun: Instant) -> Result<()> {
+    pub(super) fn append(&mut self, metrics: &StepMetrics, begun: Instant, waited: Option<f64>) -> Result<()> {
         let seconds = begun.elapsed().as_secs_f64();
         let tokens_per_s = metrics.tokens as f64 / seconds;
-        let speed = Speed { step: metrics.figures.step, seconds, tokens_per_s, peak_gib: measure::peak_rss_gib() };
+        let (step, peak_gib) = (metrics.figures.step, measure::peak_rss_gib());
+        let speed = Speed { step, seconds, tokens_per_s, peak_gib, checkpoint_wait_seconds: waited };
         self.metrics.append(metrics)?;
         self.speed.append(&speed)?;
         self.events.append(metrics, &speed)

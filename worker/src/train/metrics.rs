@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -89,13 +90,16 @@ pub struct Speed {
     pub tokens_per_s: f64,
     /// Largest resident memory of this process so far, in GiB.
     pub peak_gib: f64,
+    /// Of the seconds, those that training waited for checkpoints: copies, and an earlier one that was still being written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_wait_seconds: Option<f64>,
 }
 
-/// The open file.
-#[derive(Debug)]
+/// The open file; clones write to the same one.
+#[derive(Debug, Clone)]
 pub struct MetricsFile {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
 }
 
 impl MetricsFile {
@@ -147,7 +151,7 @@ impl MetricsFile {
         let kept: usize = text.split_inclusive(|&b| b == b'\n').take(whole.min(steps) as usize).map(<[u8]>::len).sum();
         shared::output::write_atomic(&path, &text[..kept])?;
         let file = File::options().append(true).open(&path).map_err(io)?;
-        Ok(MetricsFile { path, file })
+        Ok(MetricsFile { path, file: Arc::new(file) })
     }
 
     /// Makes sure that everything appended is on the disk; called before a checkpoint counts on it.
@@ -165,6 +169,6 @@ impl MetricsFile {
     pub fn append(&mut self, figures: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(figures).expect("numbers only");
         line.push(b'\n');
-        self.file.write_all(&line).map_err(|e| Error::model(&self.path, e.to_string()))
+        self.file.as_ref().write_all(&line).map_err(|e| Error::model(&self.path, e.to_string()))
     }
 }

@@ -32,6 +32,7 @@ use crate::collective::Collective;
 use crate::control::{Control, Stop};
 use crate::dataset::{DataSet, Truncated};
 use crate::error::{Error, Result};
+use crate::in_flight::{self, InFlight};
 use crate::measure;
 use crate::model::decoder::Decoder;
 use crate::model::lora::Lora;
@@ -42,6 +43,8 @@ use crate::objective::promotions::Promotions;
 use crate::objective::step::{DropoutKey, Item, Policy};
 use crate::score;
 use best::Best;
+use checkpoint::Checkpoints;
+use checkpoint::snapshot::Parts;
 use curves::Curves;
 use metrics::{Figures, StepMetrics};
 use optim::AdamW;
@@ -221,7 +224,15 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     let mut rounds = Rounds::new(args, &set, &encoder, policy, total, control, gang)?;
     let u2a = rounds.as_mut().map(|rounds| U2a { rounds, scores: &scores });
     let sets = Sets { items: &mut items, groups: &groups, replay: &replay, validation: validation.as_ref(), u2a };
-    let Trained { tokens, best, last } = train(args, &run, policy, sets, &mut optimizer, control, gang)?;
+    let mut in_flight = in_flight(&run, &set.file, gang)?;
+    let trained = train(args, &run, policy, sets, &mut optimizer, &mut in_flight, control, gang);
+    if matches!(trained, Err(Error::Gang(_))) && control.stop().is_none() {
+        // A member died or hung, perhaps of what it had to compute.
+        in_flight.leave();
+    }
+    let Trained { tokens, best, last, checkpoints } = trained?;
+    in_flight.done();
+    drop(in_flight);
 
     let seconds = started.elapsed().as_secs_f64();
     let mut summary = json!({
@@ -229,7 +240,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         "set_aside": set.quarantine.len(), "truncated": truncated.records,
         "world_size": gang.world_size(), "seconds": seconds, "tokens": tokens,
         "tokens_per_s": tokens as f64 / seconds, "peak_rss_gib": measure::peak_rss_gib(),
-        "threads": tch::get_num_threads(), "promoted": promotions.figures,
+        "threads": tch::get_num_threads(), "promoted": promotions.figures, "checkpoints": checkpoints,
     });
     if args.method == Method::U2a {
         let selected = items.iter().flatten().count();
@@ -294,15 +305,19 @@ struct Trained {
     best: Option<Best>,
     /// The last validation.
     last: Option<Figures>,
+    /// For the summary.
+    checkpoints: serde_json::Value,
 }
 
 /// The loop.
+#[allow(clippy::too_many_arguments)]
 fn train(
     args: &TrainArgs,
     run: &RunFolder,
     policy: Policy<'_>,
     sets: Sets<'_>,
     optimizer: &mut AdamW,
+    in_flight: &mut InFlight,
     control: &Control,
     gang: &mut dyn Collective,
 ) -> Result<Trained> {
@@ -313,8 +328,12 @@ fn train(
         Some(adapter) => adapter.config.dropout,
         None => 0.0,
     };
-    let (start, seen) = checkpoint::resume(&run.path, optimizer, &run.key)?.unwrap_or_default();
-    pace.restore(seen);
+    let mut start = 0;
+    if let Some(found) = checkpoint::newest_whole(&run.path, &run.key, gang)? {
+        start = found.state.step;
+        optimizer.restore(start, |name| found.tensor(name))?;
+        pace.restore(found.state.seen);
+    }
     let starts = gang.all_gather_number(start as f64)?;
     if starts.iter().any(|other| *other != start as f64) {
         return Err(Error::Gang(format!("the ranks found checkpoints of different steps: {starts:?}")));
@@ -323,6 +342,7 @@ fn train(
         tracing::info!("continuing {} from step {start} of {}", run.path.display(), pace.total());
     }
     run.check()?;
+    let mut checkpoints = Checkpoints::open(run, args.save_total_limit, control, gang)?;
     let mut curves = if run.is_owned() {
         Some(Curves::open(run, start, validation.map(|validation| validation.done_by(start)))?)
     } else {
@@ -352,6 +372,8 @@ fn train(
             step,
         });
 
+        let records = batch.iter().filter_map(|&i| items[i].as_ref()).map(|item| item.record);
+        in_flight.at(in_flight::Kind::Step, step + 1, records)?;
         optimizer.zero_grad();
         let mut sums =
             StepSums { parts: update::own_pass(args, policy, items, batch, dropout, gang)?, ..StepSums::default() };
@@ -385,7 +407,7 @@ fn train(
         };
         run.check()?;
         if let Some(curves) = &mut curves {
-            curves.append(&metrics, std::mem::replace(&mut begun, Instant::now()))?;
+            curves.append(&metrics, std::mem::replace(&mut begun, Instant::now()), checkpoints.take_waited())?;
         }
         // A batch of records without a loss has no gradient, and says nothing of the others.
         let felt = if sums.parts.tokens > 0 { norm } else { f64::INFINITY };
@@ -409,6 +431,7 @@ fn train(
         }
         let total = pace.total().min(end);
         if let Some(validation) = validation.filter(|validation| validation.is_due(step, total)) {
+            in_flight.at(in_flight::Kind::Validation, step, std::iter::empty())?;
             let measured = validation.measure(args, policy, (step, epoch), gang)?;
             run.check()?;
             if let Some(curves) = &mut curves
@@ -420,22 +443,55 @@ fn train(
             control.pass("train.validation");
             (last, begun) = (Some(measured), Instant::now());
         }
+        checkpoints.check()?;
         let is_due = step % args.save_steps == 0 || sums.stop == Some(Stop::Paused);
         if is_due
             && step < total
             && let Some(curves) = &curves
         {
-            curves.sync()?;
-            checkpoint::save(&run.path, optimizer, pace.seen(), &run.key, args.save_total_limit, &|| run.check())?;
+            checkpoints.begin((step, pace.seen()), &parts_to_keep(optimizer), curves.syncer(), gang)?;
         }
         if sums.stop.is_some() && step < total {
             // Whoever goes on from here finds the checkpoint whole.
+            checkpoints.finish(gang)?;
             gang.barrier()?;
+            if run.is_owned() && control.attempt().is_none() {
+                let run = run.path.display();
+                let how = match &args.run_name {
+                    Some(_) => "the same command goes on from there".to_owned(),
+                    None => format!("--resume-from-checkpoint {run}/checkpoint-{step} goes on from there"),
+                };
+                tracing::info!(
+                    "{run}: stopped after step {step} of {total}, which is kept in checkpoint-{step}; {how}"
+                );
+            }
             return Err(Error::Stopped);
         }
     }
+    checkpoints.finish(gang)?;
     bar.finish_and_clear();
-    Ok(Trained { tokens, best: curves.and_then(|curves| curves.best), last })
+    Ok(Trained { tokens, best: curves.and_then(|curves| curves.best), last, checkpoints: checkpoints.told() })
+}
+
+/// Reads what was in flight when the attempt before ended; the first rank's word counts.
+fn in_flight(run: &RunFolder, records: &Path, gang: &mut dyn Collective) -> Result<InFlight> {
+    let opened = match run.is_owned() {
+        true => InFlight::open(&run.path.join("train.in_flight"), &run.key, records),
+        false => Ok(InFlight::unkept()),
+    };
+    if gang.first_of(f64::from(u8::from(opened.is_err())))? != 0.0 && opened.is_ok() {
+        return Err(Error::Config(format!(
+            "{}: three attempts in a row died in one step; the gang's first rank names it",
+            records.display()
+        )));
+    }
+    opened
+}
+
+/// What a checkpoint holds of the optimiser.
+fn parts_to_keep(optimizer: &AdamW) -> Parts {
+    let parameters = optimizer.parameters().into_iter().map(|(name, tensor)| (format!("parameter.{name}"), tensor));
+    Parts { whole: parameters.chain(optimizer.state()).collect(), slices: Vec::new() }
 }
 
 /// Writes what was set aside into the run's folder.

@@ -22,8 +22,10 @@ use crate::score::{ScoreArgs, ScoreSettings};
 /// Re-aligns a model on triaged records: writes an adapter folder (or full weights), metrics and checkpoints.
 ///
 /// Unscored records are scored first; scored ones bring their weights. The same command with the same --run-name goes
-/// on where an interrupted one ended, to the same bits. Records with an empty prompt or response are set aside in the
-/// run's folder with a warning; the exit code is 0 all the same.
+/// on where an interrupted one ended, to the same bits. SIGTERM or Ctrl-C: the run stops after its present step with a
+/// checkpoint, in a gang after the same step on every rank, and ends with exit code 75; a second one ends it at once.
+/// Records with an empty prompt or response are set aside in the run's folder with a warning; the exit code is 0 all the
+/// same.
 #[derive(Debug, Clone, Args)]
 #[command(allow_negative_numbers = true)]
 pub struct TrainArgs {

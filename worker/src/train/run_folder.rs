@@ -7,6 +7,7 @@
 //! [`crate::fence`] for who may take it over.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
@@ -23,7 +24,7 @@ pub struct RunFolder {
     /// Hash of all that shapes the run; known after [`RunFolder::begin`].
     pub key: String,
     /// Held while this process works in the folder; by the gang's first rank alone.
-    lock: Option<Place>,
+    lock: Option<Arc<Place>>,
     /// Folders that this command made, the innermost first.
     made: Vec<PathBuf>,
     is_complete: bool,
@@ -57,7 +58,7 @@ impl RunFolder {
         let wish = Wish { attempt, named: &path, instead: "choose another --run-name" };
         let lock =
             Place::take(&path.join("run.lock"), &wish, |_| Ok(format!("{}\n", json!({"holder": attempt})).into()))?;
-        Ok(RunFolder { path, key: String::new(), lock: Some(lock), made, is_complete: false })
+        Ok(RunFolder { path, key: String::new(), lock: Some(Arc::new(lock)), made, is_complete: false })
     }
 
     /// Makes sure that the folder is still this process's; to be called before anything is written in it.
@@ -65,7 +66,12 @@ impl RunFolder {
     /// # Errors
     /// A newer attempt has taken it over.
     pub fn check(&self) -> Result<()> {
-        self.lock.as_ref().map_or(Ok(()), Place::check)
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.check())
+    }
+
+    /// Returns what another thread asks whether the folder is still this process's; nothing where it is not to begin with.
+    pub fn guard(&self) -> Option<Arc<Place>> {
+        self.lock.clone()
     }
 
     /// Compares what shapes the run with what is recorded. Returns the summary of a complete run.

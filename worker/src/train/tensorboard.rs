@@ -180,7 +180,8 @@ mod tests {
         StepMetrics { figures, learning_rate: 1e-4, ..StepMetrics::default() }
     }
 
-    const SPEED: Speed = Speed { step: 0, seconds: 0.5, tokens_per_s: 100.0, peak_gib: 1.25 };
+    const SPEED: Speed =
+        Speed { step: 0, seconds: 0.5, tokens_per_s: 100.0, peak_gib: 1.25, checkpoint_wait_seconds: None };
 
     #[test]
     fn checksums_are_those_of_the_format() {

@@ -1,0 +1,71 @@
+//! A step or pack in which three attempts in a row have died is named with its records, by `worker train`, alone and as a gang,
+//! and by `worker score`; with its note removed the command goes on, to the bytes of an undisturbed one.
+//!
+//! Deterministic because deaths are planned by count and no checkpoint lies before them.
+#![allow(clippy::unwrap_used)]
+
+use cluster_tests::Folder;
+
+const TRAIN: &str = "train --model-name-or-path {tied} --dataset-json-path records.json --output-dir runs --method no-impact \
+    --batch-size 3 --gradient-accumulation-steps 1 --max-steps 6 --num-train-epochs 9 --lora-r 4 --learning-rate 1e-3";
+const SCORE: &str = "score --model-name-or-path {tied} --dataset-json-path records.json --lora-r 4 --gold-batch-size 6 --pack-tokens 150";
+
+#[test]
+fn a_step_that_kills_three_attempts_is_named() {
+    let folder = Folder::new();
+    folder.succeed(&format!("{TRAIN} --run-name whole"));
+    let command = format!("{TRAIN} --run-name r");
+    // One elsewhere does not count.
+    for point in ["train.step=2", "train.step=3", "train.step=3", "train.step=3"] {
+        folder.killed(&command, point);
+    }
+    let note = folder.json("runs/r/train.in_flight");
+    let records = note["at"]["records"].as_array().unwrap();
+    assert_eq!((&note["at"]["number"], records.len()), (&3.into(), 3), "{note}");
+    for _ in 0..2 {
+        let named = format!("records [{}, {}, {}]", records[0], records[1], records[2]);
+        folder.refused(
+            &command,
+            &["records.json: 3 attempts in a row died in step 3", &named, "--pack-tokens", "remove runs/r"],
+        );
+    }
+    std::fs::remove_file(folder.path("runs/r/train.in_flight")).unwrap();
+    folder.succeed(&command);
+    folder.same_runs(&["adapter_model.safetensors", "metrics.jsonl"], ["whole", "r"], "after three deaths");
+    assert!(!folder.path("runs/r/train.in_flight").exists());
+}
+
+#[test]
+fn in_a_gang_the_first_rank_names_the_step_in_which_another_died() {
+    let folder = Folder::new();
+    let command = format!("{TRAIN} --run-name r");
+    let ends = |fault: Option<(usize, &str)>| -> Vec<(Option<i32>, String)> {
+        let children = folder.start_gang(&command, 2, fault).into_iter().map(|child| child.wait_with_output().unwrap());
+        children.map(|end| (end.status.code(), String::from_utf8_lossy(&end.stderr).into_owned())).collect()
+    };
+    // A point lies behind its step's exchange: when the second rank dies at the second, the first one has begun the third.
+    for (victim, point) in [(1, "train.step=2"), (0, "train.step=3"), (1, "train.step=2")] {
+        let ends = ends(Some((victim, point)));
+        assert_eq!((ends[victim].0, ends[1 - victim].0), (None, Some(1)), "{ends:?}");
+    }
+    let ends = ends(None);
+    assert!(ends.iter().all(|(code, _)| *code == Some(1)), "{ends:?}");
+    assert!(ends[0].1.contains("3 attempts in a row died in step 3, records ["), "{}", ends[0].1);
+    assert!(ends[1].1.contains("the gang's first rank names it"), "{}", ends[1].1);
+}
+
+#[test]
+fn a_pack_that_kills_three_attempts_is_named() {
+    let folder = Folder::new();
+    folder.succeed(&format!("{SCORE} --out whole.json"));
+    let command = format!("{SCORE} --out out.json");
+    // The first pack is in the journal after the first death.
+    for point in ["score.pack=2", "score.pack=1", "score.pack=1"] {
+        folder.killed(&command, point);
+    }
+    folder.refused(&command, &["records.json: 3 attempts in a row died in pack 2, records [", "out.json.in_flight"]);
+    std::fs::remove_file(folder.path("out.json.in_flight")).unwrap();
+    folder.succeed(&command);
+    assert!(folder.bytes("whole.json") == folder.bytes("out.json"));
+    assert!(!folder.path("out.json.in_flight").exists());
+}

@@ -1,0 +1,323 @@
+//! The files of checkpoints: their names, how they get them, and what is read back.
+//!
+//! ```text
+//! checkpoint-N/                          N = optimiser steps done
+//!   state.json                           step, key of the run, hash of the tensors, ranks that wrote slices
+//!   state.safetensors                    what is whole, by the first rank
+//!   shard-RRRRR-of-WWWWW.safetensors     a rank's slices, where the optimiser is sharded
+//!   shard-RRRRR-of-WWWWW.json            where they lie in their rows, and their hash
+//! ```
+//!
+//! All of it is written in a folder beside, `checkpoint-N.TOKEN.tmp`, whose token is the attempt's own: a process of an older
+//! attempt that was frozen while it wrote finds its folder removed, not filled by another. `state.json` comes last, then the
+//! folder gets its final name. What stands under a final name is whole, unless the disk damaged it, which the hashes tell.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::slices::{self, Place, Slice};
+use crate::error::{Error, Result};
+use crate::model::tensor_file::{self, TensorFile};
+use crate::train::pace::Seen;
+
+const FORMAT: u32 = 1;
+const STATE: &str = "state.json";
+const TENSORS: &str = "state.safetensors";
+
+/// The readable half of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Format version.
+    pub format: u32,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Key of everything that shapes the run; a checkpoint of another key is not continued.
+    pub run_key: String,
+    /// What the losses so far have decided about the learning rate.
+    #[serde(default, skip_serializing_if = "Seen::is_empty")]
+    pub seen: Seen,
+    /// BLAKE3 of `state.safetensors`.
+    pub tensors_blake3: String,
+    /// Ranks that wrote slices; 0 where nothing is sharded.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shards: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(shards: &usize) -> bool {
+    *shards == 0
+}
+
+/// The readable half of a rank's slices.
+#[derive(Debug, Serialize, Deserialize)]
+struct ShardState {
+    format: u32,
+    step: u64,
+    slices: BTreeMap<String, Place>,
+    /// BLAKE3 of the file of the same name.
+    tensors_blake3: String,
+}
+
+/// A checkpoint that is being written.
+#[derive(Debug, Clone)]
+pub(super) struct Unfinished {
+    run_dir: PathBuf,
+    step: u64,
+    token: u64,
+}
+
+impl Unfinished {
+    /// Returns one of which nothing is there yet.
+    pub(super) fn new(run_dir: &Path, step: u64, token: u64) -> Unfinished {
+        Unfinished { run_dir: run_dir.to_owned(), step, token }
+    }
+
+    fn target(&self) -> PathBuf {
+        self.run_dir.join(format!("checkpoint-{}", self.step))
+    }
+
+    fn beside(&self) -> PathBuf {
+        self.run_dir.join(format!("checkpoint-{}.{}.tmp", self.step, self.token))
+    }
+
+    fn failed(&self, error: impl std::fmt::Display) -> Error {
+        Error::model(self.target(), format!("checkpoint could not be written: {error}; earlier ones are untouched"))
+    }
+
+    /// Removes what other attempts left unfinished. For the first rank alone.
+    ///
+    /// # Errors
+    /// The run's folder cannot be read, or what is left not be removed.
+    pub(super) fn remove_others(&self) -> Result<()> {
+        for (token, left) in unfinished(&self.run_dir)? {
+            if token != Some(self.token) {
+                std::fs::remove_dir_all(&left).map_err(|e| self.failed(e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is whole; returns its hash.
+    ///
+    /// # Errors
+    /// The disk.
+    pub(super) fn write_whole(&self, tensors: &[(String, Tensor)]) -> Result<String> {
+        self.write(TENSORS, tensors)
+    }
+
+    /// Writes a rank's slices and what they are.
+    ///
+    /// # Errors
+    /// The disk.
+    pub(super) fn write_shard(&self, (rank, world_size): (usize, usize), slices: &[Slice]) -> Result<()> {
+        let tensors: Vec<_> = slices.iter().map(|slice| (slice.name.clone(), slice.numbers.shallow_clone())).collect();
+        let [json, file] = shard_files(rank, world_size);
+        let tensors_blake3 = self.write(&file, &tensors)?;
+        let place = |slice: &Slice| Place { start: slice.range.start, end: slice.range.end, of: slice.of };
+        let slices = slices.iter().map(|slice| (slice.name.clone(), place(slice))).collect();
+        let state = ShardState { format: FORMAT, step: self.step, slices, tensors_blake3 };
+        shared::output::write_json(&self.beside().join(json), &state).map_err(|e| self.failed(e))
+    }
+
+    fn write(&self, name: &str, tensors: &[(String, Tensor)]) -> Result<String> {
+        let file = self.beside().join(name);
+        let written = std::fs::create_dir_all(self.beside()).map_err(|e| self.failed(e));
+        written.and_then(|()| tensor_file::write(&file, tensors)).and_then(|()| hash(&file)).map_err(|e| match e {
+            Error::Model { problem, .. } => self.failed(format!("{name}: {problem}")),
+            other => self.failed(other),
+        })
+    }
+
+    /// Completes the checkpoint: everything else is there.
+    ///
+    /// # Errors
+    /// The disk.
+    pub(super) fn complete(&self, state: &State) -> Result<()> {
+        shared::output::write_json(&self.beside().join(STATE), state).map_err(|e| self.failed(e))
+    }
+
+    /// Gives the checkpoint its name, in place of one that is there.
+    ///
+    /// # Errors
+    /// The disk, or the folder was removed: another attempt has the run now.
+    pub(super) fn rename(&self) -> Result<()> {
+        let (target, beside) = (self.target(), self.beside());
+        let aside = self.run_dir.join(format!("checkpoint-{}.{}.1.tmp", self.step, self.token));
+        let had_one = target.exists();
+        if had_one {
+            std::fs::rename(&target, &aside).map_err(|e| self.failed(e))?;
+        }
+        if let Err(error) = std::fs::rename(&beside, &target) {
+            // Frozen since the run was last checked: what was there is a newer attempt's.
+            if had_one {
+                let _ = std::fs::rename(&aside, &target);
+            }
+            return Err(self.failed(error));
+        }
+        if had_one {
+            std::fs::remove_dir_all(&aside).map_err(|e| self.failed(e))?;
+        }
+        std::fs::File::open(&self.run_dir).and_then(|dir| dir.sync_all()).map_err(|e| self.failed(e))
+    }
+
+    /// Removes what was written so far.
+    pub(super) fn give_up(&self) {
+        // What stays is removed before the next checkpoint.
+        let _ = std::fs::remove_dir_all(self.beside());
+    }
+}
+
+/// Removes the oldest checkpoints beyond `keep`. Nothing else of the run's folder is touched, `best/` least of all.
+///
+/// # Errors
+/// One cannot be removed.
+pub(super) fn prune(run_dir: &Path, keep: usize) -> Result<()> {
+    for (_, old) in newest_first(run_dir)?.into_iter().skip(keep.max(1)) {
+        std::fs::remove_dir_all(&old).map_err(|e| Error::model(&old, format!("could not be removed: {e}")))?;
+    }
+    Ok(())
+}
+
+/// A checkpoint that was found whole, as far as one rank has looked.
+#[derive(Debug)]
+pub struct Opened {
+    /// What it says of itself.
+    pub state: State,
+    dir: PathBuf,
+    whole: TensorFile,
+    shards: Vec<(TensorFile, BTreeMap<String, Place>)>,
+}
+
+impl Opened {
+    /// Opens a checkpoint. The hash of every file is compared, of the slices' files those that fall to this rank.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, by name.
+    pub(super) fn open(dir: &Path, (rank, world_size): (usize, usize)) -> Result<Opened> {
+        let state_file = dir.join(STATE);
+        let state: State = shared::input::read_json(&state_file)?;
+        if state.format != FORMAT {
+            let problem = format!("has format {}, this program reads {FORMAT}", state.format);
+            return Err(Error::model(&state_file, problem));
+        }
+        let whole = checked(&dir.join(TENSORS), Some(&state.tensors_blake3), STATE)?;
+        let mut shards = Vec::with_capacity(state.shards);
+        for number in 0..state.shards {
+            let [json, file] = shard_files(number, state.shards);
+            let shard: ShardState = shared::input::read_json(&dir.join(&json))?;
+            if (shard.format, shard.step) != (FORMAT, state.step) {
+                return Err(Error::model(dir.join(&json), format!("is not of step {} in format {FORMAT}", state.step)));
+            }
+            let falls_here = number % world_size == rank;
+            let tensors = checked(&dir.join(file), falls_here.then_some(&shard.tensors_blake3), &json)?;
+            shards.push((tensors, shard.slices));
+        }
+        Ok(Opened { state, dir: dir.to_owned(), whole, shards })
+    }
+
+    /// Returns a tensor that is whole.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.whole.tensor(name)
+    }
+
+    /// Returns numbers of a row that ranks of whatever world size have written.
+    ///
+    /// # Errors
+    /// There is no such row, it has another length, or a number of it is missing.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no optimiser is sharded yet"))]
+    pub fn slice(&self, name: &str, range: std::ops::Range<usize>, of: usize) -> Result<Tensor> {
+        let wrong = |problem: String| Error::model(&self.dir, format!("{name}: {problem}"));
+        let pieces: Vec<(&TensorFile, &Place)> =
+            self.shards.iter().filter_map(|(file, places)| Some((file, places.get(name)?))).collect();
+        if let Some((_, other)) = pieces.iter().find(|(_, place)| place.of != of) {
+            return Err(wrong(format!("has {} numbers, not {of}", other.of)));
+        }
+        let ranges: Vec<_> = pieces.iter().map(|(_, place)| place.start..place.end).collect();
+        let parts = slices::cover(&ranges, range).map_err(|at| wrong(format!("number {at} of {of} is in no shard")))?;
+        let mut found = Vec::with_capacity(parts.len());
+        for part in parts {
+            let (file, place) = pieces[part.piece];
+            let numbers = file.tensor(name)?;
+            if numbers.size() != [(place.end.saturating_sub(place.start)) as i64] {
+                return Err(wrong(format!("has shape {:?} in {}", numbers.size(), file.path().display())));
+            }
+            found.push(numbers.narrow(0, part.from.start as i64, part.from.len() as i64));
+        }
+        Ok(match found.len() {
+            0 => Tensor::zeros([0], (tch::Kind::Float, tch::Device::Cpu)),
+            _ => Tensor::cat(&found, 0),
+        })
+    }
+}
+
+fn shard_files(rank: usize, world_size: usize) -> [String; 2] {
+    ["json", "safetensors"].map(|ending| format!("shard-{rank:05}-of-{world_size:05}.{ending}"))
+}
+
+/// Opens a file of tensors, whose hash is known where it is to be compared.
+fn checked(file: &Path, blake3: Option<&String>, recorded_in: &str) -> Result<TensorFile> {
+    if blake3.map(|known| Ok::<_, Error>(hash(file)? != *known)).transpose()? == Some(true) {
+        return Err(Error::model(file, format!("is damaged: its hash is not the one recorded in {recorded_in}")));
+    }
+    TensorFile::open(file)
+}
+
+fn hash(file: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    std::fs::File::open(file)
+        .and_then(|mut reader| std::io::copy(&mut reader, &mut hasher))
+        .map_err(|e| Error::model(file, e.to_string()))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Makes a state of the present format.
+pub(super) fn state(step: u64, run_key: &str, seen: &Seen, tensors_blake3: String, shards: usize) -> State {
+    State { format: FORMAT, step, run_key: run_key.to_owned(), seen: seen.clone(), tensors_blake3, shards }
+}
+
+/// Lists (step, folder) of all checkpoints under their final names, the newest first.
+///
+/// # Errors
+/// The run's folder cannot be read.
+pub(super) fn newest_first(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let step = |name: &str| {
+        let step = name.strip_prefix("checkpoint-")?.parse::<u64>().ok()?;
+        // A copy under a like name (checkpoint-007, checkpoint-+7) is none of ours.
+        (name == format!("checkpoint-{step}")).then_some(step)
+    };
+    let mut all = find(run_dir, step)?;
+    all.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
+    Ok(all)
+}
+
+/// Lists checkpoints that were being written when their process ended, or was given up, with the token in their names.
+fn unfinished(run_dir: &Path) -> Result<Vec<(Option<u64>, PathBuf)>> {
+    find(run_dir, |name| {
+        let numbers = name.strip_prefix("checkpoint-")?.strip_suffix(".tmp")?;
+        let token = numbers.split('.').nth(1).and_then(|token| token.parse().ok());
+        numbers.chars().all(|c| c.is_ascii_digit() || c == '.').then_some(token)
+    })
+}
+
+/// Lists what lies in a run's folder under names that say something.
+fn find<T>(run_dir: &Path, said: impl Fn(&str) -> Option<T>) -> Result<Vec<(T, PathBuf)>> {
+    let entries = match std::fs::read_dir(run_dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::model(run_dir, e.to_string())),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::model(run_dir, e.to_string()))?.path();
+        if let Some(said) = path.file_name().and_then(|name| name.to_str()).and_then(&said) {
+            found.push((said, path));
+        }
+    }
+    Ok(found)
+}

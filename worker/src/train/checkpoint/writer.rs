@@ -1,0 +1,252 @@
+//! The thread that writes checkpoints while training goes on, one at a time.
+//!
+//! ```text
+//!  training:  begin ──▶            publish ──▶
+//!  thread:         parts on disk ─▶         state.json, metrics synced, fence, rename, prune ─▶ idle
+//! ```
+//!
+//! The first rank's thread publishes by itself where nothing is sharded; else it waits until it is told that every rank's part
+//! is on the disk. Threads of other ranks only write their parts.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread::JoinHandle;
+
+use super::folder::{self, Unfinished};
+use super::snapshot::Snapshot;
+use crate::error::{Error, Result};
+use crate::fault::{self, Fault};
+use crate::panic;
+use crate::train::pace::Seen;
+
+/// Something that must succeed before a checkpoint appears.
+pub(super) type Before = Box<dyn Fn() -> Result<()> + Send>;
+
+/// What stays the same over a run.
+pub(super) struct Terms {
+    /// Rank and world size.
+    pub(super) place: (usize, usize),
+    pub(super) run_dir: std::path::PathBuf,
+    pub(super) run_key: String,
+    /// Checkpoints that stay.
+    pub(super) keep: usize,
+    /// Makes sure that the run's folder is still this process's: asked before anything there is replaced or removed.
+    pub(super) fence: Before,
+    /// Planned deaths, for tests.
+    pub(super) fault: Option<Arc<Fault>>,
+}
+
+/// One checkpoint to write.
+pub(super) struct Job {
+    pub(super) unfinished: Unfinished,
+    pub(super) step: u64,
+    pub(super) seen: Seen,
+    pub(super) snapshot: Snapshot,
+    /// Puts what the checkpoint counts on onto the disk: the rows of metrics before it.
+    pub(super) sync: Before,
+}
+
+enum Order {
+    Write(Box<Job>),
+    Publish,
+}
+
+enum Said {
+    /// This rank's part is on the disk; its room can be used again.
+    OnDisk(Snapshot),
+    /// The checkpoint has its name.
+    Published,
+}
+
+/// Where the present checkpoint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Idle,
+    Writing,
+    /// On this rank.
+    OnDisk,
+    Publishing,
+}
+
+/// The thread, seen from training.
+pub(super) struct Writer {
+    orders: Option<Sender<Order>>,
+    said: Receiver<Result<Said>>,
+    thread: Option<JoinHandle<()>>,
+    phase: Phase,
+    /// The room of the last snapshot.
+    room: Snapshot,
+}
+
+impl Writer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub(super) fn start(terms: Terms) -> Result<Writer> {
+        let (orders, queue) = channel();
+        let (say, said) = channel();
+        let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(move || serve(&terms, &queue, &say));
+        let thread = thread.map_err(|error| Error::Config(format!("the thread that writes checkpoints: {error}")))?;
+        let (orders, thread) = (Some(orders), Some(thread));
+        Ok(Writer { orders, said, thread, phase: Phase::Idle, room: Snapshot::default() })
+    }
+
+    /// Returns the room of the last snapshot, to be filled again.
+    pub(super) fn room(&mut self) -> Snapshot {
+        std::mem::take(&mut self.room)
+    }
+
+    /// Begins to write. The one before must be done.
+    pub(super) fn begin(&mut self, job: Job) {
+        debug_assert_eq!(self.phase, Phase::Idle);
+        self.order(Order::Write(Box::new(job)), Phase::Writing);
+    }
+
+    /// Gives the checkpoint that is on every rank's disk its name.
+    pub(super) fn publish(&mut self) {
+        debug_assert_eq!(self.phase, Phase::OnDisk);
+        self.order(Order::Publish, Phase::Publishing);
+    }
+
+    /// Lets the checkpoint that is on this rank's disk be: another rank publishes it.
+    pub(super) fn leave(&mut self) {
+        debug_assert_eq!(self.phase, Phase::OnDisk);
+        self.phase = Phase::Idle;
+    }
+
+    /// Returns where the present checkpoint is, as far as is known without waiting.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(super) fn look(&mut self) -> Result<Phase> {
+        loop {
+            match self.said.try_recv() {
+                Ok(said) => self.hear(said)?,
+                Err(TryRecvError::Empty) => return Ok(self.phase),
+                Err(TryRecvError::Disconnected) => return Err(gone()),
+            }
+        }
+    }
+
+    /// Waits until the checkpoint is in one of these phases.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(super) fn wait_for(&mut self, phases: &[Phase]) -> Result<()> {
+        while !phases.contains(&self.phase) {
+            let said = self.said.recv().map_err(|_| gone())?;
+            self.hear(said)?;
+        }
+        Ok(())
+    }
+
+    fn order(&mut self, order: Order, phase: Phase) {
+        // A thread that is gone is noticed at the next look.
+        let _ = self.orders.as_ref().map(|orders| orders.send(order));
+        self.phase = phase;
+    }
+
+    fn hear(&mut self, said: Result<Said>) -> Result<()> {
+        match said {
+            Ok(Said::OnDisk(snapshot)) => (self.room, self.phase) = (snapshot, Phase::OnDisk),
+            Ok(Said::Published) => self.phase = Phase::Idle,
+            Err(error) => {
+                self.phase = Phase::Idle;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn gone() -> Error {
+    Error::Config("the thread that writes checkpoints is gone".into())
+}
+
+/// Waits for what is being written: whoever goes on from here finds it whole.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        for said in self.said.try_iter() {
+            if let Err(error) = said {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+}
+
+fn serve(terms: &Terms, orders: &Receiver<Order>, say: &Sender<Result<Said>>) {
+    let mut ready = None;
+    for order in orders {
+        let outcome = panic::all_are_errors(|| match order {
+            Order::Write(job) => {
+                let (snapshot, part) = write(terms, *job)?;
+                let _ = say.send(Ok(Said::OnDisk(snapshot)));
+                let is_alone = part.state.shards == 0;
+                ready = Some(part);
+                if is_alone { publish(terms, ready.take()).map(Some) } else { Ok(None) }
+            }
+            Order::Publish => publish(terms, ready.take()).map(Some),
+        });
+        // Whoever does not listen any more has an error of its own.
+        let _ = match outcome {
+            Ok(Some(said)) => say.send(Ok(said)),
+            Ok(None) => Ok(()),
+            Err(error) => say.send(Err(error)),
+        };
+    }
+}
+
+/// A checkpoint whose part of this rank is on the disk.
+struct Ready {
+    unfinished: Unfinished,
+    state: folder::State,
+    sync: Before,
+}
+
+fn write(terms: &Terms, job: Job) -> Result<(Snapshot, Ready)> {
+    let Job { unfinished, step, seen, snapshot, sync } = job;
+    let is_first = terms.place.0 == 0;
+    let parts = || {
+        fault::pass(terms.fault.as_deref(), "checkpoint.begun");
+        let mut hash = String::new();
+        if is_first {
+            (terms.fence)()?;
+            unfinished.remove_others()?;
+            hash = unfinished.write_whole(&snapshot.whole)?;
+        }
+        if !snapshot.slices.is_empty() {
+            unfinished.write_shard(terms.place, &snapshot.slices)?;
+        }
+        Ok(hash)
+    };
+    let shards = if snapshot.slices.is_empty() { 0 } else { terms.place.1 };
+    match parts() {
+        Ok(hash) => {
+            let state = folder::state(step, &terms.run_key, &seen, hash, shards);
+            Ok((snapshot, Ready { unfinished, state, sync }))
+        }
+        Err(error) => {
+            unfinished.give_up();
+            Err(error)
+        }
+    }
+}
+
+fn publish(terms: &Terms, ready: Option<Ready>) -> Result<Said> {
+    let Some(Ready { unfinished, state, sync }) = ready else { return Err(gone()) };
+    let published = || {
+        unfinished.complete(&state)?;
+        sync()?;
+        fault::pass(terms.fault.as_deref(), "checkpoint.written");
+        (terms.fence)()?;
+        unfinished.rename()?;
+        fault::pass(terms.fault.as_deref(), "checkpoint.renamed");
+        folder::prune(&terms.run_dir, terms.keep)
+    };
+    published().map(|()| Said::Published).inspect_err(|_| unfinished.give_up())
+}
