@@ -3,6 +3,7 @@
 
 mod collective;
 mod flops;
+mod gang;
 mod score;
 mod update;
 
@@ -31,6 +32,7 @@ use crate::placement;
 use crate::score::options::ScoreSpace;
 use crate::text::Encoder;
 use collective::CollectiveBench;
+use gang::GangBench;
 
 /// Measures one kind of work. On real pairs, every pair counts as INVERT, but for --case mix.
 #[derive(Debug, Clone, Subcommand)]
@@ -48,6 +50,8 @@ pub enum BenchCommand {
     Generate(ModelBench),
     #[allow(missing_docs)]
     Collective(CollectiveBench),
+    #[allow(missing_docs)]
+    Gang(GangBench),
 }
 
 /// Work of a model that is measured.
@@ -83,7 +87,7 @@ impl BenchCommand {
             | BenchCommand::Forward(args)
             | BenchCommand::Train(args)
             | BenchCommand::Generate(args) => Some(args),
-            BenchCommand::Collective(_) => None,
+            BenchCommand::Collective(_) | BenchCommand::Gang(_) => None,
         }
     }
 
@@ -93,7 +97,7 @@ impl BenchCommand {
             BenchCommand::Forward(args) => Some((What::Forward, args)),
             BenchCommand::Train(args) => Some((What::Train, args)),
             BenchCommand::Generate(args) => Some((What::Generate, args)),
-            BenchCommand::Collective(_) => None,
+            BenchCommand::Collective(_) | BenchCommand::Gang(_) => None,
         }
     }
 
@@ -101,6 +105,7 @@ impl BenchCommand {
     pub fn json(&self) -> bool {
         match self {
             BenchCommand::Collective(args) => args.json,
+            BenchCommand::Gang(args) => args.json,
             other => other.of_model().is_some_and(|args| args.json),
         }
     }
@@ -159,6 +164,7 @@ pub struct ModelBench {
 pub fn run(command: &BenchCommand, control: &Control) -> Result<Value> {
     match command {
         BenchCommand::Collective(args) => collective::run(args),
+        BenchCommand::Gang(args) => gang::run(args),
         other => other.work().map_or(Ok(Value::Null), |(what, args)| of_model(what, args, control)),
     }
 }

@@ -16,12 +16,14 @@ mod naive;
 mod refused;
 mod score_options;
 mod scores;
+mod sharded;
 mod weight_space;
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use shared::gold::GoldPair;
+use shared::keyed_random::KeyedRandom;
 use shared::record::Record;
 use tch::{Device, Kind, Tensor};
 
@@ -107,6 +109,16 @@ fn with_references(decoder: &Decoder, mut items: Vec<Item>) -> Vec<Item> {
     let mut all: Vec<&mut Item> = items.iter_mut().collect();
     crate::reference::fill(decoder, &mut all, &Known::default(), None, 400, &Control::default(), &mut Alone).unwrap();
     items
+}
+
+/// Moves tensors away from where they are, to places that many cases can tell apart.
+fn shake(parameters: &[(String, Tensor)]) {
+    let mut random = KeyedRandom::new(&[29]);
+    for (_, tensor) in parameters {
+        let noise: Vec<f32> = (0..tensor.numel()).map(|_| (random.normal() * 0.01) as f32).collect();
+        let noise = Tensor::from_slice(&noise).view(tensor.size().as_slice());
+        let _ = tch::no_grad(|| tensor.shallow_clone().g_add_(&noise));
+    }
 }
 
 /// g_J of gold items at an adapter, `rows` of them computed together.

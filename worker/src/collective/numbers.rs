@@ -1,6 +1,7 @@
 //! Numbers that ranks exchange, and how two of them become one.
 
 use half::bf16;
+use tch::{Device, Kind, Tensor};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A buffer of one rank, in any of the types that can be exchanged.
@@ -14,7 +15,30 @@ pub enum Numbers<'a> {
     F64(&'a mut [f64]),
 }
 
-impl Numbers<'_> {
+impl<'a> Numbers<'a> {
+    /// Returns the numbers of a tensor in the host's memory, without copying them.
+    ///
+    /// # Panics
+    /// The tensor is not contiguous, not on the host, or of another type than those that can be exchanged.
+    #[allow(unsafe_code)]
+    pub fn of(tensor: &'a mut Tensor) -> Numbers<'a> {
+        assert!(tensor.is_contiguous() && tensor.device() == Device::Cpu, "numbers lie in a row on the host");
+        let (pointer, length) = (tensor.data_ptr(), tensor.numel());
+        if length == 0 {
+            return Numbers::F32(&mut []);
+        }
+        // SAFETY: a contiguous tensor of this type has `length` numbers from `pointer` on, which live as long as the tensor
+        // that is borrowed here.
+        unsafe {
+            match tensor.kind() {
+                Kind::Float => Numbers::F32(std::slice::from_raw_parts_mut(pointer.cast(), length)),
+                Kind::BFloat16 => Numbers::Bf16(std::slice::from_raw_parts_mut(pointer.cast(), length)),
+                Kind::Double => Numbers::F64(std::slice::from_raw_parts_mut(pointer.cast(), length)),
+                other => panic!("numbers of type {other:?} are not exchanged"),
+            }
+        }
+    }
+
     /// Returns how many there are.
     pub(super) fn len(&self) -> usize {
         match self {

@@ -6,7 +6,6 @@ use crate::model::lora::{LoraConfig, Module};
 use crate::model::pack::rows_of;
 use crate::objective::loss::PreferenceLoss;
 use crate::objective::step::{self, DropoutKey, LossParts, Policy, Settings};
-use shared::keyed_random::KeyedRandom;
 
 /// One line of the table.
 #[derive(Debug, Clone, Copy)]
@@ -82,15 +81,6 @@ fn check(policy: Policy<'_>, parameters: &[(String, Tensor)], case: Case) {
 }
 
 /// Moves tensors a little, so that π is not π_ref and no factor is zero.
-fn shake(parameters: &[(String, Tensor)]) {
-    let mut random = KeyedRandom::new(&[29]);
-    for (_, tensor) in parameters {
-        let noise: Vec<f32> = (0..tensor.numel()).map(|_| (random.normal() * 0.01) as f32).collect();
-        let noise = Tensor::from_slice(&noise).view(tensor.size().as_slice());
-        let _ = tch::no_grad(|| tensor.shallow_clone().g_add_(&noise));
-    }
-}
-
 #[test]
 fn the_cases_hold_shared_and_separate_prompts() {
     let shared = |mask, max_length| {

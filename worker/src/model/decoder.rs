@@ -18,6 +18,7 @@ use super::head::Head;
 use super::lora::{Lora, Module};
 use super::pack::Pack;
 use super::parameters::{Layer, Linear, Parameters};
+use super::units::{self, Stream};
 use super::weights::{self, Checkpoint};
 use crate::error::{Error, Result};
 use crate::measure;
@@ -150,8 +151,13 @@ impl Decoder {
 
     /// Computes the hidden states of a pack after the final norm: [n, d].
     pub fn forward(&self, pack: &Pack, extras: Extras<'_>) -> Tensor {
+        self.forward_fetching(pack, extras, None)
+    }
+
+    /// As [`Decoder::forward`], the weights of the layers brought by a stream; those before and after them are there.
+    pub(crate) fn forward_fetching(&self, pack: &Pack, extras: Extras<'_>, stream: Option<&dyn Stream>) -> Tensor {
         let attention = self.attention_of(pack);
-        self.run(&pack.tokens, extras, |layer, q, k, v| attention.apply(self, layer, q, k, v))
+        self.run(&pack.tokens, extras, stream, |layer, q, k, v| attention.apply(self, layer, q, k, v))
     }
 
     /// Computes the hidden states of new tokens given a cache of earlier ones: `tokens` and `positions` are [b·t],
@@ -164,7 +170,7 @@ impl Decoder {
         mut attend: impl FnMut(usize, Tensor, Tensor, Tensor) -> Tensor,
     ) -> Tensor {
         let rope = self.rope.at(positions, self.dtype);
-        self.run(tokens, Extras { adapter, ..Extras::default() }, |layer, q, k, v| {
+        self.run(tokens, Extras { adapter, ..Extras::default() }, None, |layer, q, k, v| {
             attend(layer, attention::rotate(&q, &rope), attention::rotate(&k, &rope), v)
         })
     }
@@ -173,12 +179,11 @@ impl Decoder {
         &self,
         tokens: &Tensor,
         extras: Extras<'_>,
+        stream: Option<&dyn Stream>,
         mut attend: impl FnMut(usize, Tensor, Tensor, Tensor) -> Tensor,
     ) -> Tensor {
         let mut x = self.embed(tokens);
-        for layer in 0..self.config.layers {
-            x = self.block(layer, &x, extras, &mut attend);
-        }
+        units::forward(stream, self.config.layers, |layer| x = self.block(layer, &x, extras, &mut attend));
         self.finish(&x)
     }
 

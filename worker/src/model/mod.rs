@@ -14,5 +14,6 @@ pub mod recompute;
 pub mod shards;
 pub mod tangent;
 pub mod tensor_file;
+pub mod units;
 pub mod weight_space;
 pub mod weights;

@@ -21,6 +21,7 @@ use crate::model::head;
 use crate::model::lora::Lora;
 use crate::model::pack::{self, Pack, Want, group_sums, spread};
 use crate::model::recompute::{Pass, inject};
+use crate::model::units::{self, Stream};
 use crate::placement;
 use crate::text::Sequence;
 
@@ -292,16 +293,71 @@ pub fn accumulate_timed(
     dropout: Option<DropoutKey>,
     phases: &mut Phases,
 ) -> Result<LossParts, NotFinite> {
+    accumulate_with(policy, None, items, settings, scale, dropout, phases)
+}
+
+/// Where a pass of full fine-tuning takes weights from and sends gradients to.
+#[derive(Clone, Copy)]
+pub struct Streams<'a> {
+    /// The policy's weights and gradients.
+    pub policy: &'a dyn Stream,
+    /// The weights of π_ref, where they are shared out, too.
+    pub reference: Option<&'a dyn Stream>,
+    /// Some rank's pack of this pass has anchors, so that every rank fetches the weights of π_ref.
+    pub has_anchors: bool,
+}
+
+/// As [`accumulate`], gradients going to a stream; a rank without a pack of its own for a pass takes part all the same.
+///
+/// # Errors
+/// As there; the other ranks wait for this one then.
+pub fn stream(
+    policy: Policy<'_>,
+    streams: Streams<'_>,
+    items: &[&Item],
+    settings: &Settings,
+    scale: f64,
+) -> Result<LossParts, NotFinite> {
+    if items.is_empty() {
+        let reference = streams.reference.filter(|_| streams.has_anchors);
+        Pass::idle(policy.decoder, policy.recompute, streams.policy, || {
+            if let Some(stream) = reference {
+                units::fetch_ends(stream);
+                units::forward(Some(stream), policy.reference.config.layers, |_| {});
+            }
+        });
+        if let Some(stream) = reference {
+            units::release_ends(stream);
+        }
+        return Ok(LossParts::default());
+    }
+    accumulate_with(policy, Some(streams), items, settings, scale, None, &mut Phases::default())
+}
+
+fn accumulate_with(
+    policy: Policy<'_>,
+    streams: Option<Streams<'_>>,
+    items: &[&Item],
+    settings: &Settings,
+    scale: f64,
+    dropout: Option<DropoutKey>,
+    phases: &mut Phases,
+) -> Result<LossParts, NotFinite> {
+    let stream = streams.map(|streams| streams.policy);
+    let of_reference = streams.filter(|streams| streams.has_anchors).and_then(|streams| streams.reference);
     let device = policy.decoder.device;
     let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), device);
     let dropout = dropout.map(|key| masks(items, &pack, key, device));
     let extras = Extras { adapter: policy.adapter, dropout: dropout.as_ref() };
     let head = policy.decoder.head();
 
-    let pass = timed(&mut phases.forward, || Pass::forward(policy.decoder, &pack, extras, policy.recompute));
+    let pass = timed(&mut phases.forward, || Pass::forward(policy.decoder, &pack, extras, policy.recompute, stream));
     let scored = pass.hidden.index_select(0, &pack.scored_rows);
     let log_probs = timed(&mut phases.head, || head::pulled_log_probs(&scored.detach(), head, &pack.targets));
-    let anchor = Anchor::compute(policy, items, &pack, &pass.hidden, phases);
+    if let Some(stream) = of_reference {
+        units::fetch_ends(stream);
+    }
+    let anchor = Anchor::compute(policy, of_reference, items, &pack, &pass.hidden, phases);
     // The one read of a pack: whoever computes on a GPU waits for it here.
     let values = to_f64(&Tensor::cat(&[&log_probs.values, &anchor.values], 0));
     let (of_tokens, of_positions) = values.split_at(pack.targets.size()[0] as usize);
@@ -320,6 +376,9 @@ pub fn accumulate_timed(
         }
     }
     timed(&mut phases.backward, || pass.backward(&surrogate));
+    if let Some(stream) = of_reference {
+        units::release_ends(stream);
+    }
     Ok(parts)
 }
 
@@ -327,7 +386,7 @@ pub fn accumulate_timed(
 pub fn accumulate_log_probs(policy: Policy<'_>, items: &[&Item], slopes: &[f64]) {
     let pack = Pack::new(&items.iter().map(|item| item.group()).collect::<Vec<_>>(), policy.decoder.device);
     let extras = Extras { adapter: policy.adapter, ..Extras::default() };
-    let pass = Pass::forward(policy.decoder, &pack, extras, policy.recompute);
+    let pass = Pass::forward(policy.decoder, &pack, extras, policy.recompute, None);
     let scored = pass.hidden.index_select(0, &pack.scored_rows);
     let pulls = head::pulled_log_probs(&scored.detach(), policy.decoder.head(), &pack.targets).pulls;
     let surrogate = with_slopes(policy, &pack, &scored, pulls, slopes, &mut Phases::default());
@@ -365,7 +424,7 @@ pub fn evaluate(policy: Policy<'_>, items: &[&Item], settings: &Settings) -> Res
         let hidden = policy.decoder.forward(&pack, Extras { adapter: policy.adapter, ..Extras::default() });
         let rows = hidden.index_select(0, &pack.scored_rows);
         let values = to_f64(&head::log_probs(&rows, policy.decoder.head(), &pack.targets));
-        let anchor = Anchor::compute(policy, items, &pack, &hidden, &mut Phases::default());
+        let anchor = Anchor::compute(policy, None, items, &pack, &hidden, &mut Phases::default());
         (group_sums(&values, &pack.scored_counts), group_sums(&to_f64(&anchor.values), &anchor.counts))
     });
     losses(items, &pack, &s, &sums, settings, 1.0).map(|(parts, _)| parts)
@@ -444,16 +503,27 @@ struct Anchor {
 }
 
 impl Anchor {
-    fn compute(policy: Policy<'_>, items: &[&Item], pack: &Pack, hidden: &Tensor, phases: &mut Phases) -> Anchor {
+    fn compute(
+        policy: Policy<'_>,
+        reference: Option<&dyn Stream>,
+        items: &[&Item],
+        pack: &Pack,
+        hidden: &Tensor,
+        phases: &mut Phases,
+    ) -> Anchor {
         let anchored: Vec<_> = items.iter().filter(|item| item.term == Term::Anchor).map(|item| item.group()).collect();
         if anchored.is_empty() {
+            if let Some(stream) = reference {
+                units::forward(Some(stream), policy.reference.config.layers, |_| {});
+            }
             let values = Tensor::zeros([0], (Kind::Float, policy.decoder.device));
             return Anchor { values, counts: vec![0; pack.sequences], rows: None };
         }
         let ref_rows = timed(&mut phases.reference, || {
             tch::no_grad(|| {
                 let pack = Pack::new(&anchored, policy.decoder.device);
-                policy.reference.forward(&pack, Extras::default()).index_select(0, &pack.kl_rows)
+                let hidden = policy.reference.forward_fetching(&pack, Extras::default(), reference);
+                hidden.index_select(0, &pack.kl_rows)
             })
         });
         let rows = hidden.index_select(0, &pack.kl_rows);

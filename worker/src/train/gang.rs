@@ -1,9 +1,10 @@
-//! Options of a gang without a coordinator.
+//! Options of a gang without a coordinator, and where a gang's time goes.
 
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde_json::{Value, json};
 
 use crate::collective::ring::{self, Membership, Ring};
 use crate::collective::{Alone, Collective};
@@ -53,5 +54,47 @@ impl GangArgs {
             call_deadline: ring::CALL_DEADLINE,
         };
         Ok(Box::new(Ring::form(&listener, &membership)?))
+    }
+}
+
+/// Where the time of a rank's steps went.
+#[derive(Debug, Default)]
+pub struct GangTimes {
+    /// All of it.
+    pub steps: Duration,
+    /// For the slowest rank of each step.
+    pub waited: Duration,
+    /// In calls that were not made beside the computation.
+    pub calls: Duration,
+}
+
+impl GangTimes {
+    /// Exchanges once all ranks have come, so that waiting for them and the exchange are told apart.
+    ///
+    /// # Errors
+    /// A member of the gang is gone.
+    pub fn exchange<T>(
+        &mut self,
+        gang: &mut dyn Collective,
+        work: impl FnOnce(&mut dyn Collective) -> Result<T>,
+    ) -> Result<T> {
+        let come = Instant::now();
+        if gang.world_size() > 1 {
+            gang.barrier()?;
+        }
+        let all_come = Instant::now();
+        self.waited += all_come - come;
+        let done = work(gang);
+        self.calls += all_come.elapsed();
+        done
+    }
+
+    /// Returns them as figures of the run's summary.
+    pub fn told(&self) -> Value {
+        let share = |part: Duration| part.as_secs_f64() / self.steps.as_secs_f64().max(f64::MIN_POSITIVE);
+        json!({
+            "waited_seconds": self.waited.as_secs_f64(), "call_seconds": self.calls.as_secs_f64(),
+            "waited_share": share(self.waited), "call_share": share(self.calls),
+        })
     }
 }

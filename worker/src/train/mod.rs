@@ -9,6 +9,7 @@ mod curves;
 pub mod gang;
 pub mod metrics;
 pub mod optim;
+pub mod optimizer;
 pub mod options;
 pub mod pace;
 mod references;
@@ -16,9 +17,10 @@ mod rounds;
 pub mod run_folder;
 mod saved;
 pub mod schedule;
+pub mod sharded;
 pub mod tensorboard;
 pub mod u2a;
-mod update;
+pub mod update;
 pub mod validation;
 mod weights;
 
@@ -44,14 +46,16 @@ use crate::objective::step::{DropoutKey, Item, Policy};
 use crate::score;
 use best::Best;
 use checkpoint::Checkpoints;
-use checkpoint::snapshot::Parts;
 use curves::Curves;
+use gang::GangTimes;
 use metrics::{Figures, StepMetrics};
 use optim::AdamW;
+use optimizer::Optimizer;
 pub use options::TrainArgs;
 use rounds::Rounds;
 use run_folder::RunFolder;
-use update::StepSums;
+use sharded::Sharded;
+use update::StepRecords;
 use validation::Validation;
 
 /// Runs the whole training, as one member of a gang or alone. Returns the run's summary as written to
@@ -212,13 +216,22 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         None => decoder.named_parameters(),
     };
     let rounded = adapter.is_none() && dtype == Kind::BFloat16;
-    let mut optimizer = AdamW::new(args.adam(), trained, rounded);
+    let handles: Vec<_> = trained.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+    let mut optimizer = match adapter.is_none() && gang.world_size() > 1 {
+        true => {
+            let reference = (!std::ptr::eq(reference_decoder, &decoder)).then_some(reference_decoder);
+            let spread = args.shard_parameters;
+            let sharded = Sharded::new(args.adam(), &decoder, reference, rounded, &*gang, spread);
+            Optimizer::Sharded(Box::new(sharded))
+        }
+        false => Optimizer::Whole(AdamW::new(args.adam(), trained, rounded)),
+    };
     let policy = Policy {
         decoder: &decoder,
         adapter: adapter.as_ref(),
         reference: reference_decoder,
         train_head: adapter.is_none(),
-        recompute: args.recompute,
+        recompute: args.recompute || args.shard_parameters,
     };
     let groups = args.batching.groups(&set.records);
     let mut rounds = Rounds::new(args, &set, &encoder, policy, total, control, gang)?;
@@ -230,18 +243,21 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         // A member died or hung, perhaps of what it had to compute.
         in_flight.leave();
     }
-    let Trained { tokens, best, last, checkpoints } = trained?;
+    let Trained { tokens, best, last, checkpoints, times } = trained?;
     in_flight.done();
     drop(in_flight);
 
     let seconds = started.elapsed().as_secs_f64();
     let mut summary = json!({
-        "run": run.path.display().to_string(), "method": args.method, "steps": optimizer.step, "records": set.records.len(),
+        "run": run.path.display().to_string(), "method": args.method, "steps": optimizer.step(), "records": set.records.len(),
         "set_aside": set.quarantine.len(), "truncated": truncated.records,
-        "world_size": gang.world_size(), "seconds": seconds, "tokens": tokens,
+        "world_size": gang.world_size(), "seconds": seconds, "step_seconds": times.steps.as_secs_f64(), "tokens": tokens,
         "tokens_per_s": tokens as f64 / seconds, "peak_rss_gib": measure::peak_rss_gib(),
         "threads": tch::get_num_threads(), "promoted": promotions.figures, "checkpoints": checkpoints,
     });
+    if gang.world_size() > 1 {
+        summary["gang"] = times.told();
+    }
     if args.method == Method::U2a {
         let selected = items.iter().flatten().count();
         summary["u2a"] = json!({"forget_set": forget_set, "selected": selected});
@@ -259,10 +275,13 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
             "loss": last.map(|last| last.loss), "best": best, "kept": if args.validation.load_best { "best" } else { "last" },
         });
     }
-    if run.is_owned() {
+    optimizer.with_weights(gang, |_| {
+        if !run.is_owned() {
+            return Ok(());
+        }
         run.check()?;
         if args.validation.load_best {
-            best::load(&run.path, adapter.is_some(), &optimizer.parameters())?;
+            best::load(&run.path, adapter.is_some(), &handles)?;
         }
         saved::save(policy, model_dir, &run.path)?;
         if let Some(adapter) = &adapter
@@ -274,8 +293,8 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
             }
             summary["largest_logit_change"] = json!(change);
         }
-        run.finish(summary.clone())?;
-    }
+        run.finish(summary.clone()).map(|_| ())
+    })?;
     // Nobody is done before the outputs are written.
     gang.barrier()?;
     Ok(summary)
@@ -307,6 +326,8 @@ struct Trained {
     last: Option<Figures>,
     /// For the summary.
     checkpoints: serde_json::Value,
+    /// Where the time of the steps went.
+    times: GangTimes,
 }
 
 /// The loop.
@@ -316,7 +337,7 @@ fn train(
     run: &RunFolder,
     policy: Policy<'_>,
     sets: Sets<'_>,
-    optimizer: &mut AdamW,
+    optimizer: &mut Optimizer,
     in_flight: &mut InFlight,
     control: &Control,
     gang: &mut dyn Collective,
@@ -331,7 +352,7 @@ fn train(
     let mut start = 0;
     if let Some(found) = checkpoint::newest_whole(&run.path, &run.key, gang)? {
         start = found.state.step;
-        optimizer.restore(start, |name| found.tensor(name))?;
+        optimizer.restore(&found, gang)?;
         pace.restore(found.state.seen);
     }
     let starts = gang.all_gather_number(start as f64)?;
@@ -354,7 +375,7 @@ fn train(
     let bar = control.bar("train", pace.total());
     bar.start_at(start);
     let (mut order, mut order_epoch) = (Vec::new(), u64::MAX);
-    let (mut tokens, mut last) = (0, None);
+    let (mut tokens, mut last, mut times) = (0, None, GangTimes::default());
 
     let (mut step, mut begun) = (start, Instant::now());
     // Earlier than the pace's where a round ends the run.
@@ -374,16 +395,16 @@ fn train(
 
         let records = batch.iter().filter_map(|&i| items[i].as_ref()).map(|item| item.record);
         in_flight.at(in_flight::Kind::Step, step + 1, records)?;
+        let step_begun = Instant::now();
         optimizer.zero_grad();
-        let mut sums =
-            StepSums { parts: update::own_pass(args, policy, items, batch, dropout, gang)?, ..StepSums::default() };
-        if !replay.is_empty() {
-            sums.replayed = update::replay_pass(args, policy, replay, step, gang)?;
-        }
+        let records = StepRecords { items, batch, replay, step };
+        let mut sums = update::compute(args, policy, records, dropout, optimizer, gang)?;
         sums.stop = control.stop();
-        update::exchange(&mut sums, optimizer, gang)?;
+        sums.parts_on_disk = usize::from(checkpoints.part_is_on_disk()?);
+        times.exchange(gang, |gang| update::exchange(&mut sums, optimizer, gang))?;
+        checkpoints.heard(sums.parts_on_disk);
 
-        let norm = optimizer.gradient_norm();
+        let norm = optimizer.gradient_norm(gang)?;
         if !norm.is_finite() {
             let records: Vec<usize> = batch.iter().filter_map(|&i| items[i].as_ref()).map(|i| i.record).collect();
             return Err(Error::Numeric(format!(
@@ -395,7 +416,8 @@ fn train(
         }
         let clip = if args.max_grad_norm > 0.0 { (args.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let rate = pace.rate(step);
-        optimizer.update(rate, clip);
+        optimizer.update(rate, clip, gang)?;
+        times.steps += step_begun.elapsed();
 
         tokens += sums.parts.tokens;
         let metrics = StepMetrics {
@@ -432,24 +454,26 @@ fn train(
         let total = pace.total().min(end);
         if let Some(validation) = validation.filter(|validation| validation.is_due(step, total)) {
             in_flight.at(in_flight::Kind::Validation, step, std::iter::empty())?;
-            let measured = validation.measure(args, policy, (step, epoch), gang)?;
-            run.check()?;
-            if let Some(curves) = &mut curves
-                && curves.append_validation(&measured)?
-            {
-                let save = |to: &Path| saved::save(policy, &args.model.model_name_or_path, to);
-                best::keep(run, Best::from(&measured), save)?;
-            }
+            let measured = optimizer.with_weights(gang, |gang| {
+                let measured = validation.measure(args, policy, (step, epoch), gang)?;
+                run.check()?;
+                if let Some(curves) = &mut curves
+                    && curves.append_validation(&measured)?
+                {
+                    let save = |to: &Path| saved::save(policy, &args.model.model_name_or_path, to);
+                    best::keep(run, Best::from(&measured), save)?;
+                }
+                Ok(measured)
+            })?;
             control.pass("train.validation");
             (last, begun) = (Some(measured), Instant::now());
         }
         checkpoints.check()?;
         let is_due = step % args.save_steps == 0 || sums.stop == Some(Stop::Paused);
-        if is_due
-            && step < total
-            && let Some(curves) = &curves
-        {
-            checkpoints.begin((step, pace.seen()), &parts_to_keep(optimizer), curves.syncer(), gang)?;
+        if is_due && step < total {
+            let sync = curves.as_ref().map(Curves::syncer);
+            let sync = move || sync.as_ref().map_or(Ok(()), |sync| sync());
+            checkpoints.begin((step, pace.seen()), &optimizer.parts(run.is_owned()), sync, gang)?;
         }
         if sums.stop.is_some() && step < total {
             // Whoever goes on from here finds the checkpoint whole.
@@ -470,7 +494,9 @@ fn train(
     }
     checkpoints.finish(gang)?;
     bar.finish_and_clear();
-    Ok(Trained { tokens, best: curves.and_then(|curves| curves.best), last, checkpoints: checkpoints.told() })
+    times.calls += optimizer.waited();
+    let best = curves.and_then(|curves| curves.best);
+    Ok(Trained { tokens, best, last, checkpoints: checkpoints.told(), times })
 }
 
 /// Reads what was in flight when the attempt before ended; the first rank's word counts.
@@ -486,12 +512,6 @@ fn in_flight(run: &RunFolder, records: &Path, gang: &mut dyn Collective) -> Resu
         )));
     }
     opened
-}
-
-/// What a checkpoint holds of the optimiser.
-fn parts_to_keep(optimizer: &AdamW) -> Parts {
-    let parameters = optimizer.parameters().into_iter().map(|(name, tensor)| (format!("parameter.{name}"), tensor));
-    Parts { whole: parameters.chain(optimizer.state()).collect(), slices: Vec::new() }
 }
 
 /// Writes what was set aside into the run's folder.

@@ -26,10 +26,27 @@ pub struct AdamWSettings {
 struct Slot {
     name: String,
     parameter: Tensor,
+    /// Gradient that was handed in; else the parameter's own.
+    given: Option<Tensor>,
     /// f32 copy of a parameter that is stored in fewer bits.
     master: Option<Tensor>,
     first: Tensor,
     second: Tensor,
+}
+
+impl Slot {
+    fn new(name: String, parameter: Tensor, rounded: bool) -> Slot {
+        let state = || tch::no_grad(|| parameter.zeros_like().to_kind(Kind::Float).detach());
+        let (first, second) = (state(), state());
+        let narrow = rounded || parameter.kind() != Kind::Float;
+        let master = narrow.then(|| tch::no_grad(|| parameter.detach().to_kind(Kind::Float).copy()));
+        Slot { name, parameter, given: None, master, first, second }
+    }
+
+    fn gradient(&self) -> Option<Tensor> {
+        let own = || Some(self.parameter.grad()).filter(Tensor::defined);
+        self.given.as_ref().map(Tensor::shallow_clone).or_else(own)
+    }
 }
 
 /// The optimiser of one run.
@@ -47,16 +64,32 @@ impl AdamW {
     pub fn new(settings: AdamWSettings, parameters: Vec<(String, Tensor)>, rounded: bool) -> Self {
         let slots = parameters
             .into_iter()
-            .map(|(name, parameter)| {
-                let parameter = parameter.set_requires_grad(true);
-                let state = || tch::no_grad(|| parameter.zeros_like().to_kind(Kind::Float));
-                let (first, second) = (state(), state());
-                let narrow = rounded || parameter.kind() != Kind::Float;
-                let master = narrow.then(|| tch::no_grad(|| parameter.detach().to_kind(Kind::Float).copy()));
-                Slot { name, parameter, master, first, second }
-            })
+            .map(|(name, parameter)| Slot::new(name, parameter.set_requires_grad(true), rounded))
             .collect();
         AdamW { settings, slots, step: 0 }
+    }
+
+    /// As [`AdamW::new`] for parts of parameters, whose gradients are handed in.
+    pub fn of_shares(settings: AdamWSettings, shares: Vec<(String, Tensor)>, rounded: bool) -> Self {
+        let slots = shares.into_iter().map(|(name, share)| Slot::new(name, share, rounded)).collect();
+        AdamW { settings, slots, step: 0 }
+    }
+
+    /// Hands gradients in, one a parameter in their order; none counts as 0.
+    pub fn give_gradients(&mut self, gradients: Vec<Option<Tensor>>) {
+        for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
+            slot.given = gradient;
+        }
+    }
+
+    /// Returns what is kept of the parameter at a place, by kind: itself, its moments and its master.
+    pub fn parts(&self, at: usize) -> Vec<(&'static str, Tensor)> {
+        let slot = &self.slots[at];
+        let kept = [("parameter", &slot.parameter), ("first", &slot.first), ("second", &slot.second)];
+        kept.into_iter()
+            .chain(slot.master.iter().map(|master| ("master", master)))
+            .map(|(k, t)| (k, t.shallow_clone()))
+            .collect()
     }
 
     /// Sets all gradients to zero.
@@ -107,8 +140,7 @@ impl AdamW {
         let squares: Vec<Tensor> = self
             .slots
             .iter()
-            .map(|slot| slot.parameter.grad())
-            .filter(Tensor::defined)
+            .filter_map(Slot::gradient)
             .map(|g| g.to_kind(Kind::Float).square().sum(Kind::Double))
             .collect();
         if squares.is_empty() { 0.0 } else { Tensor::stack(&squares, 0).sum(Kind::Double).double_value(&[]).sqrt() }
@@ -123,8 +155,7 @@ impl AdamW {
         let correction2 = 1.0 - beta2.powi(self.step as i32);
         tch::no_grad(|| {
             for slot in &mut self.slots {
-                let gradient = slot.parameter.grad();
-                let gradient = if gradient.defined() { gradient } else { slot.first.zeros_like() };
+                let gradient = slot.gradient().unwrap_or_else(|| slot.first.zeros_like());
                 let gradient = gradient.to_kind(Kind::Float) * factor;
                 let _ = slot.first.g_mul_scalar_(beta1).g_add_(&(&gradient * (1.0 - beta1)));
                 let _ = slot.second.g_mul_scalar_(beta2).g_add_(&(gradient.square() * (1.0 - beta2)));
@@ -160,14 +191,14 @@ impl AdamW {
         self.slots.iter().map(|slot| (slot.name.clone(), slot.parameter.shallow_clone())).collect()
     }
 
-    /// Restores parameters, moments and masters; `read` gets the names used by [`AdamW::state`] and, prefixed with
+    /// Restores parameters, moments and masters; `read` gets names and sizes, the names as used by [`AdamW::state`] and, prefixed with
     /// `parameter.`, by [`AdamW::parameters`].
     ///
     /// # Errors
     /// What `read` reports, or a shape that does not fit.
-    pub fn restore(&mut self, step: u64, read: impl Fn(&str) -> Result<Tensor>) -> Result<()> {
+    pub fn restore(&mut self, step: u64, read: impl Fn(&str, &[i64]) -> Result<Tensor>) -> Result<()> {
         let take = |name: String, into: &mut Tensor| -> Result<()> {
-            let stored = read(&name)?;
+            let stored = read(&name, &into.size())?;
             if stored.size() != into.size() {
                 let (found, needed) = (stored.size(), into.size());
                 return Err(Error::Config(format!("{name} in the checkpoint has shape {found:?}, not {needed:?}")));
@@ -230,7 +261,7 @@ mod tests {
         let y = Tensor::from_slice(&[0f32]);
         let mut again = AdamW::new(SETTINGS, vec![("x".into(), y.shallow_clone())], false);
         let saved = saved.unwrap();
-        let read = |name: &str| Ok(saved.iter().find(|(n, _)| n == name).unwrap().1.copy());
+        let read = |name: &str, _: &[i64]| Ok(saved.iter().find(|(n, _)| n == name).unwrap().1.copy());
         again.restore(2, read).unwrap();
         for g in &gradients[2..] {
             again.zero_grad();
@@ -253,7 +284,7 @@ mod tests {
 
         let mut again = AdamW::new(SETTINGS, vec![("x".into(), y.shallow_clone())], false);
         let start = y.copy();
-        let read = |name: &str| Ok(saved.iter().find(|(n, _)| n == name).map_or(start.copy(), |(_, t)| t.copy()));
+        let read = |name: &str, _: &[i64]| Ok(saved.iter().find(|(n, _)| n == name).map_or(start.copy(), |(_, t)| t.copy()));
         again.restore(1, read).unwrap();
         again.zero_grad();
         again.update(0.01, 1.0);

@@ -119,6 +119,10 @@ pub struct TrainArgs {
     /// Saves memory: keeps the input of every layer only, and computes the layers once more on the way back.
     #[arg(long)]
     pub recompute: bool,
+    /// For --full over several ranks: shares the weights out as well as the optimiser's state, and gathers them layer by layer
+    /// where they are needed. Less memory for more traffic; layers are computed once more, as with --recompute.
+    #[arg(long, requires = "full")]
+    pub shard_parameters: bool,
     /// An adapter folder to start from (π_ref stays the base).
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Option<PathBuf>,

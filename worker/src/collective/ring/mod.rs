@@ -237,4 +237,4 @@ fn lost(rank: usize, error: &std::io::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

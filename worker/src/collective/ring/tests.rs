@@ -46,7 +46,7 @@ fn numbers(rank: usize, length: usize) -> Vec<f32> {
 }
 
 /// The ranks of a ring that has formed.
-fn formed(world_size: usize, lanes: u8) -> Vec<Box<dyn Collective>> {
+pub(crate) fn formed(world_size: usize, lanes: u8) -> Vec<Box<dyn Collective>> {
     if world_size == 1 {
         return vec![Box::new(super::super::Alone)];
     }

@@ -218,21 +218,31 @@ impl Opened {
         Ok(Opened { state, dir: dir.to_owned(), whole, shards })
     }
 
-    /// Returns a tensor that is whole.
+    /// Returns a tensor of this size, be it whole or in the slices of ranks.
     ///
     /// # Errors
-    /// There is none of that name.
-    pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        self.whole.tensor(name)
+    /// There is none of that name, or it is of another size.
+    pub fn tensor(&self, name: &str, size: &[i64]) -> Result<Tensor> {
+        if self.shards.is_empty() {
+            return self.whole.tensor(name);
+        }
+        let of = size.iter().product::<i64>() as usize;
+        Ok(self.slice(name, 0..of, of)?.reshape(size))
     }
 
-    /// Returns numbers of a row that ranks of whatever world size have written.
+    /// Returns numbers of a row of so many: of a tensor that is whole, or of what ranks of whatever world size have written.
     ///
     /// # Errors
     /// There is no such row, it has another length, or a number of it is missing.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no optimiser is sharded yet"))]
     pub fn slice(&self, name: &str, range: std::ops::Range<usize>, of: usize) -> Result<Tensor> {
         let wrong = |problem: String| Error::model(&self.dir, format!("{name}: {problem}"));
+        if self.shards.is_empty() {
+            let whole = self.whole.tensor(name)?.reshape([-1]);
+            return match whole.numel() {
+                numbers if numbers == of => Ok(whole.narrow(0, range.start as i64, range.len() as i64)),
+                numbers => Err(wrong(format!("has {numbers} numbers, not {of}"))),
+            };
+        }
         let pieces: Vec<(&TensorFile, &Place)> =
             self.shards.iter().filter_map(|(file, places)| Some((file, places.get(name)?))).collect();
         if let Some((_, other)) = pieces.iter().find(|(_, place)| place.of != of) {
