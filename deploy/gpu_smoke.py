@@ -5,8 +5,10 @@ and on the device, and prints one table. Exit code 1 where a difference is over 
 """
 
 import json
+import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -100,6 +102,49 @@ def losses(side, kind, *options):
     return [json.loads(line)[field] for line in lines for field in ("loss", "grad_norm")]
 
 
+def devices():
+    """Devices of a gang: as many GPUs as there are, four at most; the processor twice."""
+    if DEVICE == "cpu":
+        return ["cpu", "cpu"]
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.strip().splitlines()
+    return [f"cuda:{n}" for n in range(min(len(listed), 4))]
+
+
+def gang_losses(name, members, *options):
+    """As `losses`, by a gang with a member on each device."""
+    sockets = [socket.socket() for _ in members]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    peers = ",".join(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
+    for one in sockets:
+        one.close()
+    words = ["train", "--model", FOLDER / "model", "--dtype", "f32", "--dataset-json-path", FOLDER / "records.json", "--uniform-weights",
+             "--num-train-epochs", 2, "--learning-rate", 5e-4, "--output-dir", FOLDER, "--run-name", name, "--json", *options, *THREADS]
+    environment = os.environ | {"TRACE_GANG_SECRET": "of this check"}
+    started = [
+        subprocess.Popen([WORKER, *map(str, words), "--device", device, "--rank", str(rank), "--peers", peers],
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+        for rank, device in enumerate(members)
+    ]
+    for one in started:
+        said = one.communicate()[1].strip().splitlines()
+        if one.returncode != 0:
+            raise Failed(f"a member of a gang: {said[-1] if said else one.returncode}")
+    lines = (FOLDER / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)[field] for line in lines for field in ("loss", "grad_norm")]
+
+
+def check_gang(name, kind, *options):
+    """Compares a gang on all devices with one process on the processor."""
+    members = devices()
+    if len(members) < 2:
+        # NCCL has a device for each member.
+        print(f"not run: {name} needs two GPUs, there is {len(members)}")
+        return
+    check(f"{name} ({len(members)} members)", lambda side: losses(side, f"{kind}-alone", *options) if side == OWN else
+          gang_losses(f"{kind}-gang", members, *options), 1e-3)
+
+
 def greedy(side):
     """Greedy responses."""
     name, device = side
@@ -163,6 +208,9 @@ def main():
     check("updates of all weights", lambda side: losses(side, "full", "--full"), 1e-3)
     # The adapter that the device has trained, loaded by both.
     check("its adapter's token log-probs", lambda side: log_probs(side, "f32", adapter="run-lora-other"), 1e-4)
+    way = "the ring" if DEVICE == "cpu" else "NCCL"
+    check_gang(f"an adapter over {way}", "adapter")
+    check_gang(f"all weights shared out over {way}", "spread", "--full", "--shard-parameters")
     check_texts()
     for dtype in ("f32", "bf16"):
         measure("training", "train", dtype)

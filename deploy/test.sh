@@ -22,6 +22,7 @@ step() {
 }
 
 step deploy/libtorch.sh
+step deploy/nccl.sh
 step cargo fmt --all --check
 step cargo clippy --locked --workspace --all-targets -- -D warnings
 step cargo test --locked --workspace

@@ -56,7 +56,8 @@ pub fn program(name: &str) -> &'static Path {
 fn build(package: &str) -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--message-format", "json-render-diagnostics", "--package", package, "--bins"]);
+    // Of the whole workspace, so that dependencies have the features that they have in its tests, and are built once.
+    command.args(["build", "--quiet", "--message-format", "json-render-diagnostics", "--workspace", "--bins"]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
@@ -70,6 +71,25 @@ fn build(package: &str) -> Result<PathBuf, String> {
         .filter(|message| message["target"]["name"] == package && message["target"]["kind"] == json!(["bin"]))
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
         .ok_or_else(|| format!("cargo names no executable of {package}"))
+}
+
+/// Returns the stand-in for NCCL and the CUDA runtime, built if it is not up to date.
+///
+/// # Panics
+/// If it does not build.
+pub fn nccl_double() -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--message-format", "json-render-diagnostics", "--package", "nccl-double"]);
+    let output = command.current_dir(root()).stderr(Stdio::inherit()).output().expect("cargo runs");
+    assert!(output.status.success(), "nccl-double does not build");
+    let files = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default())
+        .filter_map(|file| file.as_str().map(PathBuf::from))
+        .collect::<Vec<_>>();
+    files.into_iter().find(|file| file.ends_with("libnccl_double.so")).expect("cargo names what it built")
 }
 
 fn root() -> &'static Path {

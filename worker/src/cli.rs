@@ -128,7 +128,7 @@ pub(crate) fn carry_out(command: &Command, control: &Control, gang: Option<&mut 
         Command::Score(args) => complete(score::command::run(args, control)?),
         Command::Train(args) => complete(match gang {
             Some(gang) => train::run(args, control, gang)?,
-            None => train::run(args, control, &mut *args.gang.join()?)?,
+            None => train::run(args, control, &mut *args.gang.join(|| args.model.device())?)?,
         }),
         Command::Generate(args) => complete(generate::run(args, control)?),
         Command::Merge(args) => complete(json!(format!("merged model in {}", merge::run(args, control)?.display()))),

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use self::fit::{Holes, PLANNED_SHARE, Room};
-use self::memory::{Fixed, Setting, Work};
+use self::memory::{Fixed, Setting, Sharding, Work};
 use self::pack::PackShape;
 use crate::bench;
 use crate::dataset;
@@ -53,9 +53,13 @@ pub struct PlanCommand {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Devices that train together. Every one holds all that is listed: records are shared out, weights are not.
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    /// Devices that train together: records are shared out and, of --method full, gradients and the optimiser's state. What is
+    /// listed is that of one device.
+    #[arg(long, visible_alias = "ranks", default_value_t = 1, value_name = "N")]
     pub gpus: usize,
+    /// They share out the weights, too, as `worker train --shard-parameters`; layers are always computed once more.
+    #[arg(long)]
+    pub shard_parameters: bool,
     /// Memory of one device, which need not be here: a GPU's, but with --device cpu [default: that of --device].
     #[arg(long, value_name = "GIB")]
     pub gpu_memory: Option<f64>,
@@ -109,6 +113,7 @@ struct Plan {
     store: Kind,
     device: String,
     gpus: usize,
+    sharding: Sharding,
     /// Where the figure for the memory comes from.
     memory_from: &'static str,
     weights_from: &'static str,
@@ -154,6 +159,9 @@ fn made(args: &PlanCommand) -> Result<Plan> {
             return Err(Error::Config(format!("{name} is 0; expected at least 1")));
         }
     }
+    if args.shard_parameters && (args.method == Trained::Lora || args.gpus < 2) {
+        return Err(Error::Config("--shard-parameters is for --method full on several devices (--gpus)".into()));
+    }
     if args.pack_tokens > fit::LARGEST {
         return Err(Error::Config(format!("--pack-tokens is {}; expected at most {}", args.pack_tokens, fit::LARGEST)));
     }
@@ -181,6 +189,10 @@ fn made(args: &PlanCommand) -> Result<Plan> {
         kernel: placement::kernel(device),
         reorders_bf16: device == Device::Cpu,
         has_frozen_copy: adapter.is_none() && !args.no_reference && args.pairs.is_none(),
+        sharding: match adapter.is_none() {
+            true => Sharding { ranks: args.gpus, is_spread: args.shard_parameters && args.gpus > 1 },
+            false => Sharding::NONE,
+        },
     };
     let (memory, memory_from) = memory(args, device)?;
     let (file_bytes, weights_from) = stored(folder, &config, dtype)?;
@@ -190,12 +202,17 @@ fn made(args: &PlanCommand) -> Result<Plan> {
     let room = Room { memory, process, holes };
     let packs = packs(args, &config)?;
     let worst = |is_recomputed| {
+        // Weights that are gathered layer by layer are not there for a graph of all layers.
+        let is_recomputed = is_recomputed || setting.sharding.is_spread;
         let works = packs.iter().map(|pack| (pack, Work::of(&setting, pack, is_recomputed)));
         works.max_by(|(_, a), (_, b)| a.total().total_cmp(&b.total())).expect("there is a pack")
     };
     let ((pack, plain), (_, recomputed)) = (worst(false), worst(true));
     let fixed = Fixed::of(&setting);
-    let largest = |is_recomputed| room.largest_budget(&setting, args.max_length, args.pairs.is_none(), is_recomputed);
+    let largest = |is_recomputed| {
+        let is_recomputed = is_recomputed || setting.sharding.is_spread;
+        room.largest_budget(&setting, args.max_length, args.pairs.is_none(), is_recomputed)
+    };
     Ok(Plan {
         model: folder.display().to_string(),
         parameters: memory::parameters(&config),
@@ -208,6 +225,7 @@ fn made(args: &PlanCommand) -> Result<Plan> {
         store,
         device: placement::name(device),
         gpus: args.gpus,
+        sharding: setting.sharding,
         memory_from,
         weights_from,
         room,
@@ -312,7 +330,7 @@ impl Plan {
             "model": self.model, "parameters": self.parameters, "trained_parameters": self.trained_parameters,
             "method": if self.trained == Trained::Lora { "lora" } else { "full" },
             "dtype": bench::dtype_name(self.dtype), "held_as": bench::dtype_name(self.store), "device": self.device,
-            "gpus": self.gpus, "memory_gib": gib(self.room.memory), "memory_from": self.memory_from,
+            "gpus": self.gpus, "weights_are_shared_out": self.sharding.is_spread, "memory_gib": gib(self.room.memory), "memory_from": self.memory_from,
             "sizes_from": self.weights_from, "planned_share": PLANNED_SHARE, "process_gib": gib(self.room.process),
             "weights_gib": gib(self.fixed.weights), "adapter_gib": gib(self.fixed.adapter),
             "gradients_gib": gib(self.fixed.gradients), "optimiser_gib": gib(self.fixed.optimiser),

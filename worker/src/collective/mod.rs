@@ -7,8 +7,10 @@
 
 #[cfg(test)]
 mod conformance;
+pub mod nccl;
 pub mod numbers;
 pub mod ring;
+pub mod transport;
 
 use std::ops::Range;
 

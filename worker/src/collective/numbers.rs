@@ -13,16 +13,21 @@ pub enum Numbers<'a> {
     Bf16(&'a mut [bf16]),
     /// 64-bit floats.
     F64(&'a mut [f64]),
+    /// A contiguous tensor on a CUDA device, of one of these types.
+    Device(&'a mut Tensor),
 }
 
 impl<'a> Numbers<'a> {
-    /// Returns the numbers of a tensor in the host's memory, without copying them.
+    /// Returns the numbers of a tensor where they are, without copying them.
     ///
     /// # Panics
-    /// The tensor is not contiguous, not on the host, or of another type than those that can be exchanged.
+    /// The tensor is not contiguous, or of another type than those that can be exchanged.
     #[allow(unsafe_code)]
     pub fn of(tensor: &'a mut Tensor) -> Numbers<'a> {
-        assert!(tensor.is_contiguous() && tensor.device() == Device::Cpu, "numbers lie in a row on the host");
+        assert!(tensor.is_contiguous(), "numbers lie in a row");
+        if tensor.device() != Device::Cpu {
+            return Numbers::Device(tensor);
+        }
         let (pointer, length) = (tensor.data_ptr(), tensor.numel());
         if length == 0 {
             return Numbers::F32(&mut []);
@@ -45,6 +50,7 @@ impl<'a> Numbers<'a> {
             Numbers::F32(numbers) => numbers.len(),
             Numbers::Bf16(numbers) => numbers.len(),
             Numbers::F64(numbers) => numbers.len(),
+            Numbers::Device(tensor) => tensor.numel(),
         }
     }
 }

@@ -32,6 +32,30 @@ pub struct Setting<'a> {
     pub reorders_bf16: bool,
     /// A second, frozen copy of the weights is held, for π_ref.
     pub has_frozen_copy: bool,
+    /// How training all weights is shared out.
+    pub sharding: Sharding,
+}
+
+/// How training all weights is shared out over ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sharding {
+    /// Ranks, which share out the optimiser's state and the sums of gradients.
+    pub ranks: usize,
+    /// They share out the weights, too.
+    pub is_spread: bool,
+}
+
+impl Sharding {
+    /// Nothing is shared out.
+    pub const NONE: Sharding = Sharding { ranks: 1, is_spread: false };
+
+    /// Flat gradients of units that exist at once: one that is summed, those that wait, and one that is made.
+    const FLATS: f64 = 4.0;
+
+    /// Part of the weights that a rank keeps between passes.
+    fn kept(self) -> f64 {
+        if self.is_spread { 1.0 / self.ranks as f64 } else { 1.0 }
+    }
 }
 
 impl Setting<'_> {
@@ -86,12 +110,14 @@ impl Fixed {
             }
             None => {
                 let masters = if setting.dtype == Kind::BFloat16 { F32 } else { 0.0 };
+                let Sharding { ranks, .. } = setting.sharding;
+                let kept = setting.sharding.kept();
                 Fixed {
-                    weights,
+                    weights: weights * kept,
                     adapter: 0.0,
-                    gradients: weights,
-                    optimiser: parameters * (2.0 * F32 + masters),
-                    reference,
+                    gradients: if ranks > 1 { parameters * F32 / ranks as f64 } else { weights },
+                    optimiser: parameters * (2.0 * F32 + masters) / ranks as f64,
+                    reference: reference * kept,
                 }
             }
         }
@@ -123,7 +149,8 @@ impl Work {
         let head = Head { setting, pack };
         let kept = activations.kept(is_recomputed);
         let forward = kept.at_head + head.peak();
-        let backward = kept.on_the_way_back + activations.backward_buffers() + head.surrogate();
+        let backward =
+            kept.on_the_way_back + activations.backward_buffers() + head.surrogate() + units(setting, is_recomputed);
         let peak = forward.max(backward).max(update_buffers(setting));
         let activations = kept.at_head.max(kept.on_the_way_back);
         let of_head = head.peak().min(peak - kept.at_head);
@@ -136,8 +163,32 @@ impl Work {
     }
 }
 
+/// What units take that ranks share out: gradients that are on their way, and gathered weights.
+fn units(setting: &Setting<'_>, is_recomputed: bool) -> f64 {
+    let Sharding { ranks, is_spread } = setting.sharding;
+    if ranks == 1 {
+        return 0.0;
+    }
+    let (layer, embedding) = (layer_parameters(setting.config), embedding(setting.config));
+    let heads = if setting.config.tie_word_embeddings { 1.0 } else { 2.0 };
+    // The embedding's gradient is whole, flat and f32 when the layers' are gone; until then, theirs are on their way.
+    let flat = (Sharding::FLATS * layer * F32).max(embedding * F32);
+    let found = match is_recomputed {
+        true => layer * setting.store_bytes(),
+        false => parameters(setting.config) * setting.store_bytes(),
+    };
+    let decoders = if setting.has_frozen_copy { 2.0 } else { 1.0 };
+    let gathered = if is_spread { (2.0 * layer + heads * embedding) * setting.store_bytes() * decoders } else { 0.0 };
+    flat + found + gathered
+}
+
 /// What the update of the largest tensor takes: gradient, root, quotient and step in f32.
 fn update_buffers(setting: &Setting<'_>) -> f64 {
+    // A rank moves its part of a unit at once.
+    if setting.is_full() && setting.sharding.ranks > 1 {
+        let largest = embedding(setting.config).max(layer_parameters(setting.config));
+        return 4.0 * F32 * largest / setting.sharding.ranks as f64;
+    }
     let largest = match setting.adapter {
         Some(adapter) => {
             let sizes = adapter.targets.iter().map(|module| module.shape(setting.config));
@@ -220,14 +271,19 @@ fn embedding(config: &ModelConfig) -> f64 {
 
 /// Returns the number of a model's weights.
 pub fn parameters(config: &ModelConfig) -> f64 {
-    // The layers are alike, however many there are.
-    let one = ModelConfig { layers: 1, ..config.clone() };
-    let expected = weights::expected(&one);
-    let sum = |in_layer: bool| -> f64 {
-        let tensors = expected.iter().filter(|(name, _)| name.contains(".layers.") == in_layer);
-        tensors.map(|(_, shape)| shape.iter().map(|&n| n as f64).product::<f64>()).sum()
-    };
-    sum(false) + sum(true) * config.layers as f64
+    count(config, false) + layer_parameters(config) * config.layers as f64
+}
+
+/// Returns the number of a layer's weights; the layers are alike.
+fn layer_parameters(config: &ModelConfig) -> f64 {
+    count(config, true)
+}
+
+/// Numbers of the weights in one layer, or outside of the layers.
+fn count(config: &ModelConfig, in_layer: bool) -> f64 {
+    let expected = weights::expected(&ModelConfig { layers: 1, ..config.clone() });
+    let tensors = expected.iter().filter(|(name, _)| name.contains(".layers.") == in_layer);
+    tensors.map(|(_, shape)| shape.iter().map(|&n| n as f64).product::<f64>()).sum()
 }
 
 /// Returns the number of an adapter's weights.

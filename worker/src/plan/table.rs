@@ -76,10 +76,14 @@ pub fn of(plan: &Plan) -> String {
         );
     }
     if plan.gpus > 1 {
-        text += &format!(
-            "{} devices: every one holds all of this; an update's records are shared out, weights and optimiser are not.\n",
-            plan.gpus
-        );
+        let shared = match (plan.sharding.ranks > 1, plan.sharding.is_spread) {
+            (false, _) => "an update's records are shared out, weights and optimiser are not",
+            (true, false) => {
+                "an update's records, gradients and the optimiser's state are shared out, the weights are not"
+            }
+            (true, true) => "an update's records, gradients, the optimiser's state and the weights are shared out",
+        };
+        text += &format!("{} devices, each as above: {shared}.\n", plan.gpus);
     }
     text.truncate(text.trim_end().len());
     text
@@ -96,7 +100,12 @@ pub fn refusal(plan: &Plan) -> String {
         Trained::Full => "--method lora, a shorter --max-length, --dtype bf16, or a device with more memory",
         Trained::Lora => "a lower --lora-r, a shorter --max-length, --dtype bf16, or a device with more memory",
     };
-    let more = if plan.gpus > 1 { "; more devices do not help, since each holds all weights" } else { "" };
+    let more = match (plan.trained, plan.sharding.is_spread, plan.gpus) {
+        (_, _, 1) => "",
+        (Trained::Lora, ..) => "; more devices do not help, since each holds all weights",
+        (Trained::Full, false, _) => "; or --shard-parameters",
+        (Trained::Full, true, _) => "; or more devices",
+    };
     format!(
         "{}: not even one pair of {smallest} tokens fits into {:.1} GiB with --recompute; what would help: {help}{more}",
         plan.model,

@@ -14,7 +14,16 @@ fn lora(targets: &[Module], dropout: f64) -> LoraConfig {
 }
 
 fn setting<'a>(config: &'a ModelConfig, adapter: Option<&'a LoraConfig>, dtype: Kind, store: Kind) -> Setting<'a> {
-    Setting { config, adapter, dtype, store, kernel: Kernel::Products, reorders_bf16: false, has_frozen_copy: false }
+    Setting {
+        config,
+        adapter,
+        dtype,
+        store,
+        kernel: Kernel::Products,
+        reorders_bf16: false,
+        has_frozen_copy: false,
+        sharding: Sharding::NONE,
+    }
 }
 
 fn pack(rows: usize, blocks: &[usize]) -> PackShape {
@@ -49,6 +58,56 @@ fn fixed_parts_are_numbers_times_bytes() {
     assert_eq!((low.weights, low.reference), (2.0 * parameters, 0.0), "the reference is the same weights");
     let copied = Setting { has_frozen_copy: true, ..setting(&config, None, Kind::Float, Kind::Float) };
     assert_eq!(Fixed::of(&copied).reference, 4.0 * parameters);
+}
+
+#[test]
+fn ranks_share_out_what_all_weights_take() {
+    let config = config();
+    let parameters = memory::parameters(&config);
+    let alone = Setting { has_frozen_copy: true, ..setting(&config, None, Kind::BFloat16, Kind::BFloat16) };
+    let four = Setting { sharding: Sharding { ranks: 4, is_spread: false }, ..alone };
+    let spread = Setting { sharding: Sharding { ranks: 4, is_spread: true }, ..alone };
+    let fixed = |setting| {
+        let Fixed { weights, gradients, optimiser, reference, .. } = Fixed::of(&setting);
+        [weights, gradients, optimiser, reference].map(|bytes| bytes / parameters)
+    };
+    assert_eq!(fixed(alone), [2.0, 2.0, 12.0, 2.0]);
+    // Sums of gradients are f32.
+    assert_eq!(fixed(four), [2.0, 1.0, 3.0, 2.0]);
+    assert_eq!(fixed(spread), [0.5, 1.0, 3.0, 0.5]);
+}
+
+/// The shape of Llama 3.1 8B, all weights in bf16 with a frozen copy for the anchor, on four devices of 80 GB.
+#[test]
+fn eight_billion_weights_fit_four_devices_of_80_gb() {
+    let config = ModelConfig {
+        vocab_size: 128_256,
+        hidden_size: 4096,
+        intermediate_size: 14_336,
+        layers: 32,
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        tie_word_embeddings: false,
+        ..config()
+    };
+    assert!((memory::parameters(&config) / 1e9 - 8.03).abs() < 0.01);
+    let pack = PackShape::largest(2048, 1024, true);
+    let total = |sharding| {
+        let setting = Setting {
+            has_frozen_copy: true,
+            kernel: Kernel::Fused,
+            sharding,
+            ..setting(&config, None, Kind::BFloat16, Kind::BFloat16)
+        };
+        (Fixed::of(&setting).total() + Work::of(&setting, &pack, true).total()) / 1e9
+    };
+    let (whole, shared, spread) =
+        (Sharding::NONE, Sharding { ranks: 4, is_spread: false }, Sharding { ranks: 4, is_spread: true });
+    println!("{:.1} {:.1} {:.1} GB", total(whole), total(shared), total(spread));
+    assert!(total(whole) > 140.0, "one device cannot");
+    assert!(total(spread) < 0.9 * 80.0 - 0.75, "with room for CUDA's own");
+    assert!(total(spread) < total(shared));
 }
 
 #[test]

@@ -13,13 +13,14 @@ use proto::coordinator::{Failed, Finished, RunTask, Stopped, TaskEnded, TaskKind
 use tokio::sync::{mpsc as tokio_mpsc, watch};
 
 use crate::cli::{self, Done};
-use crate::collective::ring::{self, Aborter, Membership, Ring};
+use crate::collective::ring::{self, Membership, Ring};
+use crate::collective::transport::{Aborter, Choice, Met};
 use crate::collective::{Alone, Collective};
 use crate::control::{Control, Sink, Stop, StopFlag};
 use crate::error::{Error, Result};
 use crate::fault::Fault;
 use crate::fence::Attempt;
-use crate::panic;
+use crate::{panic, placement};
 
 /// How long the members of a gang have to find each other.
 const FORM_DEADLINE: Duration = Duration::from_secs(60);
@@ -71,11 +72,22 @@ impl Device {
     }
 }
 
-/// Starts the thread. `computes_on` is a device as `--device` takes it.
+/// On what the thread computes, and how it exchanges with the members of a gang.
+#[derive(Debug, Clone)]
+pub struct Means {
+    /// Threads for computation.
+    pub threads: u32,
+    /// A device as `--device` takes it.
+    pub device: String,
+    /// How a gang's calls travel.
+    pub collective: Choice,
+}
+
+/// Starts the thread.
 ///
 /// # Errors
 /// The system has no thread left.
-pub fn start(threads: u32, computes_on: String, fault: Option<Fault>) -> Result<Device> {
+pub fn start(means: Means, fault: Option<Fault>) -> Result<Device> {
     let (work, queue) = mpsc::channel::<Work>();
     let (progress_in, progress) = watch::channel(None);
     // One task at a time: there is never a second end before the first was taken.
@@ -84,8 +96,7 @@ pub fn start(threads: u32, computes_on: String, fault: Option<Fault>) -> Result<
     let thread = std::thread::Builder::new().name("device".into()).spawn(move || {
         for work in queue {
             let task = work.run.task.clone().unwrap_or_default();
-            let outcome =
-                panic::all_are_errors(|| carry_out(work, threads, &computes_on, fault.clone(), progress_in.clone()));
+            let outcome = panic::all_are_errors(|| carry_out(work, &means, fault.clone(), progress_in.clone()));
             let how = end(outcome);
             if ended_in.blocking_send(TaskEnded { task: Some(task), how: Some(how) }).is_err() {
                 return;
@@ -112,22 +123,22 @@ fn is_infrastructure(error: &Error) -> bool {
 
 fn carry_out(
     work: Work,
-    threads: u32,
-    computes_on: &str,
+    means: &Means,
     fault: Option<Arc<Fault>>,
     progress: watch::Sender<Option<TaskProgress>>,
 ) -> Result<Done> {
     let Work { run, handle, gang } = work;
     let task = run.task.clone().unwrap_or_default();
-    let command = cli::command_of(kind(&run)?, &run.args, threads, computes_on)?;
+    let command = cli::command_of(kind(&run)?, &run.args, means.threads, &means.device)?;
     let mut members: Box<dyn Collective> = match gang {
         Some((listener, peers)) => {
-            let ring = join(&run, &task, &listener, &peers, &handle)?;
-            *handle.aborter.lock().unwrap_or_else(PoisonError::into_inner) = Some(ring.aborter()?);
+            let met = Met::new(join(&run, &task, &listener, &peers, &handle)?);
+            *handle.aborter.lock().unwrap_or_else(PoisonError::into_inner) = Some(met.aborter()?);
             if handle.broken.load(Ordering::SeqCst) {
                 return Err(Error::Gang("a member is gone".into()));
             }
-            Box::new(ring)
+            let device = means.device.parse().map_err(Error::Config).and_then(placement::device)?;
+            met.travel(means.collective, device)?
         }
         None => Box::new(Alone),
     };

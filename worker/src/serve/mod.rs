@@ -13,10 +13,12 @@ use clap::Args;
 use proto::coordinator::Hello;
 use shared::net::Token;
 
+use crate::collective::transport;
 use crate::error::{Error, Result};
 use crate::fault::Fault;
 use crate::measure;
 use crate::placement::{self, Choice};
+use device::Means;
 
 /// Serves a coordinator: computes its tasks, one at a time, until told to leave.
 ///
@@ -39,6 +41,9 @@ pub struct ServeCommand {
     /// Host at which the other members of a gang reach this worker.
     #[arg(long, default_value = "127.0.0.1", value_name = "HOST")]
     peer_addr: String,
+    /// How the members of a gang exchange: auto is NCCL on a CUDA device, else the TCP ring.
+    #[arg(long, value_enum, default_value = "auto")]
+    collective: transport::Choice,
     /// File with the cluster's token, instead of TRACE_TOKEN.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -76,7 +81,8 @@ pub fn run(args: &ServeCommand, fault: Option<Fault>) -> Result<()> {
     runtime.block_on(async {
         let stop = shared::shutdown::on_signals(args.with_parent);
         let stop = stop.map_err(|error| Error::Config(format!("signals cannot be received: {error}")))?;
-        let device = device::start(threads, computes_on, fault)?;
+        let collective = args.collective;
+        let device = device::start(Means { threads, device: computes_on, collective }, fault)?;
         link::Link::new(&args.coordinator, token, hello, args.peer_addr.clone(), device)?.run(stop).await
     })
 }

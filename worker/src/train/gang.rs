@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
+use tch::Device;
 
 use crate::collective::ring::{self, Membership, Ring};
+use crate::collective::transport::{Choice, Met};
 use crate::collective::{Alone, Collective};
 use crate::error::{Error, Result};
 
@@ -21,6 +23,9 @@ pub struct GangArgs {
     /// TRACE_GANG_SECRET.
     #[arg(long, value_delimiter = ',', value_name = "ADDRS")]
     pub peers: Vec<String>,
+    /// How the members exchange: auto is NCCL on a CUDA device, else the TCP ring. See TRACE_NCCL_LIBRARY in docs/gangs.md.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub collective: Choice,
 }
 
 impl GangArgs {
@@ -28,7 +33,7 @@ impl GangArgs {
     ///
     /// # Errors
     /// The rank is none of the peers, the secret is missing, the address cannot be listened at, or a member does not come.
-    pub fn join(&self) -> Result<Box<dyn Collective>> {
+    pub fn join(&self, device: impl FnOnce() -> Result<Device>) -> Result<Box<dyn Collective>> {
         if self.peers.is_empty() {
             return Ok(Box::new(Alone));
         }
@@ -53,7 +58,7 @@ impl GangArgs {
             form_deadline: Duration::from_secs(60),
             call_deadline: ring::CALL_DEADLINE,
         };
-        Ok(Box::new(Ring::form(&listener, &membership)?))
+        Met::new(Ring::form(&listener, &membership)?).travel(self.collective, device()?)
     }
 }
 

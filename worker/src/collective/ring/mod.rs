@@ -140,6 +140,13 @@ impl Ring {
             Numbers::F32(numbers) => self.carry_out_on(numbers, parts, plan),
             Numbers::Bf16(numbers) => self.carry_out_on(numbers, parts, plan),
             Numbers::F64(numbers) => self.carry_out_on(numbers, parts, plan),
+            // What goes over TCP goes through the host's memory.
+            Numbers::Device(tensor) => {
+                let mut host = tensor.to_device(tch::Device::Cpu);
+                self.carry_out(Numbers::of(&mut host), parts, plan)?;
+                tch::no_grad(|| tensor.copy_(&host));
+                Ok(())
+            }
         }
     }
 

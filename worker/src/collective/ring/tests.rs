@@ -45,6 +45,11 @@ fn numbers(rank: usize, length: usize) -> Vec<f32> {
     (0..length).map(|_| random.normal() as f32).collect()
 }
 
+/// The rings of a world that has met.
+pub(crate) fn rings(world_size: usize) -> Vec<Ring> {
+    gang(memberships_of(world_size, 1), Result::unwrap)
+}
+
 /// The ranks of a ring that has formed.
 pub(crate) fn formed(world_size: usize, lanes: u8) -> Vec<Box<dyn Collective>> {
     if world_size == 1 {

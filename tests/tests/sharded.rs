@@ -1,0 +1,63 @@
+//! All weights trained by a gang whose ranks share out optimiser, gradients and, where asked, the weights: one process's curve, in
+//! every mode; a member killed, also while checkpoints are written in parts, and the same bytes at the end.
+
+#![allow(clippy::unwrap_used)]
+
+use cluster_tests::Folder;
+use serde_json::Value;
+
+/// With an anchor, so that a frozen copy is shared out too; the ranks make different numbers of passes.
+const FULL: &str = "train --model-name-or-path {untied} --dataset-json-path records.json --output-dir runs --method no-impact \
+    --full --batch-size 5 --gradient-accumulation-steps 1 --num-train-epochs 3 --save-steps 2 --learning-rate 1e-3 \
+    --pack-tokens 150 --validation-json-path records.json --eval-steps 3";
+const MODES: [&str; 3] = ["", "--recompute", "--shard-parameters"];
+
+fn losses(folder: &Folder, name: &str) -> Vec<f64> {
+    let number = |line: &Value| line["loss"].as_f64().unwrap();
+    folder.lines(&format!("runs/{name}/metrics.jsonl")).iter().map(number).collect()
+}
+
+#[test]
+fn every_way_to_share_out_follows_the_curve_of_one_process() {
+    let folder = Folder::new();
+    folder.succeed(&format!("{FULL} --run-name alone"));
+    let expected = losses(&folder, "alone");
+    assert_eq!(expected.len(), 6);
+    for world in 2..=4 {
+        for (mode, options) in MODES.iter().enumerate() {
+            let name = format!("{world}-{mode}");
+            folder.gang(&format!("{FULL} {options} --run-name {name}"), world);
+            for (step, (a, b)) in expected.iter().zip(losses(&folder, &name)).enumerate() {
+                assert!((a - b).abs() <= 1e-4 * a.abs(), "{world} ranks {options}, step {step}: {b}, alone {a}");
+            }
+            // Each rank kept a part, and the parts are in files of their own.
+            for rank in 0..world {
+                let part = format!("runs/{name}/checkpoint-4/shard-{rank:05}-of-{world:05}.safetensors");
+                assert!(folder.path(&part).exists(), "{part}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_member_may_die_at_any_point_of_a_sharded_run() {
+    let folder = Folder::new();
+    for (mode, options) in MODES.iter().enumerate() {
+        let whole = format!("whole-{mode}");
+        folder.gang(&format!("{FULL} {options} --run-name {whole}"), 2);
+        let points = [(1, "train.step=3"), (0, "train.step=5"), (1, "checkpoint.begun=2"), (0, "checkpoint.written=2")];
+        for (victim, point) in points {
+            let name = format!("{mode}-{victim}-{point}").replace(['=', '.'], "-");
+            let command = format!("{FULL} {options} --run-name {name}");
+            for (rank, child) in folder.start_gang(&command, 2, Some((victim, point))).into_iter().enumerate() {
+                let output = child.wait_with_output().unwrap();
+                assert_eq!(output.status.success(), false, "{name}, rank {rank}");
+            }
+            folder.gang(&command, 2);
+            let mut files =
+                vec!["model.safetensors".to_owned(), "metrics.jsonl".to_owned(), "validation.jsonl".to_owned()];
+            files.extend((0..2).map(|rank| format!("checkpoint-4/shard-{rank:05}-of-00002.safetensors")));
+            folder.same_runs(&files.iter().map(String::as_str).collect::<Vec<_>>(), [&whole, &name], point);
+        }
+    }
+}
