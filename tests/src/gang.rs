@@ -1,5 +1,6 @@
 //! Gangs without a coordinator: one process a rank, in the folder of a scenario.
 
+use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
@@ -12,6 +13,20 @@ impl Folder {
     /// # Panics
     /// If a process cannot be started.
     pub fn start_gang(&self, words: &str, world: usize, fault: Option<(usize, &str)>) -> Vec<Child> {
+        self.start_gang_with(words, world, fault, &[])
+    }
+
+    /// As [`Folder::start_gang`], with variables of the environment.
+    ///
+    /// # Panics
+    /// If a process cannot be started.
+    pub fn start_gang_with(
+        &self,
+        words: &str,
+        world: usize,
+        fault: Option<(usize, &str)>,
+        variables: &[(&str, &OsStr)],
+    ) -> Vec<Child> {
         let listeners: Vec<TcpListener> =
             (0..world).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port is free")).collect();
         let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().expect("it is bound").to_string()).collect();
@@ -25,7 +40,11 @@ impl Folder {
             if let Some((_, fault)) = fault.filter(|(victim, _)| rank == *victim) {
                 command.args(["--fault", fault]);
             }
-            command.env("TRACE_GANG_SECRET", "known to us").stdout(Stdio::null()).stderr(Stdio::piped());
+            command
+                .envs(variables.iter().copied())
+                .env("TRACE_GANG_SECRET", "known to us")
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped());
             command.spawn().expect("the program can be started")
         };
         (0..world).map(start).collect()

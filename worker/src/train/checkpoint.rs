@@ -143,14 +143,12 @@ impl Checkpoints {
     ///
     /// # Errors
     /// It could not be written.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no optimiser is sharded yet"))]
     pub fn part_is_on_disk(&mut self) -> Result<bool> {
         let phase = self.writer.as_mut().map(Writer::look).transpose()?;
         Ok(self.is_pending && phase == Some(Phase::OnDisk))
     }
 
     /// Hears on how many ranks the part is on the disk; when it is on all, the first rank's thread gives the checkpoint its name.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no optimiser is sharded yet"))]
     pub fn heard(&mut self, on_disk: usize) {
         if self.is_pending && on_disk == self.place.1 {
             self.all_on_disk();

@@ -284,7 +284,8 @@ mod tests {
 
         let mut again = AdamW::new(SETTINGS, vec![("x".into(), y.shallow_clone())], false);
         let start = y.copy();
-        let read = |name: &str, _: &[i64]| Ok(saved.iter().find(|(n, _)| n == name).map_or(start.copy(), |(_, t)| t.copy()));
+        let read =
+            |name: &str, _: &[i64]| Ok(saved.iter().find(|(n, _)| n == name).map_or(start.copy(), |(_, t)| t.copy()));
         again.restore(1, read).unwrap();
         again.zero_grad();
         again.update(0.01, 1.0);

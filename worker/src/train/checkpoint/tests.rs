@@ -40,7 +40,7 @@ fn steps(dir: &Path) -> Vec<u64> {
 /// Step and first number of what a run would go on from.
 fn found(dir: &Path) -> Result<Option<(u64, f64)>> {
     let opened = newest_whole(dir, "key", &mut Alone)?;
-    opened.map(|opened| Ok((opened.state.step, opened.tensor("x")?.double_value(&[0])))).transpose()
+    opened.map(|opened| Ok((opened.state.step, opened.tensor("x", &[2])?.double_value(&[0])))).transpose()
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn a_sharded_checkpoint_is_read_by_worlds_of_other_sizes() {
             let read = gang(world_size, |gang| {
                 let opened = newest_whole(dir.path(), "key", gang).unwrap().unwrap();
                 assert_eq!((opened.state.step, opened.state.shards), (6, written));
-                assert_eq!(opened.tensor("x").unwrap(), Tensor::from_slice(&[0.5f32, 2.0]));
+                assert_eq!(opened.tensor("x", &[2]).unwrap(), Tensor::from_slice(&[0.5f32, 2.0]));
                 assert!(opened.slice("master", 0..ROW, ROW + 1).unwrap_err().to_string().contains("11 numbers"));
                 let numbers = opened.slice("master", shard(ROW, gang.rank(), world_size), ROW).unwrap();
                 Vec::<f32>::try_from(numbers).unwrap()
