@@ -223,7 +223,7 @@ impl Opened {
     /// # Errors
     /// There is none of that name, or it is of another size.
     pub fn tensor(&self, name: &str, size: &[i64]) -> Result<Tensor> {
-        if self.shards.is_empty() {
+        if !self.shards.iter().any(|(_, places)| places.contains_key(name)) {
             return self.whole.tensor(name);
         }
         let of = size.iter().product::<i64>() as usize;
@@ -236,15 +236,15 @@ impl Opened {
     /// There is no such row, it has another length, or a number of it is missing.
     pub fn slice(&self, name: &str, range: std::ops::Range<usize>, of: usize) -> Result<Tensor> {
         let wrong = |problem: String| Error::model(&self.dir, format!("{name}: {problem}"));
-        if self.shards.is_empty() {
+        let pieces: Vec<(&TensorFile, &Place)> =
+            self.shards.iter().filter_map(|(file, places)| Some((file, places.get(name)?))).collect();
+        if pieces.is_empty() {
             let whole = self.whole.tensor(name)?.reshape([-1]);
             return match whole.numel() {
                 numbers if numbers == of => Ok(whole.narrow(0, range.start as i64, range.len() as i64)),
                 numbers => Err(wrong(format!("has {numbers} numbers, not {of}"))),
             };
         }
-        let pieces: Vec<(&TensorFile, &Place)> =
-            self.shards.iter().filter_map(|(file, places)| Some((file, places.get(name)?))).collect();
         if let Some((_, other)) = pieces.iter().find(|(_, place)| place.of != of) {
             return Err(wrong(format!("has {} numbers, not {of}", other.of)));
         }
