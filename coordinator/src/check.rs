@@ -90,11 +90,21 @@ fn table(file: &RunFile, plan: &Plan, estimate: &Estimate) -> String {
         ("tokens received", known(estimate.completion_tokens)),
         ("cost", cost),
         ("disk", disk),
-        ("gang of training", file.world_size().to_string()),
+        ("gang of training", gang(file)),
     ] {
         let _ = writeln!(text, "  {name:<17} {value}");
     }
     text
+}
+
+/// Returns how many workers train together.
+fn gang(file: &RunFile) -> String {
+    match (file.world_size(), file.min_workers()) {
+        (wanted, None) => wanted.to_string(),
+        (wanted, Some(least)) => {
+            format!("{wanted}, or what is left down to {least} (the result is then not equal to the bit)")
+        }
+    }
 }
 
 /// Returns a number with its digits in groups of three.

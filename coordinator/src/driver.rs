@@ -416,7 +416,8 @@ impl Driver {
 
 /// Returns what a worker's message means.
 fn events(worker: String, instance: String, message: Said) -> Vec<Event> {
-    let heard = Event::WorkerHeard { worker: worker.clone(), instance: instance.clone() };
+    let still_ms = if let Said::Heartbeat(beat) = &message { beat.still_ms } else { 0 };
+    let heard = Event::WorkerHeard { worker: worker.clone(), instance: instance.clone(), still_ms };
     let meant = match message {
         Said::Hello(_) | Said::Heartbeat(_) => None,
         Said::FolderSeen(seen) => Some(Event::WorkerFolderSeen { worker, instance, problem: seen.problem }),

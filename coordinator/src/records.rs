@@ -62,11 +62,17 @@ pub(crate) struct Became<'a> {
     #[serde(default, skip_serializing_if = "is_default")]
     lost: u32,
     #[serde(default, skip_serializing_if = "is_default")]
+    in_vain: u32,
+    #[serde(default, skip_serializing_if = "is_default")]
+    furthest: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
     failed: u32,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     note: Cow<'a, str>,
     #[serde(default, skip_serializing_if = "is_default")]
     not_before_ms: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
+    waits_since_ms: u64,
     #[serde(default, skip_serializing_if = "is_default")]
     done: u64,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -83,9 +89,12 @@ impl<'a> Became<'a> {
             state: Cow::Borrowed(&task.state),
             attempt: task.attempt,
             lost: task.lost,
+            in_vain: task.in_vain,
+            furthest: task.furthest,
             failed: task.failed,
             note: Cow::Borrowed(&task.note),
             not_before_ms: task.not_before_ms,
+            waits_since_ms: task.waits_since_ms,
             done: task.done,
             total: task.total,
         }
@@ -97,9 +106,12 @@ impl<'a> Became<'a> {
             state: self.state.into_owned(),
             attempt: self.attempt,
             lost: self.lost,
+            in_vain: self.in_vain,
+            furthest: self.furthest,
             failed: self.failed,
             note: self.note.into_owned(),
             not_before_ms: self.not_before_ms,
+            waits_since_ms: self.waits_since_ms,
             done: self.done,
             total: self.total,
         }
@@ -252,7 +264,7 @@ fn together(plans: Plans<'_>, became: Vec<(String, Became<'_>)>) -> Result<(Task
     }
     let task = |(plan, became): (Cow<'_, plan::Task>, Option<Became>)| match became {
         Some(became) => became.into_task(plan.into_owned()),
-        None => Task::new(plan.into_owned()),
+        None => Task::new(plan.into_owned(), 0),
     };
     let tasks = plans.tasks.into_iter().zip(by_index).map(task).collect();
     Ok((Tasks::of(plans.common.into_owned(), tasks), written))

@@ -83,6 +83,9 @@ struct Variant {
     promoted: Option<Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     loss_curves: Option<curves::Curves>,
+    /// With how many ranks it trained, where that could change.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ranks: Vec<curves::Ranks>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize)]

@@ -65,7 +65,7 @@ fn run_here(args: &Args, workers: u32) -> Result<Ended> {
             set.push(format!("run.world_size={workers}"));
             file = parse(&args.file, &set)?;
         }
-        Some(size) if size > workers => {
+        Some(size) if file.min_workers().unwrap_or(size) > workers => {
             return Err(Error::Config(format!(
                 "run.world_size is {size}, --local {workers} starts too few workers for such a gang; start {size}, or add \
                  --set run.world_size={workers}"

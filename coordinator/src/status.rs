@@ -23,7 +23,8 @@ impl Snapshot {
         let mut runs: Vec<RunStatus> =
             scheduler.runs().iter().map(|(name, run)| run_status(name, run, now_ms, report(name))).collect();
         runs.sort_by_key(|run| run.submitted_ms);
-        let workers = scheduler.workers().iter().map(|(name, worker)| worker_status(name, worker)).collect();
+        let kept_for = scheduler.kept_for();
+        let workers = scheduler.workers().iter().map(|(name, worker)| worker_status(name, worker, kept_for)).collect();
         Snapshot { runs, workers }
     }
 
@@ -67,8 +68,9 @@ fn stage_status(name: &str, stage: &Stage, now_ms: u64) -> StageStatus {
     let (tasks_waiting, tasks_running, tasks_done) = stage.work().map(Tasks::counts).unwrap_or_default();
     let (done, total) = stage.progress();
     // What some task waits for is what the stage waits for only while none works.
-    let works = tasks.iter().any(|task| task.state != "waiting" && task.state != "done");
-    let speaks = |task: &&TaskStatus| !task.note.is_empty() && task.state == if works { "running" } else { "waiting" };
+    let is_at_work = |task: &TaskStatus| task.state != "waiting" && task.state != "done";
+    let works = tasks.iter().any(is_at_work);
+    let speaks = |task: &&TaskStatus| !task.note.is_empty() && is_at_work(task) == works;
     let first_waiting = || stage.work().and_then(|work| work.waiting().next().map(|at| work[at].note.clone()));
     let note = match tasks.iter().find(speaks) {
         Some(task) if stage.note.is_empty() => task.note.clone(),
@@ -111,14 +113,15 @@ fn task_status(task: &Task) -> TaskStatus {
     }
 }
 
-fn worker_status(name: &str, worker: &Worker) -> WorkerStatus {
+/// `kept_for` is the stage that free workers wait for, together with others.
+fn worker_status(name: &str, worker: &Worker, kept_for: Option<&str>) -> WorkerStatus {
     let (state, note) = match (&worker.state, &worker.leaving) {
         (WorkerState::Lost, Some(reason)) => ("left", reason.clone()),
         (WorkerState::Lost, None) => ("lost", String::new()),
         (WorkerState::Unusable { reason }, _) => ("unusable", reason.clone()),
         (_, Some(reason)) => ("draining", reason.clone()),
         (WorkerState::Joining, _) => ("joining", String::new()),
-        (WorkerState::Idle, _) => ("idle", String::new()),
+        (WorkerState::Idle, _) => ("idle", kept_for.map_or(String::new(), |stage| format!("kept for {stage}"))),
         (WorkerState::Busy { .. }, _) => ("busy", String::new()),
     };
     let away = !worker.connected && worker.state != WorkerState::Lost;
@@ -149,9 +152,9 @@ mod tests {
     fn a_worker_that_left_is_not_a_lost_one() {
         let mut worker = Worker::expected("w", "i", 1);
         worker.state = WorkerState::Lost;
-        assert_eq!(worker_status("w", &worker).state, "lost");
+        assert_eq!(worker_status("w", &worker, None).state, "lost");
         worker.leaving = Some("drained by a user".into());
-        let status = worker_status("w", &worker);
+        let status = worker_status("w", &worker, None);
         assert_eq!((status.state.as_str(), status.note.as_str()), ("left", "drained by a user"));
     }
 }

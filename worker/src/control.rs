@@ -43,8 +43,8 @@ impl StopFlag {
     }
 }
 
-/// Takes progress: done, total, a note for people.
-pub type Sink = Box<dyn Fn(u64, u64, &str) + Send + Sync>;
+/// Takes progress: the work that is counted, done, total, a note for people.
+pub type Sink = Box<dyn Fn(&str, u64, u64, &str) + Send + Sync>;
 
 /// A running command's line to whoever started it.
 #[derive(Default)]
@@ -81,9 +81,13 @@ impl Control {
         self.fault.clone()
     }
 
-    /// Passes a named point: dies here if the plan says so.
+    /// Passes a named point: dies or hangs here if the plan says so.
     pub fn pass(&self, point: &str) {
-        fault::pass(self.fault.as_deref(), point);
+        if fault::pass(self.fault.as_deref(), point) {
+            loop {
+                std::thread::park();
+            }
+        }
     }
 
     /// Returns whether the command was told to stop.
@@ -151,7 +155,7 @@ impl Bar<'_> {
     fn tell(&self, note: &str) {
         if let Some(sink) = self.sink {
             let note = if note.is_empty() { self.name.to_owned() } else { format!("{}: {note}", self.name) };
-            sink(self.shown.position(), self.shown.length().unwrap_or(0), &note);
+            sink(self.name, self.shown.position(), self.shown.length().unwrap_or(0), &note);
         }
     }
 }
@@ -174,7 +178,7 @@ mod tests {
     #[test]
     fn progress_goes_to_whoever_started_the_task() {
         let (sender, told) = std::sync::mpsc::channel();
-        let sink: Sink = Box::new(move |done, total, note| sender.send((done, total, note.to_owned())).unwrap());
+        let sink: Sink = Box::new(move |_, done, total, note| sender.send((done, total, note.to_owned())).unwrap());
         let control = Control::of_task(None, StopFlag::default(), sink, None);
         let bar = control.bar("train", 9);
         bar.start_at(4);

@@ -24,6 +24,7 @@ mod options;
 mod panic;
 mod placement;
 mod plan;
+mod pulse;
 mod reference;
 mod score;
 mod serve;

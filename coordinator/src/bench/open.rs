@@ -185,5 +185,5 @@ fn task(number: usize) -> Task {
     let args = ["--model-name-or-path", "/models/base", "--seed", "1", "--prompts", &prompts, "--out", &out];
     let args = args.into_iter().chain(["--item-offset", &offset]).map(str::to_owned).collect();
     let outputs = vec![file("responses").into()];
-    Task { name: format!("shard-{number:04}"), kind: Kind::Generate, args, world_size: 1, outputs }
+    Task { name: format!("shard-{number:04}"), kind: Kind::Generate, args, world_size: 1, min_workers: None, outputs }
 }

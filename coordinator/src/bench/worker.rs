@@ -173,7 +173,7 @@ impl Worker {
                 _ = heartbeat.tick() => {
                     self.saw(Seen::Beat);
                     let running = self.running.as_ref().map(|running| running.task.clone());
-                    send(outgoing, Said::Heartbeat(Heartbeat { running }))
+                    send(outgoing, Said::Heartbeat(Heartbeat { running, still_ms: 0 }))
                 }
             };
             if !sent {
@@ -228,7 +228,13 @@ impl Worker {
         let Some(Running { task, begun, until, .. }) = &self.running else { return true };
         self.saw(Seen::Progress);
         let (done, total) = (begun.elapsed().as_millis() as u64, (*until - *begun).as_millis() as u64);
-        let progress = TaskProgress { task: Some(task.clone()), done: done.min(total), total, note: String::new() };
+        let progress = TaskProgress {
+            task: Some(task.clone()),
+            done: done.min(total),
+            total,
+            note: String::new(),
+            work: "generate".into(),
+        };
         send(outgoing, Said::Progress(progress))
     }
 

@@ -87,7 +87,7 @@ pub(crate) enum Place {
     Workers,
 }
 
-/// A command for one worker, or for a gang of `world_size` of them.
+/// A command for one worker, or for a gang of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Task {
     /// Unique in the stage: `shard-003`.
@@ -97,8 +97,19 @@ pub(crate) struct Task {
     pub(crate) args: Vec<String>,
     /// Members, at least 1; more than one in training only.
     pub(crate) world_size: u32,
+    /// With how few members an attempt may begin; with no fewer than all where this is not given.
+    #[serde(default)]
+    pub(crate) min_workers: Option<u32>,
     /// Files or folders that exist once it is done; relative to the run's folder.
     pub(crate) outputs: Vec<PathBuf>,
+}
+
+impl Task {
+    /// Returns how many members it wants, and how few will do.
+    pub(crate) fn members(&self) -> (usize, usize) {
+        let most = self.world_size.max(1) as usize;
+        (most, self.min_workers.map_or(most, |least| (least as usize).clamp(1, most)))
+    }
 }
 
 /// The worker's commands that can be tasks.
@@ -110,6 +121,18 @@ pub(crate) enum Kind {
     Train,
     Generate,
     Merge,
+}
+
+impl Kind {
+    /// Returns the command's name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Score => "score",
+            Kind::Train => "train",
+            Kind::Generate => "generate",
+            Kind::Merge => "merge",
+        }
+    }
 }
 
 impl From<Kind> for TaskKind {

@@ -35,7 +35,14 @@ impl Saved {
 
 fn plan_of_task(number: usize) -> plan::Task {
     let args = ["--model".to_owned(), "m".to_owned(), format!("{number}")].to_vec();
-    plan::Task { name: format!("shard-{number}"), kind: Kind::Score, args, world_size: 1, outputs: vec![] }
+    plan::Task {
+        name: format!("shard-{number}"),
+        kind: Kind::Score,
+        args,
+        world_size: 1,
+        min_workers: None,
+        outputs: vec![],
+    }
 }
 
 fn run() -> Run {
@@ -46,7 +53,7 @@ fn run() -> Run {
 
 fn working(tasks: usize) -> Run {
     let mut run = run();
-    run.stages[0].state = StageState::Working { tasks: Tasks::new((0..tasks).map(plan_of_task).collect()) };
+    run.stages[0].state = StageState::Working { tasks: Tasks::new((0..tasks).map(plan_of_task).collect(), 0) };
     run
 }
 

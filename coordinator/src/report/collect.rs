@@ -81,16 +81,17 @@ fn variant(folder: &Path, run_file: &Path, name: &str, is_scored: bool) -> Resul
     } else {
         None
     };
-    let loss_curves = if name == BASE {
-        None
+    let (loss_curves, ranks) = if name == BASE {
+        (None, Vec::new())
     } else {
-        let metrics = own.join("metrics.jsonl");
-        Some(curves::of(&input::read_all(&metrics)?, &metrics)?)
+        let file = own.join("metrics.jsonl");
+        let metrics = input::read_all(&file)?;
+        (Some(curves::of(&metrics, &file)?), curves::ranks(&metrics))
     };
     let summary = own.join("train_summary.json");
     // A folder that was put together by hand has none.
     let trained: Trained = if summary.exists() { input::read_json(&summary)? } else { Trained::default() };
-    Ok(Variant { name: name.to_owned(), measured, undecided, score, promoted: trained.promoted, loss_curves })
+    Ok(Variant { name: name.to_owned(), measured, undecided, score, promoted: trained.promoted, loss_curves, ranks })
 }
 
 fn triage(folder: &Path) -> Result<Triage> {

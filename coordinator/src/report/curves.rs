@@ -49,6 +49,45 @@ pub(super) fn of(metrics: &[Map<String, Value>], file: &Path) -> Result<Curves> 
     Ok(Curves { steps_per_point: per_point, step, parts: parts.collect() })
 }
 
+/// So many ranks computed the steps up to this one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Ranks {
+    pub(super) ranks: u64,
+    pub(super) last_step: u64,
+}
+
+/// Returns how many ranks computed which steps, where that could change within the training.
+pub(super) fn ranks(metrics: &[Map<String, Value>]) -> Vec<Ranks> {
+    let mut all: Vec<Ranks> = Vec::new();
+    for line in metrics {
+        let number = |name: &str| line.get(name).and_then(Value::as_u64);
+        let (Some(ranks), Some(last_step)) = (number("world_size"), number("step")) else { continue };
+        match all.last_mut().filter(|before| before.ranks == ranks) {
+            Some(before) => before.last_step = last_step,
+            None => all.push(Ranks { ranks, last_step }),
+        }
+    }
+    all
+}
+
 fn losses(line: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
     line.iter().filter(|(name, _)| name.starts_with("loss"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_are_told_where_they_could_change() {
+        let line = |step: u64, ranks: Option<u64>| {
+            let mut line = Map::from_iter([("step".to_owned(), step.into()), ("loss".to_owned(), 1.0.into())]);
+            line.extend(ranks.map(|ranks| ("world_size".to_owned(), ranks.into())));
+            line
+        };
+        let lines: Vec<_> = [2, 2, 1, 2].iter().zip(1..).map(|(&ranks, step)| line(step, Some(ranks))).collect();
+        let told: Vec<(u64, u64)> = ranks(&lines).iter().map(|part| (part.ranks, part.last_step)).collect();
+        assert_eq!(told, [(2, 2), (1, 3), (2, 4)]);
+        assert_eq!(ranks(&[line(1, None)]), []);
+    }
 }

@@ -51,6 +51,9 @@ pub(crate) struct Run {
     pub(crate) seed: u64,
     /// Workers of a training gang; 1 where the file does not say.
     pub(crate) world_size: Option<u32>,
+    /// With how few of them training may go on; with no fewer where the file does not say.
+    #[serde(default)]
+    pub(crate) min_workers: Option<u32>,
 }
 
 /// A path: of the user's, or of a file that a stage of the run makes (`run:world/model`).
@@ -218,6 +221,11 @@ impl RunFile {
     /// Returns how many workers train together.
     pub(crate) fn world_size(&self) -> u32 {
         self.run.world_size.unwrap_or(1)
+    }
+
+    /// Returns with how few workers training may go on, where that is fewer than all.
+    pub(crate) fn min_workers(&self) -> Option<u32> {
+        self.run.min_workers.filter(|&least| least < self.world_size())
     }
 
     /// Returns whether PUNISH records get corrections: asked for, or needed by a variant.

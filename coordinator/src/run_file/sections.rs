@@ -31,7 +31,7 @@ pub(super) const PATH_KEYS: [&str; 13] = [
     "validation_json_path",
 ];
 const TABLES: [&str; 9] = ["run", "model", "base", "data", "oracle", "score", "train", "eval", "variant"];
-const RUN: [&str; 3] = ["name", "seed", "world_size"];
+const RUN: [&str; 5] = ["name", "seed", "world_size", "min_workers", "exact_world"];
 const DATA: [&str; 7] = ["world", "input", "num_samples", "split", "train1_size", "train2_size", "group_by_prompt"];
 const SCORE: [&str; 6] = ["gold", "gold_batch_size", "gold_seed", "lamda", "weight_norm", "shard_records"];
 const TRAIN: [&str; 1] = ["part"];
@@ -116,9 +116,39 @@ impl Reader<'_, '_> {
         self.problems.unknown_keys(table, &RUN);
         let seed = self.problems.count(table, "seed", 0).unwrap_or(42);
         let world_size = self.problems.count(table, "world_size", 1).map(|size| size.min(u64::from(u32::MAX)) as u32);
+        let min_workers = self.min_workers(table, world_size);
         let name = self.needed(table, "name", "the name of the run and of its folder")?;
         let name = self.folder_name(table, "name", name)?;
-        Some(Run { name, seed, world_size })
+        Some(Run { name, seed, world_size, min_workers })
+    }
+
+    /// Reads with how few workers training may go on. An exact world, in which it waits for all of them, is the default.
+    fn min_workers(&mut self, table: &Table<'_>, world_size: Option<u32>) -> Option<u32> {
+        let exact = self.problems.flag(table, "exact_world");
+        let least = self.problems.count(table, "min_workers", 1);
+        match (exact, least) {
+            (Some(true), Some(_)) => {
+                let problem = "contradicts run.exact_world = true, with which training waits for all its workers; keep \
+                               one of the two";
+                return self.problems.wrong(table, "min_workers", problem);
+            }
+            (Some(false), None) if table.get("min_workers").is_none() => {
+                let problem = "is false; say with how few workers training may go on: min_workers = 1";
+                return self.problems.wrong(table, "exact_world", problem);
+            }
+            _ => {}
+        }
+        let least = least?;
+        match world_size {
+            Some(size) if least > u64::from(size) => {
+                self.problems.wrong(table, "min_workers", format!("is {least}, but run.world_size is {size}"))
+            }
+            None if table.get("world_size").is_none() => {
+                let problem = "has no effect without run.world_size, the number of workers that training wants";
+                self.problems.wrong(table, "min_workers", problem)
+            }
+            _ => Some(least.min(u64::from(u32::MAX)) as u32),
+        }
     }
 
     fn model(&mut self, table: &Table<'_>, in_world: Option<bool>) -> Option<Model> {

@@ -468,3 +468,23 @@ fn the_examples_lack_nothing_but_the_users_own_files() {
         assert!(found.iter().all(|problem| problem.contains("there is no file") || problem.contains("is no folder")));
     }
 }
+
+#[test]
+fn a_gang_waits_for_all_its_workers_unless_the_file_says_how_few_will_do() {
+    let of = |run: &str| read(&small(run, "", "", "")).map(|file| (file.world_size(), file.min_workers()));
+    assert_eq!(of("world_size = 4"), Ok((4, None)));
+    assert_eq!(of("world_size = 4\nexact_world = true"), Ok((4, None)));
+    assert_eq!(of("world_size = 4\nmin_workers = 2"), Ok((4, Some(2))));
+    assert_eq!(of("world_size = 4\nmin_workers = 1\nexact_world = false"), Ok((4, Some(1))));
+    assert_eq!(of("world_size = 4\nmin_workers = 4"), Ok((4, None)), "no fewer than all");
+    for (run, problem) in [
+        ("world_size = 2\nmin_workers = 3", "run.toml:4: run.min_workers: is 3, but run.world_size is 2"),
+        ("min_workers = 1", "run.toml:3: run.min_workers: has no effect without run.world_size"),
+        ("world_size = 2\nmin_workers = 0", "run.toml:4: run.min_workers: is 0"),
+        ("world_size = 2\nmin_workers = 1\nexact_world = true", "run.toml:4: run.min_workers: contradicts"),
+        ("world_size = 2\nexact_world = false", "run.toml:4: run.exact_world: is false; say with how few"),
+    ] {
+        let problems = of(run).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].starts_with(problem), "{problems:?}");
+    }
+}

@@ -53,10 +53,11 @@ pub(crate) enum Event {
         instance: String,
         problem: String,
     },
-    /// Any message shows that a worker lives.
+    /// Any message shows that a worker lives; for `still_ms` it has been in a call of its gang in which nothing moved.
     WorkerHeard {
         worker: String,
         instance: String,
+        still_ms: u64,
     },
     WorkerLeaving {
         worker: String,

@@ -4,6 +4,7 @@
 //! (the driver's promise); workers are not saved, they say Hello again.
 
 pub(crate) mod event;
+mod gang;
 mod place;
 pub(crate) mod run;
 pub(crate) mod task_list;
@@ -40,7 +41,8 @@ const FAILURES: u32 = 3;
 /// A coordinator that starts again waits at least so long for those who ran its tasks: after a long absence they dial every
 /// five seconds. Who came later would find its task given to another, and both would bring it to its end.
 const RETURN_MS: u64 = 8_000;
-/// Lost attempts after which a stage is given up: something other than bad luck takes its workers.
+/// Attempts lost one after the other, none of them further than all before, after which a stage is given up: something other
+/// than bad luck takes its workers.
 const LOSSES: u32 = 20;
 
 /// All runs and workers.
@@ -50,6 +52,10 @@ pub(crate) struct Scheduler {
     runs: BTreeMap<String, Run>,
     workers: BTreeMap<String, Worker>,
     next_ticket: u64,
+    /// When this process began: its workers get the time to come back.
+    started_ms: u64,
+    /// For whom free workers are kept, `RUN/STAGE`.
+    kept_for: Option<String>,
     /// Gang secrets are derived from it.
     seed: [u8; 32],
     /// Workers that may be free: all that are, and some that have been.
@@ -85,6 +91,8 @@ impl Scheduler {
             runs,
             workers: BTreeMap::new(),
             next_ticket,
+            started_ms: 0,
+            kept_for: None,
             seed,
             maybe_free: BTreeSet::new(),
             usable: None,
@@ -126,7 +134,10 @@ impl Scheduler {
             Event::WorkerFolderSeen { worker, instance, problem } => {
                 self.worker_folder_seen(now_ms, &worker, &instance, problem);
             }
-            Event::WorkerHeard { worker, instance } => self.heard(now_ms, &worker, &instance),
+            Event::WorkerHeard { worker, instance, still_ms } => {
+                self.heard(now_ms, &worker, &instance);
+                self.stands_still(&worker, &instance, still_ms);
+            }
             Event::WorkerLeaving { worker, instance, reason } => {
                 self.worker_leaving(now_ms, &worker, &instance, reason);
             }
@@ -176,8 +187,14 @@ impl Scheduler {
         &self.workers
     }
 
+    /// Returns for whom workers that are free wait, as `RUN/STAGE`.
+    pub(crate) fn kept_for(&self) -> Option<&str> {
+        self.kept_for.as_deref()
+    }
+
     /// Work of this process died with its last life and is done again; tasks on workers may still run.
     fn started(&mut self, now_ms: u64) {
+        self.started_ms = now_ms;
         // A paused run may have been finishing a stage.
         let unfinished = self.runs.iter().filter(|(_, run)| !run.state.is_ended());
         for name in unfinished.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
@@ -314,7 +331,7 @@ impl Scheduler {
                 let stage = self.stage_mut(&name, index);
                 stage.since_ms = Some(now_ms);
                 if place == Place::Workers {
-                    stage.state = StageState::Working { tasks: Tasks::new(tasks) };
+                    stage.state = StageState::Working { tasks: Tasks::new(tasks, now_ms) };
                     self.save(&name);
                     self.log_stage(&name, index, "begins");
                 } else {
@@ -486,7 +503,8 @@ impl Scheduler {
             for (index, stage) in run.stages.iter().enumerate() {
                 for task in stage.tasks() {
                     if let TaskState::Running { members, .. } = &task.state {
-                        assert_eq!(members.len(), task.plan.world_size.max(1) as usize, "a gang is whole");
+                        let (most, least) = task.plan.members();
+                        assert!((least..=most).contains(&members.len()), "a gang is whole, or as small as it may be");
                         for member in members.iter().filter(|member| !member.ended) {
                             let label = format!("{name}/{index}/{}", task.plan.name);
                             let other = busy.insert(&member.worker, label);

@@ -1,13 +1,18 @@
 //! Who runs what.
 //!
-//! Wanted: a worker has one task at most; a gang starts with exactly its number of members or not at all; tasks are served
-//! in their order, so that a waiting gang is not starved by the shards behind it; a task that can never be served keeps
-//! nothing from others. The reason for waiting is returned with the decision.
+//! Wanted: a worker has one task at most; a gang starts with all its members or, where its task allows fewer and it has
+//! waited long enough for them, with those that are free; tasks are served in their order, so that a waiting gang is not
+//! starved by the shards behind it; a task that can never be served keeps nothing from others.
 
 /// A task that waits.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Wanted {
-    pub(super) world_size: usize,
+    /// Members it starts with if it can.
+    pub(super) most: usize,
+    /// Members without which it cannot start.
+    pub(super) least: usize,
+    /// It still waits for all of them.
+    pub(super) is_patient: bool,
 }
 
 /// What is decided about a task.
@@ -15,27 +20,39 @@ pub(super) struct Wanted {
 pub(super) enum Decision {
     /// By worker, in rank order.
     Run(Vec<String>),
-    Wait(String),
+    Wait,
+}
+
+/// What is decided about all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub(super) decisions: Vec<Decision>,
+    /// Workers that stay free.
+    pub(super) left: usize,
+    /// The task that they are kept for.
+    pub(super) kept_for: Option<usize>,
 }
 
 /// Decides about waiting tasks, in their order. `idle` workers can take one now, `usable` counts all that could in time.
-pub(super) fn place(wanted: &[Wanted], mut idle: Vec<String>, usable: usize) -> Vec<Decision> {
+pub(super) fn place(wanted: &[Wanted], mut idle: Vec<String>, usable: usize) -> Placed {
     idle.sort();
     let mut idle = std::collections::VecDeque::from(idle);
-    let mut reserved = false;
-    let decide = |task: &Wanted| {
-        let needed = task.world_size.max(1);
-        if usable < needed {
-            return Decision::Wait(format!("needs {needed} workers, {usable} have joined"));
+    // What is free is kept for the first that waits.
+    let mut kept_for = None;
+    let mut decide = |(index, task): (usize, &Wanted)| {
+        let needed = if task.is_patient { task.most } else { task.least };
+        if usable < task.least {
+            return Decision::Wait;
         }
-        if reserved || idle.len() < needed {
-            // What is free is kept for the first that waits.
-            reserved = true;
-            return Decision::Wait(format!("waiting for {needed} free workers of {usable}"));
+        if kept_for.is_some() || idle.len() < needed {
+            kept_for.get_or_insert(index);
+            return Decision::Wait;
         }
-        Decision::Run(idle.drain(..needed).collect())
+        let members = task.most.min(idle.len());
+        Decision::Run(idle.drain(..members).collect())
     };
-    wanted.iter().map(decide).collect()
+    let decisions = wanted.iter().enumerate().map(&mut decide).collect();
+    Placed { decisions, left: idle.len(), kept_for }
 }
 
 #[cfg(test)]
@@ -43,7 +60,7 @@ mod tests {
     use super::*;
 
     fn sizes(sizes: &[usize]) -> Vec<Wanted> {
-        sizes.iter().map(|&world_size| Wanted { world_size }).collect()
+        sizes.iter().map(|&size| Wanted { most: size, least: size, is_patient: true }).collect()
     }
 
     fn names(names: &[&str]) -> Vec<String> {
@@ -52,22 +69,46 @@ mod tests {
 
     #[test]
     fn tasks_are_served_in_order_by_workers_in_order_of_names() {
-        let decisions = place(&sizes(&[1, 2, 1]), names(&["c", "a", "b"]), 3);
-        assert_eq!(decisions[..2], [Decision::Run(names(&["a"])), Decision::Run(names(&["b", "c"]))]);
-        assert_eq!(decisions[2], Decision::Wait("waiting for 1 free workers of 3".into()));
+        let placed = place(&sizes(&[1, 2, 1]), names(&["c", "a", "b"]), 3);
+        let expected = [Decision::Run(names(&["a"])), Decision::Run(names(&["b", "c"])), Decision::Wait];
+        assert_eq!((&placed.decisions[..], placed.left), (&expected[..], 0));
+        assert_eq!(place(&sizes(&[1]), names(&["a", "b"]), 2).left, 1);
     }
 
     #[test]
     fn a_gang_that_waits_keeps_what_is_free() {
-        let decisions = place(&sizes(&[3, 1]), names(&["a", "b"]), 3);
-        assert_eq!(decisions[0], Decision::Wait("waiting for 3 free workers of 3".into()));
-        assert!(matches!(decisions[1], Decision::Wait(_)));
+        let placed = place(&sizes(&[3, 1]), names(&["a", "b"]), 3);
+        let decisions = vec![Decision::Wait, Decision::Wait];
+        assert_eq!(placed, Placed { decisions, left: 2, kept_for: Some(0) });
     }
 
     #[test]
     fn a_gang_that_cannot_be_served_keeps_nothing_from_others() {
-        let decisions = place(&sizes(&[4, 1]), names(&["a", "b"]), 2);
-        assert_eq!(decisions[0], Decision::Wait("needs 4 workers, 2 have joined".into()));
-        assert_eq!(decisions[1], Decision::Run(names(&["a"])));
+        let placed = place(&sizes(&[4, 1]), names(&["a", "b"]), 2);
+        let decisions = vec![Decision::Wait, Decision::Run(names(&["a"]))];
+        assert_eq!(placed, Placed { decisions, left: 1, kept_for: None });
+    }
+
+    #[test]
+    fn a_gang_that_may_be_smaller_starts_so_once_it_has_waited() {
+        // Most, least, patient; free, usable; members that start.
+        let table = [
+            (3, 1, true, 3, 3, Some(3)),
+            (3, 1, true, 2, 2, None),
+            (3, 1, false, 2, 2, Some(2)),
+            (3, 1, false, 1, 5, Some(1)),
+            (3, 2, false, 1, 3, None),
+            (3, 2, false, 5, 5, Some(3)),
+            (3, 2, false, 1, 1, None),
+        ];
+        for (most, least, is_patient, free, usable, expected) in table {
+            let idle = (0..free).map(|n| n.to_string()).collect();
+            let placed = place(&[Wanted { most, least, is_patient }], idle, usable);
+            let started = match &placed.decisions[..] {
+                [Decision::Run(members)] => Some(members.len()),
+                _ => None,
+            };
+            assert_eq!(started, expected, "{most} {least} {is_patient} {free} {usable}");
+        }
     }
 }

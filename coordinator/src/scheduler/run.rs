@@ -5,7 +5,7 @@
 //! stage   Waiting ─▶ Beginning ─▶ Working ─▶ Finishing ─▶ Done
 //!                        │      └▶ CarryingOut ─▲            ▲
 //!                        └── its manifest matches: skipped ──┘      any ─▶ Failed | Cancelled
-//! task    Waiting ⇄ Running ─▶ Done        (back to Waiting: a member lost, paused, or a failure with tries left)
+//! task    Waiting ⇄ Running ─▶ Done        (back to Waiting: a member lost, paused, more members, or a failure with tries left)
 //! ```
 
 use proto::coordinator::TaskRef;
@@ -145,12 +145,21 @@ pub(crate) struct Task {
     pub(crate) attempt: u32,
     /// Attempts that ended because a worker was lost; not the task's fault.
     pub(crate) lost: u32,
+    /// Of the last ones of these, how many got no further than all attempts before.
+    #[serde(default)]
+    pub(crate) in_vain: u32,
+    /// The furthest that any attempt was in the work of its kind.
+    #[serde(default)]
+    pub(crate) furthest: u64,
     /// Attempts that failed by themselves.
     pub(crate) failed: u32,
     pub(crate) note: String,
     /// Its next attempt begins at this time at the earliest.
     #[serde(default)]
     pub(crate) not_before_ms: u64,
+    /// Since when it waits for workers, or waited last.
+    #[serde(default)]
+    pub(crate) waits_since_ms: u64,
     #[serde(default)]
     pub(crate) done: u64,
     #[serde(default)]
@@ -168,6 +177,9 @@ pub(crate) enum TaskState {
         met: bool,
         /// Set once the attempt cannot succeed: it ends when every member has ended.
         broken: Option<Broken>,
+        /// It was told to stop at a checkpoint, to start again with more members.
+        #[serde(default)]
+        growing: bool,
     },
     Done,
 }
@@ -191,15 +203,19 @@ pub(crate) struct Member {
 }
 
 impl Task {
-    pub(crate) fn new(plan: plan::Task) -> Task {
+    /// A task that waits from now on.
+    pub(crate) fn new(plan: plan::Task, now_ms: u64) -> Task {
         Task {
             plan,
             state: TaskState::Waiting,
             attempt: 0,
             lost: 0,
+            in_vain: 0,
+            furthest: 0,
             failed: 0,
             note: String::new(),
             not_before_ms: 0,
+            waits_since_ms: now_ms,
             done: 0,
             total: 0,
         }

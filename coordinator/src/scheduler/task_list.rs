@@ -89,15 +89,15 @@ impl Sums {
 }
 
 impl Tasks {
-    /// The tasks of a stage that begins.
-    pub(crate) fn new(plans: Vec<plan::Task>) -> Tasks {
+    /// The tasks of a stage that begins now.
+    pub(crate) fn new(plans: Vec<plan::Task>, now_ms: u64) -> Tasks {
         let first = plans.first().map(|plan| plan.args.clone()).unwrap_or_default();
         let alike = |plan: &plan::Task| first.iter().zip(&plan.args).take_while(|(a, b)| a == b).count();
         let shared = plans.iter().map(alike).min().unwrap_or(0);
         let own = |mut plan: plan::Task| {
             // Into a vector of their own length: there may be many.
             plan.args = plan.args.split_off(shared).into_iter().collect();
-            Task::new(plan)
+            Task::new(plan, now_ms)
         };
         let common = first[..shared].to_vec();
         Tasks::of(common, plans.into_iter().map(own).collect())
@@ -217,9 +217,10 @@ mod tests {
             kind: Kind::Score,
             args: ["--model", "m", "--out"].into_iter().map(str::to_owned).chain([number.to_string()]).collect(),
             world_size: 1,
+            min_workers: None,
             outputs: vec![],
         };
-        Tasks::new((0..count).map(plan).collect())
+        Tasks::new((0..count).map(plan).collect(), 0)
     }
 
     #[test]
@@ -247,7 +248,7 @@ mod tests {
             let task = all.get_mut(index);
             task.state = match random.below(3) {
                 0 => TaskState::Waiting,
-                1 => TaskState::Running { members: vec![], since_ms: 1, met: true, broken: None },
+                1 => TaskState::Running { members: vec![], since_ms: 1, met: true, broken: None, growing: false },
                 _ => TaskState::Done,
             };
             (task.done, task.total) = (random.below(5), random.below(3) * 10);

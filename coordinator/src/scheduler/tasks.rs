@@ -6,7 +6,8 @@ use proto::coordinator::{
     EndedStored, Peers, RunTask, StopReason, StopTask, TaskEnded, TaskKind, TaskProgress, TaskRef,
 };
 
-use super::place::{Decision, Wanted, place};
+use super::gang;
+use super::place::{Decision, Placed, Wanted, place};
 use super::run::{Broken, Member, RunState, TaskState};
 use super::worker::WorkerState;
 use super::{FAILURES, LOSSES, Scheduler, running_tasks};
@@ -36,10 +37,11 @@ fn stop_reason(met: bool, reason: StopReason) -> StopReason {
 }
 
 impl Scheduler {
-    /// Gives waiting tasks to free workers, runs and stages in their order.
+    /// Gives waiting tasks to free workers, runs and stages in their order; gangs that run with fewer members than they want
+    /// get what is left.
     pub(super) fn place_tasks(&mut self, now_ms: u64) {
         let free = self.count_free();
-        let mut waiting = Vec::new();
+        let (mut waiting, mut smaller, mut kept) = (Vec::new(), Vec::new(), 0);
         // Older runs first.
         let mut runs: Vec<_> = self.runs.iter().filter(|(_, run)| run.state == RunState::Running).collect();
         runs.sort_by_key(|(name, run)| (run.submitted_ms, (*name).clone()));
@@ -48,24 +50,96 @@ impl Scheduler {
                 let Some(tasks) = stage.work() else { continue };
                 let may_begin = tasks.waiting().filter(|index| now_ms >= tasks[*index].not_before_ms);
                 // Of many alike, none behind the first that finds no free worker is served. One more learns why it waits.
-                let most = if tasks.has_gangs() { usize::MAX } else { free + 1 };
-                for index in may_begin.take(most) {
-                    let wanted = Wanted { world_size: tasks[index].plan.world_size as usize };
-                    waiting.push((name.clone(), stage_index, index, wanted));
+                let some = if tasks.has_gangs() { usize::MAX } else { free + 1 };
+                for index in may_begin.take(some) {
+                    let task = &tasks[index];
+                    let (most, least) = task.plan.members();
+                    let since_ms = task.waits_since_ms.max(task.not_before_ms).max(self.started_ms);
+                    // As long as it takes to find that a worker is lost.
+                    let is_patient = now_ms.saturating_sub(since_ms) <= self.timing.lost_after_ms;
+                    waiting.push((name.clone(), stage_index, index, Wanted { most, least, is_patient }));
+                }
+                for index in tasks.running().take_while(|_| tasks.has_gangs()) {
+                    let (most, _) = tasks[index].plan.members();
+                    match &tasks[index].state {
+                        // What it is to start again with is there.
+                        TaskState::Running { members, growing: true, .. } => kept += most - members.len(),
+                        TaskState::Running { members, met: true, broken: None, .. } if members.len() < most => {
+                            smaller.push((name.clone(), stage_index, index));
+                        }
+                        _ => {}
+                    }
                 }
             }
         }
-        if waiting.is_empty() {
+        self.kept_for = None;
+        if waiting.is_empty() && smaller.is_empty() {
             return;
         }
-        let (idle, usable) = self.free_workers();
-        let wanted: Vec<Wanted> = waiting.iter().map(|(.., wanted)| wanted.clone()).collect();
-        for ((run, stage, task, _), decision) in waiting.into_iter().zip(place(&wanted, idle, usable)) {
+        let (mut idle, usable) = self.free_workers();
+        idle.truncate(idle.len().saturating_sub(kept));
+        let free = idle.len();
+        let wanted: Vec<Wanted> = waiting.iter().map(|(.., wanted)| *wanted).collect();
+        let Placed { decisions, left, kept_for } = place(&wanted, idle, usable);
+        let kept_for = kept_for.filter(|_| left > 0);
+        self.kept_for = kept_for.map(|first| {
+            let (run, stage, ..) = &waiting[first];
+            format!("{run}/{}", self.runs[run].plan.stages[*stage].name)
+        });
+        for (place, ((run, stage, index, wanted), decision)) in waiting.into_iter().zip(decisions).enumerate() {
             match decision {
-                Decision::Run(workers) => self.start_task(now_ms, &run, stage, task, workers),
-                Decision::Wait(reason) => self.task_mut(&run, stage, task).note = reason,
+                Decision::Run(workers) => self.start_task(now_ms, &run, stage, index, workers),
+                Decision::Wait => {
+                    let is_behind = kept_for.is_some_and(|first| first < place);
+                    self.task_mut(&run, stage, index).note = self.waits_for(wanted, free, is_behind);
+                }
             }
         }
+        let mut left = if kept_for.is_some() { 0 } else { left };
+        for (run, stage, index) in smaller {
+            left -= self.grow(now_ms, &run, stage, index, left);
+        }
+    }
+
+    /// Says what a task waits for.
+    fn waits_for(&self, wanted: Wanted, free: usize, is_behind: bool) -> String {
+        match &self.kept_for {
+            Some(first) if is_behind => format!("waiting: free workers are kept for {first}"),
+            _ if wanted.most == 1 && free == 0 && !self.workers.is_empty() => "waiting for a free worker".to_owned(),
+            _ => {
+                let others = self.workers.iter();
+                let others = others.filter_map(|(name, worker)| Some((name.as_str(), worker.why_not_free()?)));
+                let fewer = if wanted.least < wanted.most { "; fewer will do in a moment" } else { "" };
+                gang::waiting(wanted.most, free, others) + if wanted.is_patient { fewer } else { "" }
+            }
+        }
+    }
+
+    /// Stops a gang that runs with fewer members than it wants at a checkpoint, if it is time and enough workers are free to
+    /// start it again with more. Returns how many it will take.
+    fn grow(&mut self, now_ms: u64, run: &str, stage: usize, index: usize, free: usize) -> usize {
+        let heartbeat_ms = self.timing.heartbeat_ms;
+        let task = self.task_mut(run, stage, index);
+        let (wanted, _) = task.plan.members();
+        let name = task.plan.name.clone();
+        let TaskState::Running { members, since_ms, growing, .. } = &mut task.state else { return 0 };
+        let ran_ms = now_ms.saturating_sub(*since_ms);
+        let now = members.len();
+        let Some(then) = gang::grown(ran_ms, heartbeat_ms, now, wanted, free) else { return 0 };
+        *growing = true;
+        let workers: Vec<String> = members.iter().filter(|m| !m.ended).map(|member| member.worker.clone()).collect();
+        let reference = self.task_ref(run, stage, index);
+        for worker in workers {
+            let stop = StopTask { task: Some(reference.clone()), reason: StopReason::Paused.into() };
+            self.send(&worker, Message::Stop(stop));
+        }
+        self.save(run);
+        self.log_stage(
+            run,
+            stage,
+            &format!("{name} stops at its next step, to go on with {then} workers instead of {now}"),
+        );
+        then - now
     }
 
     fn start_task(&mut self, now_ms: u64, run: &str, stage: usize, index: usize, workers: Vec<String>) {
@@ -76,9 +150,10 @@ impl Scheduler {
             .collect();
         let task = self.task_mut(run, stage, index);
         task.attempt += 1;
-        task.note = String::new();
+        let met = members.len() == 1;
+        task.note = if met { String::new() } else { gang::forming(members.iter().map(|m| (m.worker.as_str(), false))) };
         (task.done, task.total) = (0, 0);
-        task.state = TaskState::Running { met: members.len() == 1, members, since_ms: now_ms, broken: None };
+        task.state = TaskState::Running { met, members, since_ms: now_ms, broken: None, growing: false };
         let plan = task.plan.clone();
         let reference = self.task_ref(run, stage, index);
         let world_size = workers.len() as u32;
@@ -100,7 +175,11 @@ impl Scheduler {
             self.send(worker, Message::Run(order));
         }
         self.save(run);
-        let text = format!("{}/{} attempt {} on {}", reference.stage, plan.name, reference.attempt, workers.join(", "));
+        let mut text =
+            format!("{}/{} attempt {} on {}", reference.stage, plan.name, reference.attempt, workers.join(", "));
+        if plan.min_workers.is_some() {
+            text += &format!(" ({world_size} of {} workers)", plan.world_size);
+        }
         self.log(run, &text);
     }
 
@@ -122,15 +201,21 @@ impl Scheduler {
 
     pub(super) fn peer_ready(&mut self, worker: &str, task: &TaskRef, address: String) {
         let Some((stage, index)) = self.member(worker, task) else { return };
-        let TaskState::Running { members, met, broken, .. } = &mut self.task_mut(&task.run, stage, index).state else {
-            return;
-        };
+        let own = self.task_mut(&task.run, stage, index);
+        let TaskState::Running { members, met, broken, .. } = &mut own.state else { return };
         if let Some(member) = members.iter_mut().find(|member| member.worker == worker) {
             member.address = Some(address);
         }
+        if *met || broken.is_some() {
+            return;
+        }
         let addresses: Option<Vec<String>> = members.iter().map(|member| member.address.clone()).collect();
-        let Some(addresses) = addresses.filter(|_| !*met && broken.is_none()) else { return };
+        let Some(addresses) = addresses else {
+            own.note = gang::forming(members.iter().map(|member| (member.worker.as_str(), member.address.is_some())));
+            return;
+        };
         *met = true;
+        own.note = String::new();
         let workers: Vec<String> = members.iter().map(|member| member.worker.clone()).collect();
         for worker in workers {
             let peers = Peers { task: Some(task.clone()), addresses: addresses.clone() };
@@ -146,6 +231,9 @@ impl Scheduler {
         // The first rank speaks for its gang.
         if own.members().first().is_some_and(|first| first.worker == worker) {
             (own.done, own.total, own.note) = (progress.done, progress.total, progress.note);
+            if progress.work == own.plan.kind.name() && progress.done > own.furthest {
+                (own.furthest, own.in_vain) = (progress.done, 0);
+            }
         }
     }
 
@@ -158,14 +246,19 @@ impl Scheduler {
             self.maybe_free.insert(worker.to_owned());
         }
         if let Some((stage, index)) = self.member(worker, &task) {
+            let is_paused = self.runs[&task.run].state == RunState::Paused;
             let own = self.task_mut(&task.run, stage, index);
             let attempt = own.attempt;
-            if let TaskState::Running { members, broken, .. } = &mut own.state {
+            if let TaskState::Running { members, broken, growing, .. } = &mut own.state {
                 for member in members.iter_mut().filter(|member| member.worker == worker) {
                     member.ended = true;
                 }
                 let now_broken = match ended.how {
                     Some(How::Finished(_)) => None,
+                    // Who stops before there is a step to agree on leaves the others without a neighbour.
+                    Some(How::Failed(failed)) if failed.infrastructure && (is_paused || *growing) => {
+                        Some(Broken::Stopped)
+                    }
                     Some(How::Failed(failed)) if failed.infrastructure => Some(Broken::Lost(failed.problem)),
                     Some(How::Failed(failed)) => Some(Broken::Failed(failed.problem)),
                     Some(How::Stopped(_)) => Some(Broken::Stopped),
@@ -227,10 +320,12 @@ impl Scheduler {
     pub(super) fn remind(&mut self, worker: &str, task: &TaskRef) {
         let Some((stage, index)) = self.member(worker, task) else { return };
         let run = &self.runs[&task.run];
-        let TaskState::Running { members, met, broken, .. } = &run.stages[stage].tasks()[index].state else { return };
+        let TaskState::Running { members, met, broken, growing, .. } = &run.stages[stage].tasks()[index].state else {
+            return;
+        };
         let message = if broken.is_some() {
             Message::Stop(StopTask { task: Some(task.clone()), reason: StopReason::GangBroken.into() })
-        } else if run.state == RunState::Paused {
+        } else if run.state == RunState::Paused || *growing {
             Message::Stop(StopTask { task: Some(task.clone()), reason: stop_reason(*met, StopReason::Paused).into() })
         } else if *met && members.len() > 1 {
             let addresses = members.iter().map(|member| member.address.clone().unwrap_or_default()).collect();
@@ -251,6 +346,7 @@ impl Scheduler {
         }
         let broken = broken.clone();
         task.state = TaskState::Waiting;
+        task.waits_since_ms = now_ms;
         let name = task.plan.name.clone();
         match broken {
             None => {
@@ -263,12 +359,15 @@ impl Scheduler {
             }
             Some(Broken::Lost(reason)) => {
                 task.lost += 1;
-                let pause_ms = pause_ms(task.lost + task.failed, timing.heartbeat_ms);
+                task.in_vain += 1;
+                let pause_ms = pause_ms(task.in_vain + task.failed, timing.heartbeat_ms);
                 task.not_before_ms = now_ms + pause_ms;
                 task.note = again(pause_ms, &reason);
                 let note = task.note.clone();
-                if task.lost >= LOSSES {
-                    let problem = format!("{name} lost its workers {LOSSES} times, the last time: {reason}");
+                if task.in_vain >= LOSSES {
+                    let problem = format!(
+                        "{name} lost its workers {LOSSES} times without getting any further, the last time: {reason}"
+                    );
                     self.stage_failed(now_ms, run, stage, problem);
                 } else {
                     self.log_stage(run, stage, &format!("{name}: {note}"));
@@ -277,7 +376,7 @@ impl Scheduler {
             Some(Broken::Failed(problem)) => {
                 task.failed += 1;
                 let failed = task.failed;
-                let pause_ms = pause_ms(task.lost + failed, timing.heartbeat_ms);
+                let pause_ms = pause_ms(task.in_vain + failed, timing.heartbeat_ms);
                 task.not_before_ms = now_ms + pause_ms;
                 task.note = again(pause_ms, &problem);
                 self.log_stage(run, stage, &format!("{name} failed ({failed} of {FAILURES}): {problem}"));
@@ -321,6 +420,37 @@ impl Scheduler {
             if let TaskState::Running { broken, .. } = &mut task.state {
                 *broken = Some(Broken::Lost("the members did not find each other in time".into()));
             }
+            self.break_gang(&run, stage, index);
+            self.save(&run);
+        }
+    }
+
+    /// Breaks gangs of which no member computes and between whom nothing moves: the network swallows what they send, or a
+    /// call hangs.
+    pub(super) fn break_stuck_gangs(&mut self) {
+        let limit_ms = self.timing.lost_after_ms;
+        let still_ms = |member: &Member| match self.workers.get(&member.worker) {
+            Some(worker) if worker.connected && worker.hello.instance == member.instance => worker.still_ms,
+            _ => 0,
+        };
+        let mut found = Vec::new();
+        for (name, run) in &self.runs {
+            for (stage, index, task) in run.stages.iter().enumerate().flat_map(running_tasks) {
+                let TaskState::Running { members, met: true, broken: None, .. } = &task.state else { continue };
+                let left = members.iter().filter(|member| members.len() > 1 && !member.ended);
+                if let Some(ms) = gang::stuck(left.map(still_ms), limit_ms) {
+                    found.push((name.clone(), stage, index, ms));
+                }
+            }
+        }
+        for (run, stage, index, ms) in found {
+            let why = format!("no member computes and nothing has moved between them for {ms} ms");
+            let task = self.task_mut(&run, stage, index);
+            let name = task.plan.name.clone();
+            if let TaskState::Running { broken, .. } = &mut task.state {
+                *broken = Some(Broken::Lost(why.clone()));
+            }
+            self.log_stage(&run, stage, &format!("{name} is stuck: {why}"));
             self.break_gang(&run, stage, index);
             self.save(&run);
         }

@@ -12,6 +12,7 @@ use proto::coordinator::{Drain, Hello, Refused, StopReason, StopTask, TaskRef};
 
 use super::Scheduler;
 use super::event::Effect;
+use super::gang::Why;
 use super::run::{StageState, TaskState};
 
 /// A worker as the coordinator knows it.
@@ -22,6 +23,8 @@ pub(crate) struct Worker {
     pub(crate) connected: bool,
     /// When its last message came.
     pub(crate) heard_ms: u64,
+    /// For so long it has been in a call of its gang in which nothing moves, by its last message.
+    pub(crate) still_ms: u64,
     /// It gets no new task, and why.
     pub(crate) leaving: Option<String>,
 }
@@ -45,7 +48,21 @@ impl Worker {
     /// A worker that ran a task when the coordinator was last alive, and may say Hello again.
     pub(crate) fn expected(name: &str, instance: &str, now_ms: u64) -> Worker {
         let hello = Hello { name: name.to_owned(), instance: instance.to_owned(), ..Hello::default() };
-        Worker { hello, state: WorkerState::Joining, connected: false, heard_ms: now_ms, leaving: None }
+        Worker { hello, state: WorkerState::Joining, connected: false, heard_ms: now_ms, still_ms: 0, leaving: None }
+    }
+
+    /// Returns why it is not free; none where it is.
+    pub(super) fn why_not_free(&self) -> Option<Why<'_>> {
+        Some(match (&self.state, &self.leaving) {
+            _ if self.is_free() => return None,
+            (WorkerState::Lost, None) => Why::Lost,
+            (WorkerState::Lost, Some(_)) => Why::Left,
+            (WorkerState::Unusable { .. }, _) => Why::Unusable,
+            (_, Some(_)) => Why::Draining,
+            _ if !self.connected => Why::Away,
+            (WorkerState::Busy { task }, _) => Why::Busy(&task.run, &task.stage),
+            (WorkerState::Joining | WorkerState::Idle, _) => Why::Joining,
+        })
     }
 
     /// Returns whether it can take a task now.
@@ -93,8 +110,14 @@ impl Scheduler {
             }
         }
         let (running, ended) = (hello.running.clone(), hello.ended.clone());
-        let mut worker =
-            Worker { hello, state: WorkerState::Joining, connected: true, heard_ms: now_ms, leaving: None };
+        let mut worker = Worker {
+            hello,
+            state: WorkerState::Joining,
+            connected: true,
+            heard_ms: now_ms,
+            still_ms: 0,
+            leaving: None,
+        };
         if let Some(old) = self.workers.get(&name).filter(|old| old.state != WorkerState::Lost) {
             worker.leaving = old.leaving.clone();
         }
@@ -159,6 +182,12 @@ impl Scheduler {
         }
     }
 
+    pub(super) fn stands_still(&mut self, name: &str, instance: &str, still_ms: u64) {
+        if let Some(worker) = self.workers.get_mut(name).filter(|worker| worker.hello.instance == instance) {
+            worker.still_ms = still_ms;
+        }
+    }
+
     pub(super) fn worker_leaving(&mut self, now_ms: u64, name: &str, instance: &str, reason: String) {
         self.heard(now_ms, name, instance);
         let Some(worker) = self.workers.get_mut(name).filter(|worker| worker.hello.instance == instance) else {
@@ -204,6 +233,7 @@ impl Scheduler {
             self.worker_lost(now_ms, &name, "it was silent for five heartbeats");
         }
         self.expire_gangs(now_ms);
+        self.break_stuck_gangs();
     }
 
     pub(super) fn worker_lost(&mut self, now_ms: u64, name: &str, why: &str) {

@@ -65,6 +65,9 @@ fn training(
         ("--method", method.to_owned()),
     ]);
     args.extend(options.args(TRAIN, &context.run_dir));
+    if context.file.min_workers().is_some() {
+        args.push("--any-world-size".to_owned());
+    }
     args
 }
 

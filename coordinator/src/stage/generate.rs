@@ -66,6 +66,7 @@ pub(super) fn begin(context: &Context, variant: usize, shards: &Path) -> Result<
             kind: Kind::Generate,
             args,
             world_size: 1,
+            min_workers: None,
             outputs: vec![context.relative(&out)],
         });
     }

@@ -183,10 +183,11 @@ pub(crate) fn finish(context: &Context, stage: usize, seconds: f64) -> Result<Ou
 
 /// Cuts a stage into its tasks; none for stages of the coordinator and the oracle service.
 fn tasks(context: &Context, work: Work, paths: &Paths) -> Result<Vec<Task>> {
-    let world_size = context.file.world_size();
+    let (world_size, min_workers) = (context.file.world_size(), context.file.min_workers());
     let one = |name: &str, kind: Kind, args: Vec<String>, world_size: u32, output: &Path| {
         let outputs = vec![context.relative(output)];
-        vec![Task { name: name.to_owned(), kind, args, world_size, outputs }]
+        let min_workers = min_workers.filter(|_| kind == Kind::Train);
+        vec![Task { name: name.to_owned(), kind, args, world_size, min_workers, outputs }]
     };
     Ok(match work {
         Work::World | Work::Prepare | Work::Triage | Work::Correct | Work::Split | Work::Judge(_) | Work::Report => {

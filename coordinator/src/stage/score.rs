@@ -76,6 +76,7 @@ pub(super) fn begin_gold(context: &Context, variant: usize) -> Result<Vec<Task>>
         kind: Kind::Score,
         args: args::gold(context, variant),
         world_size: 1,
+        min_workers: None,
         outputs: vec![context.relative(&context.of_variant(variant, args::GOLD_GRADIENT))],
     }])
 }
@@ -168,6 +169,7 @@ pub(super) fn begin(context: &Context, variant: usize, folder: &Path) -> Result<
             kind: Kind::Score,
             args,
             world_size: 1,
+            min_workers: None,
             outputs: vec![context.relative(&shard.scores)],
         });
     }

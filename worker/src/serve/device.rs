@@ -20,6 +20,7 @@ use crate::control::{Control, Sink, Stop, StopFlag};
 use crate::error::{Error, Result};
 use crate::fault::Fault;
 use crate::fence::Attempt;
+use crate::pulse::Pulse;
 use crate::{panic, placement};
 
 /// How long the members of a gang have to find each other.
@@ -39,12 +40,18 @@ pub struct Handle {
     stop: StopFlag,
     broken: Arc<AtomicBool>,
     aborter: Arc<Mutex<Option<Aborter>>>,
+    pulse: Arc<Pulse>,
 }
 
 impl Handle {
     /// Tells the task to stop at its next step.
     pub fn stop(&self, stop: Stop) {
         self.stop.set(stop);
+    }
+
+    /// Returns for how long nothing has moved in the gang's call that the task is in; nothing while it computes.
+    pub fn still(&self) -> Duration {
+        self.pulse.still()
     }
 
     /// Ends the gang's calls at once: a member is gone.
@@ -132,7 +139,8 @@ fn carry_out(
     let command = cli::command_of(kind(&run)?, &run.args, means.threads, &means.device)?;
     let mut members: Box<dyn Collective> = match gang {
         Some((listener, peers)) => {
-            let met = Met::new(join(&run, &task, &listener, &peers, &handle)?);
+            let ring = join(&run, &task, &listener, &peers, &handle)?.watched(handle.pulse.clone(), fault.clone());
+            let met = Met::new(ring);
             *handle.aborter.lock().unwrap_or_else(PoisonError::into_inner) = Some(met.aborter()?);
             if handle.broken.load(Ordering::SeqCst) {
                 return Err(Error::Gang("a member is gone".into()));
@@ -147,8 +155,9 @@ fn carry_out(
         submission: run.submission,
         attempt: task.attempt,
     };
-    let sink: Sink = Box::new(move |done, total, note| {
-        progress.send_replace(Some(TaskProgress { task: Some(task.clone()), done, total, note: note.to_owned() }));
+    let sink: Sink = Box::new(move |work, done, total, note| {
+        let (work, note) = (work.to_owned(), note.to_owned());
+        progress.send_replace(Some(TaskProgress { task: Some(task.clone()), done, total, note, work }));
     });
     let control = Control::of_task(fault, handle.stop.clone(), sink, Some(attempt));
     let outcome = cli::carry_out(&command, &control, Some(&mut *members));

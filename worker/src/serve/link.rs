@@ -206,7 +206,8 @@ impl Link {
                 }
                 _ = heartbeat.tick() => {
                     let running = self.running.as_ref().map(|running| running.task.clone());
-                    send(Said::Heartbeat(Heartbeat { running }))
+                    let still = self.running.as_ref().map(|running| running.handle.still()).unwrap_or_default();
+                    send(Said::Heartbeat(Heartbeat { running, still_ms: still.as_millis() as u64 }))
                 }
                 () = stop.cancelled(), if self.leaving.is_none() => {
                     self.leave("it was told to stop");

@@ -77,6 +77,9 @@ pub struct StepMetrics {
     pub learning_rate: f64,
     /// Tokens computed.
     pub tokens: usize,
+    /// Ranks that computed it, where that may change within a run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub world_size: Option<usize>,
 }
 
 /// What a step took, on this machine; of the whole gang where there is one.

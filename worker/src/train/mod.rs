@@ -114,7 +114,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     let mut run = RunFolder::open(args, gang.rank() == 0, control.attempt())?;
     let mut key = json!({
         "options": args.key(),
-        "world_size": gang.world_size(),
+        "world_size": if args.any_world_size { json!("any") } else { json!(gang.world_size()) },
         "model": decoder.fingerprint,
         "folder": model_folder::content_hash(model_dir)?,
         "dtype": format!("{dtype:?}"),
@@ -426,6 +426,7 @@ fn train(
             grad_norm: norm,
             learning_rate: rate,
             tokens: sums.parts.tokens,
+            world_size: args.any_world_size.then(|| gang.world_size()),
         };
         run.check()?;
         if let Some(curves) = &mut curves {

@@ -169,6 +169,10 @@ pub struct TrainArgs {
     /// Updates between checkpoints.
     #[arg(long, default_value_t = 500)]
     pub save_steps: u64,
+    /// Goes on from a checkpoint whatever the number of ranks that wrote it: a gang may continue with fewer or more members. The
+    /// batches stay the same and the losses too, to rounding; equal bits are given up. metrics.jsonl tells the ranks of each step.
+    #[arg(long)]
+    pub any_world_size: bool,
     /// Checkpoints kept.
     #[arg(long, default_value_t = 2)]
     pub save_total_limit: usize,

@@ -56,7 +56,7 @@ impl Lines {
 
 impl Said {
     fn line(&mut self, now: Duration, stage: &StageStatus) -> Option<String> {
-        let waits = stage.note.starts_with("waiting") || stage.note.starts_with("needs");
+        let waits = stage.note.starts_with("waiting");
         let says = match stage.state.as_str() {
             "waiting" => return None,
             "running" if waits => {
@@ -119,7 +119,7 @@ mod tests {
     fn progress_is_said_now_and_then_and_a_wait_only_when_it_lasts() {
         let mut lines = Lines::default();
         let mut at = |seconds, stage| said(&mut lines, seconds, &run("running", stage));
-        let waits = "waiting for 2 free workers of 2";
+        let waits = "waiting: 1 of 2 workers; w2 lost";
         assert_eq!(at(0, ("waiting", 0, "")), [""; 0]);
         assert_eq!(at(1, ("running", 0, "")), ["score running"]);
         assert_eq!(at(1, ("running", 0, waits)), [""; 0]);

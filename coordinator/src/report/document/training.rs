@@ -34,12 +34,23 @@ pub(super) fn losses(variants: &[Variant]) -> Section {
     } else {
         tables.insert(0, summary);
         paragraphs.push(format!("Losses are sums over a batch divided by its number of records. {}", points(&trained)));
+        paragraphs.extend(variants.iter().filter_map(changed_ranks));
         let parts: Vec<&str> = zero_parts(variants).into_iter().map(part_name).collect();
         if !parts.is_empty() {
             paragraphs.push(format!("Zero at every step, so not drawn: {}.", parts.join(", ")));
         }
     }
     Section { id: "losses", title: "Training", paragraphs, tables }
+}
+
+/// Says with how many workers a variant trained, where that changed.
+fn changed_ranks(variant: &Variant) -> Option<String> {
+    let parts: Vec<String> =
+        variant.ranks.iter().map(|part| format!("{} up to step {}", part.ranks, part.last_step)).collect();
+    (parts.len() > 1).then(|| {
+        let parts = parts.join(", ");
+        format!("The number of workers that trained {} changed: {parts}. Its bits depend on when it did.", variant.name)
+    })
 }
 
 /// What training promoted, beside what gave way to it; none where nothing was promoted.

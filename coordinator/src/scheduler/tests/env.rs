@@ -23,6 +23,8 @@ pub(super) struct TestEnv {
     /// What is in the store by tree and key: all that is left after a restart.
     pub(super) saved: BTreeMap<(String, String), String>,
     records: Records,
+    /// Of the gang's task.
+    pub(super) min_workers: Option<u32>,
     /// Attempts that were ordered, by submission: none is ordered twice.
     ordered: BTreeSet<(u64, String, String, u32, u32)>,
 }
@@ -38,6 +40,8 @@ pub(super) struct TestWorker {
     /// It takes no new task and goes when it has none; `stops` says that it does not end the present one first.
     pub(super) leaving: bool,
     pub(super) stops: bool,
+    /// For so long it has been in a call in which nothing moves.
+    pub(super) still_ms: u64,
     /// What it will say of the artifact folder.
     pub(super) folder_problem: String,
 }
@@ -62,8 +66,11 @@ pub(super) fn plan_named(run: &str) -> Plan {
     Plan { run: run.into(), stages }
 }
 
-pub(super) fn tasks(stage: usize) -> Vec<PlanTask> {
-    let task = |name: String, kind, world_size| PlanTask { name, kind, args: vec![], world_size, outputs: vec![] };
+pub(super) fn tasks(stage: usize, min_workers: Option<u32>) -> Vec<PlanTask> {
+    let task = |name: String, kind, world_size| {
+        let min_workers = min_workers.filter(|_| kind == Kind::Train);
+        PlanTask { name, kind, args: vec![], world_size, min_workers, outputs: vec![] }
+    };
     match stage {
         2 => (0..5).map(|n| task(format!("shard-{n}"), Kind::Score, 1)).collect(),
         3 => vec![task("train".into(), Kind::Train, 2)],
@@ -89,6 +96,7 @@ impl TestEnv {
             starts: 0,
             saved: BTreeMap::new(),
             records: Records::default(),
+            min_workers: None,
             ordered: BTreeSet::new(),
         };
         for n in 0..workers {
@@ -177,7 +185,13 @@ impl TestEnv {
         }
         let workers = self.scheduler.workers().iter();
         let idle: Vec<&String> = workers.filter(|(_, worker)| worker.is_free()).map(|(name, _)| name).collect();
-        assert!(!may_place || !waits || idle.len() < 2, "tasks wait for {idle:?} after {told}");
+        let live = self.scheduler.runs().values().filter(|run| run.state == RunState::Running);
+        let kept_by = |task: &run::Task| match &task.state {
+            TaskState::Running { members, growing: true, .. } => task.plan.members().0 - members.len(),
+            _ => 0,
+        };
+        let kept: usize = live.flat_map(|run| &run.stages).flat_map(Stage::tasks).map(kept_by).sum();
+        assert!(!may_place || !waits || idle.len() < 2 + kept, "tasks wait for {idle:?} after {told}");
         for (name, worker) in self.workers.iter().filter(|(_, worker)| worker.connected) {
             let task = worker.running.as_ref().and_then(|run| run.task.clone());
             let is_known = self.scheduler.workers().get(name).is_some_and(|known| known.connected);
@@ -287,10 +301,11 @@ impl TestEnv {
 
     fn pass_at_once(&mut self, ms: u64) {
         self.now_ms += ms;
-        let alive: Vec<(String, u64)> =
-            self.workers.iter().filter(|(_, w)| w.connected).map(|(name, w)| (name.clone(), w.instance)).collect();
-        for (worker, instance) in alive {
-            self.apply(Event::WorkerHeard { worker, instance: format!("i{instance}") });
+        let connected = self.workers.iter().filter(|(_, w)| w.connected);
+        let alive: Vec<(String, u64, u64)> =
+            connected.map(|(name, w)| (name.clone(), w.instance, w.still_ms)).collect();
+        for (worker, instance, still_ms) in alive {
+            self.apply(Event::WorkerHeard { worker, instance: format!("i{instance}"), still_ms });
         }
         self.apply(Event::Tick);
     }
@@ -304,7 +319,7 @@ impl TestEnv {
         match self.begun.remove(0) {
             Effect::BeginStage { stage, ticket, .. } => {
                 self.starts += 1;
-                self.apply(Event::StageBegun { ticket, begun: Ok(Begun::Todo(tasks(stage))) });
+                self.apply(Event::StageBegun { ticket, begun: Ok(Begun::Todo(tasks(stage, self.min_workers))) });
             }
             Effect::CarryOutStage { ticket, .. } => self.apply(Event::StageCarriedOut { ticket, done: Ok(()) }),
             Effect::FinishStage { ticket, .. } => self.apply(Event::StageFinished { ticket, done: Ok(outcome) }),
@@ -401,7 +416,9 @@ fn facts(task: &run::Task) -> String {
         members.iter().map(|member| format!("{}@{} {}", member.worker, member.instance, member.ended)).collect()
     };
     let state = match &task.state {
-        TaskState::Running { members: own, met, broken, .. } => format!("{:?} {met} {broken:?}", members(own)),
+        TaskState::Running { members: own, met, broken, growing, .. } => {
+            format!("{:?} {met} {broken:?} {growing}", members(own))
+        }
         other => format!("{other:?}"),
     };
     format!("{} {} {} {} {state}", task.plan.name, task.attempt, task.lost, task.failed)

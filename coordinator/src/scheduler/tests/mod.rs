@@ -1,6 +1,7 @@
 //! The scheduler, scenario by scenario.
 
 mod env;
+mod gangs;
 mod random;
 
 use proto::coordinator::task_ended::How;
@@ -294,7 +295,7 @@ fn a_sharded_stage_is_as_far_as_its_tasks_together() {
     assert_eq!(progress(&env), (0, 0), "nothing is known yet");
     let tell = |env: &mut TestEnv, name: &str, done| {
         let task = env.workers[name].running.clone().unwrap().task;
-        let progress = TaskProgress { task, done, total: 100, note: String::new() };
+        let progress = TaskProgress { task, done, total: 100, ..TaskProgress::default() };
         env.apply(Event::TaskProgressed { worker: name.into(), progress });
     };
     tell(&mut env, "w0", 40);

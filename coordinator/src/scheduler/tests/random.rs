@@ -36,10 +36,15 @@ fn random_events_never_break_it_and_calm_brings_every_run_to_its_end() {
     println!("TRACE_SEED={seed}");
     let cases = number("TRACE_CASE").map_or(0..600, |case| case..case + 1);
     let mut ends = [0; 3];
+    // Smaller gangs, such that grow, and stuck ones.
+    let happenings = ["(1 of 2 workers)", "with 2 workers instead of 1", "is stuck"];
+    let mut happened = [0; 3];
     for case in cases {
         let _told = Case { seed, case };
         let mut random = KeyedRandom::new(&[seed, case]);
         let mut env = TestEnv::new(2 + random.below(3) as usize);
+        // Every other gang may go on with fewer members.
+        env.min_workers = (case % 2 == 1).then_some(1);
         env.submit();
         for _ in 0..80 {
             let before = env.scheduler.runs().clone();
@@ -64,18 +69,23 @@ fn random_events_never_break_it_and_calm_brings_every_run_to_its_end() {
         for worker in env.workers.values_mut() {
             worker.folder_problem.clear();
         }
+        env.workers.values_mut().for_each(|worker| worker.still_ms = 0);
         for name in env.workers.keys().cloned().collect::<Vec<_>>() {
             // What they said of the folder they say again.
             env.disconnect(&name);
         }
         assert!(env.settle(), "a run never ends: {:#?}\n{:#?}", env.scheduler.runs(), env.scheduler.workers());
+        for (words, count) in happenings.iter().zip(&mut happened) {
+            *count += env.log.iter().filter(|line| line.contains(words)).count();
+        }
         for run in env.scheduler.runs().values() {
             let end = [RunState::Done, RunState::Failed, RunState::Cancelled].iter().position(|end| *end == run.state);
             ends[end.expect("all have ended")] += 1;
         }
     }
     if number("TRACE_CASE").is_none() {
-        assert!(ends.iter().all(|&count| count > 20), "the events are of one kind only: {ends:?}");
+        let all = || ends.iter().chain(&happened);
+        assert!(all().all(|&count| count > 20), "the events are of one kind only: {ends:?} {happened:?}");
     }
 }
 
@@ -87,12 +97,18 @@ fn step(env: &mut TestEnv, random: &mut KeyedRandom) {
     let mut rarely = |one_in: u64| random.below(one_in) == 0;
     let kinds = [rarely(4), rarely(6), rarely(8), rarely(12)];
     let [in_four, in_six, in_eight, in_twelve] = kinds;
-    match random.below(22) {
+    match random.below(23) {
         0 if in_four => env.die(&name),
         1 => env.disconnect(&name),
         2..=4 if !env.workers[&name].connected => env.connect(&name),
         5 if in_four => env.restart(),
+        6 if in_six => env.pass(4000),
         6 => env.pass(random.below(700)),
+        // Its call hangs, or goes on.
+        19 => {
+            let worker = env.workers.get_mut(&name).expect("it is there");
+            worker.still_ms = if in_four { 900 } else { 0 };
+        }
         7 if in_six => {
             let failed = Failed { problem: "bad luck".into(), infrastructure: random.below(2) == 0 };
             env.end(&name, How::Failed(failed));

@@ -9,11 +9,19 @@ use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 use super::super::numbers::{Number, Op, combine};
+use crate::pulse::Pulse;
 
 /// Bytes that are read, combined and sent on at once: they stay in a core's cache.
 const SEGMENT_BYTES: usize = 256 << 10;
 /// What the system buffers of a connection without a reader, at the least: so much is written before reading.
 const BUFFERED: usize = 16 << 10;
+
+/// How long a call may take, and who is told that something moves in it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Watch<'a> {
+    pub(super) until: Instant,
+    pub(super) pulse: &'a Pulse,
+}
 
 /// What one rank does within a call, in this order; parts are counted as the call cuts its buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,16 +61,27 @@ impl Lane {
         let _ = self.previous.shutdown(Shutdown::Both);
     }
 
+    /// Takes whatever comes and says nothing, as a network that swallows everything, until the call is ended from elsewhere
+    /// or its time is over.
+    pub(super) fn swallow(&mut self, until: Instant) {
+        let mut taken = vec![0; SEGMENT_BYTES];
+        while let Ok(left) = left(until)
+            && self.previous.set_read_timeout(Some(left)).is_ok()
+            && matches!(self.previous.read(&mut taken), Ok(1..))
+        {}
+        self.shut_down();
+    }
+
     /// Carries out a plan with the parts of a buffer. After an error both connections are closed, so that it goes round.
     pub(super) fn run<N: Number>(
         &mut self,
         plan: &Plan,
         parts: &mut [&mut [N]],
-        until: Instant,
+        watch: Watch<'_>,
     ) -> std::io::Result<()> {
         let largest = parts.iter().map(|part| size_of_val(&**part)).max().unwrap_or_default();
         let outcome =
-            if largest <= BUFFERED { self.run_small(plan, parts, until) } else { self.run_large(plan, parts, until) };
+            if largest <= BUFFERED { self.run_small(plan, parts, watch) } else { self.run_large(plan, parts, watch) };
         if outcome.is_err() {
             self.shut_down();
         }
@@ -70,32 +89,32 @@ impl Lane {
     }
 
     /// Whatever is sent fits into the system's buffers, so one thread does all.
-    fn run_small<N: Number>(&mut self, plan: &Plan, parts: &mut [&mut [N]], until: Instant) -> std::io::Result<()> {
+    fn run_small<N: Number>(&mut self, plan: &Plan, parts: &mut [&mut [N]], watch: Watch<'_>) -> std::io::Result<()> {
         if let Some(first) = plan.first {
-            write_by(&mut self.next, parts[first].as_bytes(), until)?;
+            write_by(&mut self.next, parts[first].as_bytes(), watch)?;
         }
         let mut arrived = Vec::new();
         for arrival in &plan.arrivals {
             let own = &mut *parts[arrival.part];
             arrived.resize(own.len(), N::default());
-            read_by(&mut self.previous, arrived.as_mut_bytes(), until)?;
+            read_by(&mut self.previous, arrived.as_mut_bytes(), watch)?;
             take(arrival, own, &arrived);
             if arrival.is_passed_on {
-                write_by(&mut self.next, own.as_bytes(), until)?;
+                write_by(&mut self.next, own.as_bytes(), watch)?;
             }
         }
         Ok(())
     }
 
     /// A second thread sends, so that nobody waits for a reader that waits itself.
-    fn run_large<N: Number>(&mut self, plan: &Plan, parts: &mut [&mut [N]], until: Instant) -> std::io::Result<()> {
+    fn run_large<N: Number>(&mut self, plan: &Plan, parts: &mut [&mut [N]], watch: Watch<'_>) -> std::io::Result<()> {
         let Lane { next, previous, spare } = self;
         let (to_send, segments) = channel::<Vec<u8>>();
         let (give_back, sent) = channel::<Vec<u8>>();
         spare.drain(..).for_each(|buffer| give_back.send(buffer).expect("the receiver is here"));
         std::thread::scope(|scope| {
-            let sending = scope.spawn(move || send(next, &segments, &give_back, until));
-            let received = receive(previous, plan, parts, Outbox { to_send: &to_send, sent: &sent }, until);
+            let sending = scope.spawn(move || send(next, &segments, &give_back, watch));
+            let received = receive(previous, plan, parts, Outbox { to_send: &to_send, sent: &sent }, watch);
             drop(to_send);
             if received.is_err() {
                 // The sender may wait for a reader that is gone.
@@ -113,10 +132,10 @@ fn send(
     next: &mut TcpStream,
     segments: &Receiver<Vec<u8>>,
     give_back: &Sender<Vec<u8>>,
-    until: Instant,
+    watch: Watch<'_>,
 ) -> std::io::Result<()> {
     for segment in segments {
-        if let Err(error) = write_by(next, &segment, until) {
+        if let Err(error) = write_by(next, &segment, watch) {
             let _ = next.shutdown(Shutdown::Both);
             return Err(error);
         }
@@ -146,7 +165,7 @@ fn receive<N: Number>(
     plan: &Plan,
     parts: &mut [&mut [N]],
     outbox: Outbox<'_>,
-    until: Instant,
+    watch: Watch<'_>,
 ) -> std::io::Result<()> {
     let length = (SEGMENT_BYTES / size_of::<N>()).max(1);
     let segment = |part: &[N], at: usize| (at * length).min(part.len())..((at + 1) * length).min(part.len());
@@ -162,7 +181,7 @@ fn receive<N: Number>(
         for at in 0..segments(own) {
             let range = segment(own, at);
             let arrived = &mut arrived[..range.len()];
-            read_by(previous, arrived.as_mut_bytes(), until)?;
+            read_by(previous, arrived.as_mut_bytes(), watch)?;
             let own = &mut own[range];
             take(arrival, own, arrived);
             if arrival.is_passed_on {
@@ -186,12 +205,15 @@ fn left(until: Instant) -> std::io::Result<Duration> {
     if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-fn read_by(stream: &mut TcpStream, mut into: &mut [u8], until: Instant) -> std::io::Result<()> {
+fn read_by(stream: &mut TcpStream, mut into: &mut [u8], watch: Watch<'_>) -> std::io::Result<()> {
     while !into.is_empty() {
-        stream.set_read_timeout(Some(left(until)?))?;
+        stream.set_read_timeout(Some(left(watch.until)?))?;
         match stream.read(into) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(count) => into = &mut into[count..],
+            Ok(count) => {
+                watch.pulse.moved();
+                into = &mut into[count..];
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -199,12 +221,15 @@ fn read_by(stream: &mut TcpStream, mut into: &mut [u8], until: Instant) -> std::
     Ok(())
 }
 
-fn write_by(stream: &mut TcpStream, mut bytes: &[u8], until: Instant) -> std::io::Result<()> {
+fn write_by(stream: &mut TcpStream, mut bytes: &[u8], watch: Watch<'_>) -> std::io::Result<()> {
     while !bytes.is_empty() {
-        stream.set_write_timeout(Some(left(until)?))?;
+        stream.set_write_timeout(Some(left(watch.until)?))?;
         match stream.write(bytes) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = &bytes[count..],
+            Ok(count) => {
+                watch.pulse.moved();
+                bytes = &bytes[count..];
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

@@ -11,12 +11,15 @@ mod meeting;
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::numbers::{Number, Numbers, Op};
 use super::{Collective, shard};
 use crate::error::{Error, Result};
-use lane::{Arrival, Lane, Plan};
+use crate::fault::{self, Fault};
+use crate::pulse::Pulse;
+use lane::{Arrival, Lane, Plan, Watch};
 
 /// How long a call may take. A dead process is noticed at once, by its closed connection; this is for a machine that
 /// vanished. Steps of a large model on a slow member must fit in.
@@ -33,6 +36,8 @@ pub struct Ring {
     world_size: usize,
     lanes: Vec<Lane>,
     call_deadline: Duration,
+    pulse: Arc<Pulse>,
+    fault: Option<Arc<Fault>>,
 }
 
 /// Ends a ring's calls from another thread.
@@ -92,7 +97,13 @@ impl Ring {
             set.map_err(|error| lost(*rank, &error))?;
         }
         let lanes = next.into_iter().zip(previous).map(|(next, previous)| Lane::new(next, previous)).collect();
-        Ok(Ring { rank: *rank, world_size, lanes, call_deadline: membership.call_deadline })
+        let (pulse, call_deadline) = (Arc::default(), membership.call_deadline);
+        Ok(Ring { rank: *rank, world_size, lanes, call_deadline, pulse, fault: None })
+    }
+
+    /// Lets `pulse` tell whether anything moves in the ring's calls. A plan may hang one of them: its point is `ring.call`.
+    pub fn watched(self, pulse: Arc<Pulse>, fault: Option<Arc<Fault>>) -> Ring {
+        Ring { pulse, fault, ..self }
     }
 
     /// Returns a handle that ends this ring's calls.
@@ -152,14 +163,20 @@ impl Ring {
 
     fn carry_out_on<N: Number>(&mut self, numbers: &mut [N], parts: &[Range<usize>], plan: &Plan) -> Result<()> {
         let until = Instant::now() + self.call_deadline;
+        let pulse = self.pulse.clone();
+        let (_call, watch) = (pulse.call(), Watch { until, pulse: &pulse });
+        if fault::pass(self.fault.as_deref(), "ring.call") {
+            self.lanes.iter_mut().for_each(|lane| lane.swallow(until));
+            return Err(Error::Gang(format!("rank {}: its call hung as planned", self.rank)));
+        }
         let count = if size_of_val(numbers) < BYTES_OF_LANES { 1 } else { self.lanes.len() };
         let mut of_lanes = cut(numbers, parts, count);
         let outcome = match (&mut of_lanes[..], &mut self.lanes[..]) {
-            ([parts], [lane, ..]) => lane.run(plan, parts, until),
+            ([parts], [lane, ..]) => lane.run(plan, parts, watch),
             (of_lanes, lanes) => std::thread::scope(|scope| {
                 let works = of_lanes.iter_mut().zip(lanes);
                 let threads: Vec<_> =
-                    works.map(|(parts, lane)| scope.spawn(move || lane.run(plan, parts, until))).collect();
+                    works.map(|(parts, lane)| scope.spawn(move || lane.run(plan, parts, watch))).collect();
                 // All must have ended; the first error says what happened.
                 let ended: Vec<_> =
                     threads.into_iter().map(|thread| thread.join().expect("a lane does not panic")).collect();

@@ -1,0 +1,175 @@
+//! Gangs that lose and win members, stand still, or never come to anything.
+
+use super::*;
+
+/// Both members of the first attempt have met.
+fn met(min_workers: Option<u32>) -> TestEnv {
+    let mut env = TestEnv::new(2);
+    env.min_workers = min_workers;
+    to_the_gang(&mut env);
+    ["w0", "w1"].iter().for_each(|name| env.compute(name));
+    assert!(env.workers["w0"].met && env.workers["w1"].met);
+    env
+}
+
+fn gang(env: &TestEnv) -> Vec<String> {
+    task_of(env, 3, 0).members().iter().map(|member| member.worker.clone()).collect()
+}
+
+fn pass_in_beats(env: &mut TestEnv, ms: u64) {
+    (0..ms / 100).for_each(|_| env.pass(100));
+}
+
+fn tell(env: &mut TestEnv, name: &str, done: u64) {
+    let task = env.workers[name].running.clone().unwrap().task;
+    let progress = TaskProgress { task, done, total: 100, note: String::new(), work: "train".into() };
+    env.apply(Event::TaskProgressed { worker: name.into(), progress });
+}
+
+#[test]
+fn while_a_gang_waits_or_forms_people_are_told_for_whom() {
+    let mut env = TestEnv::new(2);
+    to_the_gang(&mut env);
+    assert_eq!(task_of(&env, 3, 0).note, "forming: 0 of 2 members listen; not yet: w0, w1");
+    env.compute("w1");
+    assert_eq!(task_of(&env, 3, 0).note, "forming: 1 of 2 members listen; not yet: w0");
+    env.compute("w0");
+    assert_eq!(task_of(&env, 3, 0).note, "");
+    env.die("w1");
+    env.compute("w0");
+    env.compute("w0");
+    pass_in_beats(&mut env, 700);
+    assert_eq!(task_of(&env, 3, 0).note, "waiting: 1 of 2 workers; w1 lost");
+    env.connect("w1");
+    assert_eq!(gang(&env), ["w0", "w1"]);
+    env.apply(Event::DrainAsked { worker: "w1".into() });
+    env.end("w0", How::Failed(Failed { problem: "a neighbour is gone".into(), infrastructure: true }));
+    assert_eq!(env.workers["w1"].told, Some(StopReason::GangBroken));
+    env.end("w1", How::Failed(Failed { problem: "the gang is broken".into(), infrastructure: true }));
+    pass_in_beats(&mut env, 200);
+    assert_eq!(task_of(&env, 3, 0).note, "waiting: 1 of 2 workers; w1 draining");
+    assert_eq!(env.scheduler.kept_for(), None, "two are never there: the free one may do other work");
+}
+
+#[test]
+fn a_gang_that_may_be_smaller_goes_on_with_what_is_left_and_grows_at_a_checkpoint() {
+    let mut env = met(Some(1));
+    env.die("w1");
+    env.compute("w0");
+    pass_in_beats(&mut env, 600);
+    // w1 is lost by now; somebody may come in its place.
+    env.pass(100);
+    assert_eq!(gang(&env), [""; 0]);
+    assert!(task_of(&env, 3, 0).note.contains("fewer will do in a moment"), "{}", task_of(&env, 3, 0).note);
+    pass_in_beats(&mut env, 600);
+    assert_eq!(gang(&env), ["w0"]);
+    assert_eq!(env.workers["w0"].running.as_ref().unwrap().world_size, 1);
+    assert!(env.log.iter().any(|line| line.ends_with("attempt 2 on w0 (1 of 2 workers)")), "{:?}", env.log);
+
+    // A replacement does not stop it at once.
+    env.connect("w1");
+    pass_in_beats(&mut env, 2000);
+    assert_eq!(env.workers["w0"].told, None);
+    pass_in_beats(&mut env, 1500);
+    assert_eq!(env.workers["w0"].told, Some(StopReason::Paused), "a checkpoint first");
+    env.restart();
+    env.workers.get_mut("w0").unwrap().told = None;
+    env.connect("w1");
+    env.connect("w0");
+    assert_eq!(env.workers["w0"].told, Some(StopReason::Paused), "told again by the next coordinator");
+    env.compute("w0");
+    assert_eq!(gang(&env), ["w0", "w1"]);
+    let task = task_of(&env, 3, 0);
+    assert_eq!((task.attempt, task.lost, task.failed), (3, 1, 0), "growing is neither loss nor failure");
+    assert!(env.settle());
+    assert_eq!(env.state(), RunState::Done);
+}
+
+#[test]
+fn a_member_that_leaves_costs_no_loss_and_the_rest_goes_on_where_it_may() {
+    for (min_workers, goes_on) in [(None, false), (Some(1), true)] {
+        let mut env = met(min_workers);
+        env.terminate("w1");
+        // All agree on the step to stop at.
+        env.end("w0", How::Stopped(proto::coordinator::Stopped {}));
+        env.compute("w1");
+        env.compute("w1");
+        pass_in_beats(&mut env, 1500);
+        let task = task_of(&env, 3, 0);
+        assert_eq!((task.lost, task.failed), (0, 0));
+        assert_eq!(gang(&env) == ["w0"], goes_on, "{}", task.note);
+    }
+}
+
+#[test]
+fn a_gang_told_to_stop_before_its_first_step_counts_no_loss() {
+    let mut env = met(Some(1));
+    env.apply(Event::PauseAsked { run: "r".into() });
+    env.end("w1", How::Failed(Failed { problem: "a neighbour is gone".into(), infrastructure: true }));
+    env.compute("w0");
+    assert_eq!((task_of(&env, 3, 0).lost, task_of(&env, 3, 0).failed), (0, 0));
+}
+
+#[test]
+fn a_gang_in_which_nobody_computes_and_nothing_moves_is_broken_within_five_heartbeats() {
+    let mut env = met(None);
+    let still = |env: &mut TestEnv, name: &str, ms| env.workers.get_mut(name).unwrap().still_ms = ms;
+    // One computes for long: the other waits as it should.
+    still(&mut env, "w0", 60_000);
+    pass_in_beats(&mut env, 2000);
+    assert_eq!(env.workers["w0"].told, None);
+    still(&mut env, "w1", 500);
+    env.pass(100);
+    assert_eq!(env.workers["w0"].told, None);
+    still(&mut env, "w1", 600);
+    env.pass(100);
+    assert_eq!(env.workers["w0"].told, Some(StopReason::GangBroken));
+    assert_eq!(env.workers["w1"].told, Some(StopReason::GangBroken));
+    for name in ["w0", "w1"] {
+        still(&mut env, name, 0);
+        env.compute(name);
+    }
+    let task = task_of(&env, 3, 0);
+    assert_eq!((task.lost, task.failed, task.attempt), (1, 0, 2));
+    assert!(env.log.iter().any(|line| line.contains("nothing has moved between them for 600 ms")), "{:?}", env.log);
+}
+
+/// Loses the gang's present attempt, and waits for the next.
+fn lose(env: &mut TestEnv) {
+    env.end("w0", How::Failed(Failed { problem: "a neighbour is gone".into(), infrastructure: true }));
+    env.compute("w1");
+    for _ in 0..700 {
+        if env.state() != RunState::Running || !gang(env).is_empty() {
+            return;
+        }
+        env.pass(100);
+    }
+    panic!("no next attempt: {}", task_of(env, 3, 0).note);
+}
+
+#[test]
+fn a_task_that_loses_its_workers_twenty_times_in_vain_is_given_up_with_the_last_loss_named() {
+    let mut env = TestEnv::new(2);
+    to_the_gang(&mut env);
+    for lost in 1..20 {
+        lose(&mut env);
+        assert_eq!((task_of(&env, 3, 0).lost, task_of(&env, 3, 0).failed), (lost, 0));
+    }
+    assert_eq!(env.state(), RunState::Running);
+    lose(&mut env);
+    assert_eq!(env.state(), RunState::Failed);
+    let reason = &env.scheduler.runs()["r"].reason;
+    assert!(reason.contains("20 times without getting any further, the last time: a neighbour is gone"), "{reason}");
+}
+
+#[test]
+fn a_task_that_gets_further_each_time_is_never_given_up_and_waits_for_nothing() {
+    let mut env = TestEnv::new(2);
+    to_the_gang(&mut env);
+    for step in 1..=50 {
+        tell(&mut env, "w0", step);
+        lose(&mut env);
+        assert_eq!(task_of(&env, 3, 0).attempt, step as u32 + 1, "the next attempt begins at once");
+    }
+    assert_eq!((task_of(&env, 3, 0).lost, env.state()), (50, RunState::Running));
+}
