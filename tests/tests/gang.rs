@@ -115,6 +115,32 @@ fn any_member_may_die_at_any_step() {
 }
 
 #[test]
+fn a_run_that_allows_it_goes_on_with_fewer_and_with_more_ranks() {
+    let folder = Folder::new();
+    train(&folder, TRACE, "whole", 2);
+    let options = format!("{TRACE} --any-world-size");
+    for (world, step) in [(2, 4), (3, 7)] {
+        let outcomes = finish(start(&folder, &options, "any", world, Some(&format!("train.step={step}"))));
+        assert_eq!(outcomes[world - 1].0, None, "the last rank was to be killed");
+    }
+    train(&folder, &options, "any", 1);
+    let found = losses(&folder, "any");
+    assert_eq!(found.len(), losses(&folder, "whole").len());
+    for (step, (a, b)) in losses(&folder, "whole").iter().zip(&found).enumerate() {
+        assert!((a - b).abs() <= 1e-4 * a.abs(), "step {step}: {b}, undisturbed {a}");
+    }
+    let ranks = |line: &Value| line["world_size"].as_u64().unwrap();
+    let lines = folder.lines("runs/any/metrics.jsonl");
+    let mut parts: Vec<u64> = lines.iter().map(ranks).collect();
+    parts.dedup();
+    assert_eq!(parts.last(), Some(&1), "{parts:?}");
+    assert_eq!(parts[0], 2, "steps of a checkpoint are not done again");
+    // Whoever promises equal bits does not go on from there.
+    let (code, err) = finish(start(&folder, TRACE, "any", 1, None)).remove(0);
+    assert!(code == Some(1) && err.contains("world_size: \"any\" there, 1 here"), "{err}");
+}
+
+#[test]
 fn another_world_size_is_another_run_and_a_lone_rank_is_told() {
     let folder = Folder::new();
     train(&folder, TRACE, "r", 1);

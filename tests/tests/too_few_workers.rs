@@ -10,7 +10,7 @@ fn a_gang_waits_for_its_second_worker() {
     cluster.start_all(3, 1);
     cluster.submit(&[]);
     cluster.wait_for_stage("base-sft", "waits for a second worker", |stage| {
-        stage["note"].as_str().unwrap().contains("needs 2 workers, 1 have joined")
+        stage["note"].as_str().unwrap().contains("waiting: 1 of 2 workers")
     });
     assert_eq!(cluster.json(&["status", "tiny"])["state"], "running");
     cluster.start_worker("w2", &[], &[]);

@@ -29,7 +29,7 @@ fn a_gang_whose_member_was_killed_goes_on_from_its_checkpoint() {
     cluster.submit(&[]);
     assert_eq!(cluster.wait_for_death("w2"), Some(9));
     let waiting = cluster.wait_for_stage("base-sft", "waits for a second worker", |stage| {
-        stage["note"].as_str().unwrap().contains("needs 2 workers, 1 have joined")
+        stage["note"].as_str().unwrap().contains("waiting: 1 of 2 workers")
     });
     let task = &waiting["tasks"][0];
     assert_eq!((&task["lost"], &task["failed"]), (&1.into(), &0.into()), "{waiting}");

@@ -1,0 +1,41 @@
+//! A network that swallows everything between the members of a gang, while the coordinator hears them all: every member waits
+//! in its call and goes on to beat. The attempt is broken within about five heartbeats, not at the deadline of the call, and
+//! the next one goes on from the last checkpoint to the same bytes.
+//!
+//! The call that hangs is planned. The training is done twice in one folder, first undisturbed.
+#![allow(clippy::unwrap_used)]
+
+use cluster_tests::cluster::Cluster;
+use cluster_tests::runs::is_done;
+
+const PRODUCTS: [&str; 2] = ["base/model.safetensors", "base/metrics.jsonl"];
+
+#[test]
+fn a_gang_whose_network_swallows_everything_is_broken_soon_and_goes_on_to_the_same_bytes() {
+    let mut cluster = Cluster::new();
+    cluster.start_all(3, 2);
+    cluster.submit(&[]);
+    cluster.wait_for_stage("base-sft", "is done", is_done);
+    let undisturbed = PRODUCTS.map(|name| cluster.product(name));
+    cluster.cancel();
+    cluster.forget_stage("base-sft", &["base"]);
+
+    cluster.terminate("w2");
+    assert_eq!(cluster.wait("w2"), Some(0), "{}", cluster.log("w2"));
+    cluster.start_worker("w2", &["--fault", "ring.call=10:hang"], &[]);
+    cluster.wait_for_worker("w2", "idle");
+    let before = cluster.run_log().len();
+    cluster.submit(&[]);
+    cluster.wait_for_stage("base-sft", "is done", is_done);
+    let log = cluster.run_log()[before..].to_owned();
+    let words = "nothing has moved between them for ";
+    let (_, rest) = log.split_once(words).unwrap_or_else(|| panic!("{words:?} is not in\n{log}"));
+    let still_ms: u64 = rest.split(' ').next().unwrap().parse().unwrap();
+    // Five heartbeats of 100 ms, the one that told, and what a busy machine takes.
+    assert!((501..2000).contains(&still_ms), "found after {still_ms} ms");
+    assert!(log.contains("attempt 2 on w1, w2"), "{log}");
+    assert!(cluster.log("w2").contains("hung as planned"), "{}", cluster.log("w2"));
+    for (name, undisturbed) in PRODUCTS.iter().zip(&undisturbed) {
+        assert!(cluster.product(name) == *undisturbed, "{name} differs after the hang");
+    }
+}
