@@ -83,7 +83,8 @@ async fn another_protocol_version_is_refused_with_both_versions() {
 #[tokio::test]
 async fn who_does_not_begin_with_hello_is_told_so_and_nonsense_breaks_nothing() {
     let coordinator = start();
-    let status = first_answer(&coordinator, Said::Heartbeat(Heartbeat { running: None, still_ms: 0 })).await.unwrap_err();
+    let status =
+        first_answer(&coordinator, Said::Heartbeat(Heartbeat { running: None, still_ms: 0 })).await.unwrap_err();
     assert!(status.message().contains("Hello"), "{status}");
 
     let (sender, messages) = mpsc::channel(16);

@@ -46,7 +46,8 @@ fn random_events_never_break_it_and_calm_brings_every_run_to_its_end() {
         // Every other gang may go on with fewer members.
         env.min_workers = (case % 2 == 1).then_some(1);
         env.submit();
-        for _ in 0..80 {
+        // Long enough that the gang has begun, where it is what is looked at.
+        for _ in 0..if env.min_workers.is_some() { 320 } else { 80 } {
             let before = env.scheduler.runs().clone();
             step(&mut env, &mut random);
             for (name, run) in env.scheduler.runs() {
@@ -84,8 +85,9 @@ fn random_events_never_break_it_and_calm_brings_every_run_to_its_end() {
         }
     }
     if number("TRACE_CASE").is_none() {
-        let all = || ends.iter().chain(&happened);
-        assert!(all().all(|&count| count > 20), "the events are of one kind only: {ends:?} {happened:?}");
+        println!("ends {ends:?}, happenings {happened:?}");
+        let is_mixed = ends.iter().all(|&count| count > 20) && happened.iter().all(|&count| count > 5);
+        assert!(is_mixed, "the events are of one kind only: {ends:?} {happened:?}");
     }
 }
 
