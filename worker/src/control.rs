@@ -83,11 +83,7 @@ impl Control {
 
     /// Passes a named point: dies or hangs here if the plan says so.
     pub fn pass(&self, point: &str) {
-        if fault::pass(self.fault.as_deref(), point) {
-            loop {
-                std::thread::park();
-            }
-        }
+        fault::pass_or_hang(self.fault.as_deref(), point);
     }
 
     /// Returns whether the command was told to stop.

@@ -199,9 +199,8 @@ impl Drop for InFlight {
             None => {}
             // One that another attempt has put in its place is left alone.
             Some(file) if self.is_done || self.suspect.is_none() => {
-                if fence::is_named(&self.path, file).unwrap_or(false) {
-                    let _ = std::fs::remove_file(&self.path);
-                }
+                let is_own = fence::is_named(&self.path, file).unwrap_or(false);
+                let _ = is_own.then(|| std::fs::remove_file(&self.path));
             }
             Some(_) => drop(self.write(None)),
         }

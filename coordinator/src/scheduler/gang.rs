@@ -91,7 +91,9 @@ mod tests {
     #[test]
     fn reasons_name_who_is_missing_and_why() {
         let busy = Why::Busy("r", "score-trace");
-        let table: [(usize, usize, &[(&str, Why<'_>)], &str); 7] = [
+        // Wanted, free, who is not and why; words.
+        type Row<'a> = (usize, usize, &'a [(&'a str, Why<'a>)], &'a str);
+        let table: [Row<'_>; 7] = [
             (4, 3, &[("gpu-2", Why::Draining)], "waiting: 3 of 4 workers; gpu-2 draining"),
             (2, 1, &[], "waiting: 1 of 2 workers"),
             (2, 5, &[], "waiting: 2 of 2 workers"),

@@ -379,8 +379,10 @@ pub unsafe extern "C" fn ncclCommDestroy(handle: *mut c_void) -> Status {
 pub unsafe extern "C" fn ncclCommAbort(handle: *mut c_void) -> Status {
     status_of(communicator(handle).map(|own| {
         own.aborted.store(true, Ordering::SeqCst);
-        while own.plan.abort_hangs {
-            std::thread::sleep(Duration::from_secs(1));
+        if own.plan.abort_hangs {
+            loop {
+                std::thread::sleep(Duration::from_secs(1));
+            }
         }
         known().remove(&(handle as usize));
     }))

@@ -294,7 +294,7 @@ impl TestEnv {
         for _ in 0..ms / TIMING.heartbeat_ms {
             self.pass_at_once(TIMING.heartbeat_ms);
         }
-        if ms % TIMING.heartbeat_ms > 0 {
+        if !ms.is_multiple_of(TIMING.heartbeat_ms) {
             self.pass_at_once(ms % TIMING.heartbeat_ms);
         }
     }

@@ -212,7 +212,7 @@ fn write(terms: &Terms, job: Job) -> Result<(Snapshot, Ready)> {
     let Job { unfinished, step, seen, snapshot, sync } = job;
     let is_first = terms.place.0 == 0;
     let parts = || {
-        fault::pass(terms.fault.as_deref(), "checkpoint.begun");
+        fault::pass_or_hang(terms.fault.as_deref(), "checkpoint.begun");
         let mut hash = String::new();
         if is_first {
             (terms.fence)()?;
@@ -242,10 +242,10 @@ fn publish(terms: &Terms, ready: Option<Ready>) -> Result<Said> {
     let published = || {
         unfinished.complete(&state)?;
         sync()?;
-        fault::pass(terms.fault.as_deref(), "checkpoint.written");
+        fault::pass_or_hang(terms.fault.as_deref(), "checkpoint.written");
         (terms.fence)()?;
         unfinished.rename()?;
-        fault::pass(terms.fault.as_deref(), "checkpoint.renamed");
+        fault::pass_or_hang(terms.fault.as_deref(), "checkpoint.renamed");
         folder::prune(&terms.run_dir, terms.keep)
     };
     published().map(|()| Said::Published).inspect_err(|_| unfinished.give_up())
