@@ -51,7 +51,7 @@ fn a_member_may_die_at_any_point_of_a_sharded_run() {
             let command = format!("{FULL} {options} --run-name {name}");
             for (rank, child) in folder.start_gang(&command, 2, Some((victim, point))).into_iter().enumerate() {
                 let output = child.wait_with_output().unwrap();
-                assert_eq!(output.status.success(), false, "{name}, rank {rank}");
+                assert!(!output.status.success(), "{name}, rank {rank}");
             }
             folder.gang(&command, 2);
             let mut files =
