@@ -120,7 +120,8 @@ fn a_run_that_allows_it_goes_on_with_fewer_and_with_more_ranks() {
     train(&folder, TRACE, "whole", 2);
     let options = format!("{TRACE} --any-world-size");
     for (world, step) in [(2, 4), (3, 7)] {
-        let outcomes = finish(start(&folder, &options, "any", world, Some(&format!("train.step={step}"))));
+        let point = format!("train.step={step}");
+        let outcomes = finish(start(&folder, &options, "any", world, Some((world - 1, &point))));
         assert_eq!(outcomes[world - 1].0, None, "the last rank was to be killed");
     }
     train(&folder, &options, "any", 1);
