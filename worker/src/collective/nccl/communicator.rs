@@ -1,8 +1,8 @@
 //! One member's communicator: calls that are begun, watched until they are done, and ended where they take too long.
 //!
 //! Communicators are non-blocking: a call returns at once, and this side asks NCCL for errors and the stream for its end until
-//! one of them answers, the deadline has passed, or another thread has asked for the end. Then the communicator is revoked, where NCCL
-//! can, and aborted. What hangs all the same, in an abort or in a call that should not block, ends the process: the
+//! one of them answers, the deadline has passed, or another thread has asked for the end. Then the communicator is aborted (a
+//! revocation before that would race with it: NCCL takes the flags of both back when the revocation ends). What hangs all the same, in an abort or in a call that should not block, ends the process: the
 //! last resort, from where the coordinator gives the task to others.
 //!
 //! Work goes to a stream of its own that waits for what libtorch has given the default stream so far; whoever called goes on when
@@ -134,7 +134,21 @@ impl Communicator {
         done.map_err(|error| self.end(error))
     }
 
-    fn on_device(&self) -> Result<()> {
+    /// Returns the watch over calls that may not return.
+    pub fn watched(&self) -> Watched {
+        self.watch.over(Duration::ZERO)
+    }
+
+    /// Returns whether calls are still made.
+    pub fn is_whole(&self) -> bool {
+        self.broken.is_none()
+    }
+
+    /// Makes this member's device that of the thread.
+    ///
+    /// # Errors
+    /// CUDA refuses.
+    pub fn on_device(&self) -> Result<()> {
         let cuda = &self.libraries.cuda;
         // SAFETY: no pointers.
         cuda.checked("cudaSetDevice", unsafe { (cuda.set_device)(self.device) })
@@ -199,7 +213,6 @@ impl Communicator {
             let nccl = &self.libraries.nccl;
             if !self.comm.is_null() {
                 let _watched = self.watch.over(Duration::ZERO);
-                nccl.revoke(self.comm);
                 // SAFETY: the communicator was made and not destroyed; it is not used after this.
                 let status = unsafe { (nccl.abort)(self.comm) };
                 if let Err(problem) = begun(nccl, "ncclCommAbort", status) {
@@ -247,6 +260,16 @@ fn number(number: usize) -> Result<c_int> {
     c_int::try_from(number).map_err(|_| Error::Gang(format!("{number} is too large for NCCL")))
 }
 
+/// Ends the process without the handlers of libraries that may be stuck themselves.
+fn exit_at_once(code: i32) -> ! {
+    unsafe extern "C" {
+        #[link_name = "_exit"]
+        fn exit(code: c_int) -> !;
+    }
+    // SAFETY: the C library's call takes any number and does not return.
+    unsafe { exit(code) }
+}
+
 /// A thread that ends the process where a call of the library does not return.
 #[derive(Debug)]
 struct Watch {
@@ -267,7 +290,7 @@ impl Watch {
                     tracing::error!(
                         "a call of NCCL does not return, nor does its abort; this process ends (code {STUCK})"
                     );
-                    std::process::exit(STUCK);
+                    exit_at_once(STUCK);
                 }
                 drop(until);
                 std::thread::sleep(Duration::from_millis(50));
@@ -285,7 +308,8 @@ impl Watch {
     }
 }
 
-struct Watched(Arc<Mutex<Option<Instant>>>);
+/// While it lives, a call may take the time of an abort.
+pub struct Watched(Arc<Mutex<Option<Instant>>>);
 
 impl Drop for Watched {
     fn drop(&mut self) {

@@ -220,17 +220,6 @@ impl Nccl {
         let words = words.map(|words| unsafe { CStr::from_ptr(words) }.to_string_lossy().trim().to_owned());
         words.filter(|words| !words.is_empty()).map_or_else(String::new, |words| format!(" ({words})"))
     }
-
-    /// Ends what a communicator has in flight, where this version can: the others are told.
-    pub fn revoke(&self, comm: Comm) {
-        type Revoke = unsafe extern "C" fn(Comm, c_int) -> Status;
-        // SAFETY: the symbol's type is that of nccl.h; the communicator is one that was made and not destroyed.
-        unsafe {
-            if let Ok(revoke) = self.library.get::<Revoke>(b"ncclCommRevoke\0") {
-                let _ = revoke(comm, 0);
-            }
-        }
-    }
 }
 
 impl Cuda {

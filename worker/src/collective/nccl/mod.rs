@@ -118,6 +118,9 @@ impl NcclGang {
                     other => return Err(Error::Gang(format!("numbers of type {other:?} are not exchanged"))),
                 };
                 let buffer = Buffer { pointer: tensor.data_ptr(), length: tensor.numel(), kind, size };
+                if buffer.length == 0 {
+                    return Ok(());
+                }
                 return self
                     .communicator
                     .call(what, |libraries, comm, stream| calls(&libraries.nccl, buffer, comm, stream));
@@ -141,6 +144,8 @@ impl NcclGang {
     fn room(&mut self, bytes: usize) -> Result<*mut c_void> {
         if self.staging.bytes < bytes {
             let cuda = self.communicator.libraries().cuda.clone();
+            self.communicator.on_device()?;
+            let _watched = self.communicator.watched();
             // SAFETY: nothing in flight uses the old room, since every call is waited for; the new pointer is CUDA's.
             unsafe {
                 let _ = (cuda.free)(self.staging.pointer);
@@ -159,9 +164,12 @@ impl NcclGang {
 
 impl Drop for NcclGang {
     fn drop(&mut self) {
-        let cuda = &self.communicator.libraries().cuda;
-        // SAFETY: nothing in flight uses it, and nothing will.
-        let _ = unsafe { (cuda.free)(self.staging.pointer) };
+        // After a call that failed something may still use it; the memory goes with the process.
+        if self.communicator.is_whole() {
+            let _watched = self.communicator.watched();
+            // SAFETY: nothing in flight uses it, and nothing will.
+            let _ = unsafe { (self.communicator.libraries().cuda.free)(self.staging.pointer) };
+        }
     }
 }
 
