@@ -95,7 +95,7 @@ macro_rules! table {
             /// Where it is from.
             pub path: PathBuf,
             // Its threads may outlive whoever uses it: it is never unloaded.
-            library: ManuallyDrop<Library>,
+            handle: ManuallyDrop<Library>,
         }
 
         impl $name {
@@ -117,7 +117,7 @@ macro_rules! table {
                         *call.map_err(|error| missing($symbol, error))?
                     },)*
                     path: path.to_owned(),
-                    library: ManuallyDrop::new(library),
+                    handle: ManuallyDrop::new(library),
                 })
             }
         }
@@ -213,7 +213,7 @@ impl Nccl {
         type LastError = unsafe extern "C" fn(Comm) -> *const c_char;
         // SAFETY: the symbol's type is that of nccl.h; with no communicator it tells the last error of all.
         let words = unsafe {
-            let call = self.library.get::<LastError>(b"ncclGetLastError\0");
+            let call = self.handle.get::<LastError>(b"ncclGetLastError\0");
             call.ok().map(|call| call(std::ptr::null_mut())).filter(|words| !words.is_null())
         };
         // SAFETY: NCCL returns a text that ends with 0 and stays.
@@ -231,7 +231,7 @@ impl Cuda {
         }
         // SAFETY: the symbol's type is that of cuda_runtime_api.h, and it returns a text that ends with 0 and stays.
         let words = unsafe {
-            let text = self.library.get::<Words>(b"cudaGetErrorString\0").ok().map(|words| words(status));
+            let text = self.handle.get::<Words>(b"cudaGetErrorString\0").ok().map(|words| words(status));
             text.filter(|text| !text.is_null()).map(|text| CStr::from_ptr(text).to_string_lossy().into_owned())
         };
         Err(Error::Gang(format!("{call}: {} ({status})", words.unwrap_or_else(|| "failed".into()))))
