@@ -4,3 +4,4 @@ pub mod loss;
 pub mod method;
 pub mod promotions;
 pub mod step;
+pub mod term;

@@ -2,7 +2,7 @@
 //! the published method takes γI for H + γI).
 //!
 //! H is the Gauss-Newton matrix of the loss as a function of the summed log-probs s: (1/n) Σ_i Σ c·(Jᵀd)(Jᵀd)ᵀ, with J = ds/dθ
-//! and c·d·dᵀ the parts of d²ℓ/ds² ([`step::term_curvature`]); what the second derivatives of s themselves add is left out,
+//! and c·d·dᵀ the parts of d²ℓ/ds² ([`term::term_curvature`]); what the second derivatives of s themselves add is left out,
 //! so H is never negative. A product H·v is one forward pass that carries v (it gives J·v) and one backward pass.
 
 use shared::curvature::Report;
@@ -15,6 +15,7 @@ use crate::dataset;
 use crate::error::{Error, Result};
 use crate::measure;
 use crate::objective::step::{self, Item, NotFinite, Settings};
+use crate::objective::term;
 
 /// The Gauss-Newton matrix of some records' mean loss at a point.
 pub struct GaussNewton<'a> {
@@ -49,7 +50,7 @@ impl<'a> GaussNewton<'a> {
                 if !s.iter().chain(&item.reference).all(|log_prob| log_prob.is_finite()) {
                     return Err(NotFinite { record: item.record, term: item.term });
                 }
-                let parts = step::term_curvature(item.term, settings, s, &item.reference);
+                let parts = term::term_curvature(item.term, settings, s, &item.reference);
                 Ok(parts.into_iter().map(|(c, d)| (c / items.len() as f64, d)).collect())
             };
             pack.iter().map(of_item).collect()

@@ -17,7 +17,8 @@ use crate::model::lora::{Factors, Lora};
 use crate::model::pack::{Pack, group_sums};
 use crate::model::tangent::{Direction, Move};
 use crate::model::weight_space::{Space, Weights};
-use crate::objective::step::{self, Item, NotFinite, Policy, Settings, term_loss, to_f64};
+use crate::objective::step::{self, Item, NotFinite, Policy, Settings, to_f64};
+use crate::objective::term::term_loss;
 
 /// Why there is no gradient.
 #[derive(Debug)]

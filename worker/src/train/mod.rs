@@ -153,7 +153,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         };
         // From here on the folder belongs to these settings: nothing is refused any more for what they are.
         run.bind(&key)?;
-        keep_set_aside(&run, &set, replay_set.as_ref(), validation.as_ref().map(|validation| &validation.set))?;
+        run.keep_set_aside(&set, replay_set.as_ref(), validation.as_ref().map(|validation| &validation.set))?;
         promotions.keep(&run.path.join("quality.json"))?;
         if let Some(scores) = scores {
             weights::keep_scores(args, &run, &set, scores)?;
@@ -237,7 +237,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     let mut rounds = Rounds::new(args, &set, &encoder, policy, total, control, gang)?;
     let u2a = rounds.as_mut().map(|rounds| U2a { rounds, scores: &scores });
     let sets = Sets { items: &mut items, groups: &groups, replay: &replay, validation: validation.as_ref(), u2a };
-    let mut in_flight = in_flight(&run, &set.file, gang)?;
+    let mut in_flight = run.in_flight(&set.file, gang)?;
     let trained = train(args, &run, policy, sets, &mut optimizer, &mut in_flight, control, gang);
     if matches!(trained, Err(Error::Gang(_))) && control.stop().is_none() {
         // A member died or hung, perhaps of what it had to compute.
@@ -498,36 +498,4 @@ fn train(
     times.calls += optimizer.waited();
     let best = curves.and_then(|curves| curves.best);
     Ok(Trained { tokens, best, last, checkpoints: checkpoints.told(), times })
-}
-
-/// Reads what was in flight when the attempt before ended; the first rank's word counts.
-fn in_flight(run: &RunFolder, records: &Path, gang: &mut dyn Collective) -> Result<InFlight> {
-    let opened = match run.is_owned() {
-        true => InFlight::open(&run.path.join("train.in_flight"), &run.key, records),
-        false => Ok(InFlight::unkept()),
-    };
-    if gang.first_of(f64::from(u8::from(opened.is_err())))? != 0.0 && opened.is_ok() {
-        return Err(Error::Config(format!(
-            "{}: three attempts in a row died in one step; the gang's first rank names it",
-            records.display()
-        )));
-    }
-    opened
-}
-
-/// Writes what was set aside into the run's folder.
-fn keep_set_aside(
-    run: &RunFolder,
-    set: &DataSet,
-    replay: Option<&DataSet>,
-    validation: Option<&DataSet>,
-) -> Result<()> {
-    let beside = |file: &Path, part: &str| run.path.join(format!("{}{part}.json", shared::output::stem(file)));
-    set.set_aside(&beside(&set.file, ""))?;
-    for (set, part) in [(replay, "_replay"), (validation, "_validation")] {
-        if let Some(set) = set {
-            set.set_aside(&beside(&set.file, part))?;
-        }
-    }
-    Ok(())
 }

@@ -13,8 +13,11 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::TrainArgs;
+use crate::collective::Collective;
+use crate::dataset::DataSet;
 use crate::error::{Error, Result};
 use crate::fence::{Attempt, Place, Wish};
+use crate::in_flight::InFlight;
 
 /// An open run folder.
 #[derive(Debug)]
@@ -140,6 +143,44 @@ impl RunFolder {
         shared::output::write_json(&self.path.join("train_summary.json"), &summary)?;
         self.is_complete = true;
         Ok(summary)
+    }
+
+    /// Reads what was in flight when the attempt before ended; the first rank's word counts.
+    ///
+    /// # Errors
+    /// Three attempts in a row died in one piece, which the first rank names; a member of the gang is gone.
+    pub(super) fn in_flight(&self, records: &Path, gang: &mut dyn Collective) -> Result<InFlight> {
+        let opened = match self.is_owned() {
+            true => InFlight::open(&self.path.join("train.in_flight"), &self.key, records),
+            false => Ok(InFlight::unkept()),
+        };
+        if gang.first_of(f64::from(u8::from(opened.is_err())))? != 0.0 && opened.is_ok() {
+            return Err(Error::Config(format!(
+                "{}: three attempts in a row died in one step; the gang's first rank names it",
+                records.display()
+            )));
+        }
+        opened
+    }
+
+    /// Writes what was set aside of the records, the replay and the validation.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub(super) fn keep_set_aside(
+        &self,
+        set: &DataSet,
+        replay: Option<&DataSet>,
+        validation: Option<&DataSet>,
+    ) -> Result<()> {
+        let beside = |file: &Path, part: &str| self.path.join(format!("{}{part}.json", shared::output::stem(file)));
+        set.set_aside(&beside(&set.file, ""))?;
+        for (set, part) in [(replay, "_replay"), (validation, "_validation")] {
+            if let Some(set) = set {
+                set.set_aside(&beside(&set.file, part))?;
+            }
+        }
+        Ok(())
     }
 }
 

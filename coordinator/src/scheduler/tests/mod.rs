@@ -2,6 +2,7 @@
 
 mod env;
 mod gangs;
+mod invariants;
 mod random;
 
 use proto::coordinator::task_ended::How;
