@@ -88,13 +88,23 @@ fn a_table_says_what_fits_and_a_refusal_what_would_help() {
     assert!(number("largest_pack_tokens_recomputed") > number("largest_pack_tokens"), "{plan}");
 
     let table = folder.succeed("plan --model big --device cuda --gpus 4 --gpu-memory 80").out;
-    for part in ["weights", "optimiser", "LM head", "Largest --pack-tokens", "4 devices: every one holds all of this"] {
+    for part in [
+        "weights",
+        "optimiser",
+        "LM head",
+        "Largest --pack-tokens",
+        "4 devices, each as above: an update's records are shared out, weights and optimiser are not",
+    ] {
         assert!(table.contains(part), "{part}: {table}");
     }
-    let refused = folder.run("plan --model big --method full --device cuda --gpus 4 --gpu-memory 80");
+    // Each of four holds a quarter of the gradients, masters and moments, and all weights twice.
+    let full = "plan --model big --method full --device cuda --gpus 4 --gpu-memory";
+    let fits = folder.succeed(&format!("{full} 80")).out;
+    assert!(fits.contains("gradients and the optimiser's state are shared out, the weights are not"), "{fits}");
+    let refused = folder.run(&format!("{full} 40"));
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.out.contains("frozen copy"), "the table is printed all the same: {}", refused.out);
-    for part in ["not even one pair of 511 tokens fits into 80.0 GiB", "--method lora", "more devices do not help"] {
+    for part in ["not even one pair of 511 tokens fits into 40.0 GiB", "--method lora", "or --shard-parameters"] {
         assert!(refused.err.contains(part), "{part}: {}", refused.err);
     }
     for (words, part) in [

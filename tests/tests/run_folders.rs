@@ -133,7 +133,7 @@ fn a_damaged_checkpoint_is_said_and_the_older_one_used() {
     folder.succeed(TRAIN);
     let whole = folder.bytes("runs/r/adapter_model.safetensors");
     std::fs::remove_dir_all(folder.path("runs")).unwrap();
-    folder.killed(TRAIN, "train.step=5");
+    folder.killed(TRAIN, "checkpoint.renamed=2");
     let newest = "runs/r/checkpoint-4/state.safetensors";
     let mut bytes = folder.bytes(newest);
     let middle = bytes.len() / 2;
@@ -148,7 +148,7 @@ fn a_damaged_checkpoint_is_said_and_the_older_one_used() {
 #[test]
 fn with_every_checkpoint_damaged_the_run_stops_and_touches_nothing() {
     let folder = Folder::new();
-    folder.killed(TRAIN, "train.step=5");
+    folder.killed(TRAIN, "checkpoint.renamed=2");
     folder.write("runs/r/checkpoint-2/state.json", "{");
     folder.write("runs/r/checkpoint-4/state.safetensors", "short");
     folder.refused(TRAIN, &["checkpoint-4", "no whole checkpoint", "remove"]);
@@ -160,7 +160,7 @@ fn with_every_checkpoint_damaged_the_run_stops_and_touches_nothing() {
 #[test]
 fn a_checkpoint_can_be_named_to_go_on_from() {
     let folder = Folder::new();
-    folder.killed(TRAIN, "train.step=5");
+    folder.killed(TRAIN, "checkpoint.renamed=2");
     let named = TRAIN.replace("--run-name r", "--resume-from-checkpoint runs/r/checkpoint-4");
     let outcome = folder.succeed(&named);
     assert!(outcome.err.contains("from step 4 of 6"), "{}", outcome.err);

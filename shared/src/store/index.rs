@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,9 @@ const REACHES: &[u8] = b"\0reaches";
 /// Latest changes kept in memory until they are brought in.
 const RECENT: usize = 16_384;
 const CACHE_BYTES: u64 = 16 << 20;
+/// An index that threads still hold is asked for again so often, after so long each time.
+const RELEASE_TRIES: u32 = 100;
+const RELEASE_WAIT: Duration = Duration::from_millis(20);
 
 /// How much of the log was taken in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -74,7 +78,17 @@ impl Index {
     pub(super) fn open(path: &Path, belongs: impl Fn(u64) -> bool) -> std::result::Result<Index, String> {
         let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
         // A damaged file has been seen to panic inside sled.
-        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| config.open()));
+        let open = || std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| config.open()));
+        let is_held = |opened: &std::thread::Result<sled::Result<sled::Db>>| matches!(opened, Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock"));
+        let mut opened = open();
+        // The folder is ours: who holds the index can only be threads of an earlier one in this process that are not done.
+        for _ in 0..RELEASE_TRIES {
+            if !is_held(&opened) {
+                break;
+            }
+            std::thread::sleep(RELEASE_WAIT);
+            opened = open();
+        }
         let sled = opened.map_err(|_| "cannot be read".to_owned())?.map_err(|error| error.to_string())?;
         let known = |key| sled.get(key).map_err(|error| error.to_string());
         let state = match known(STATE)? {
