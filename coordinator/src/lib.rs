@@ -23,6 +23,8 @@ mod run_file;
 mod scheduler;
 mod serve;
 mod service;
+#[cfg(test)]
+mod simulation;
 mod stage;
 mod status;
 

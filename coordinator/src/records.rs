@@ -134,6 +134,19 @@ impl Found {
     pub(crate) fn read(store: &Store) -> Result<Found> {
         Ok(Found { runs: store.scan(RUNS)?, plans: store.scan(PLANS)?, tasks: store.scan(TASKS)? })
     }
+
+    /// Reads records as tests keep them, by tree and key.
+    #[cfg(test)]
+    pub(crate) fn of(saved: &BTreeMap<(String, String), String>) -> Found {
+        fn scan<T: serde::de::DeserializeOwned>(
+            saved: &BTreeMap<(String, String), String>,
+            tree: &str,
+        ) -> Vec<(String, T)> {
+            let own = saved.iter().filter(|((of, _), _)| of == tree);
+            own.map(|((_, key), value)| (key.clone(), serde_json::from_str(value).unwrap())).collect()
+        }
+        Found { runs: scan(saved, RUNS), plans: scan(saved, PLANS), tasks: scan(saved, TASKS) }
+    }
 }
 
 /// Names what belongs to a stage of one submission of a run.

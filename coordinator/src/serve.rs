@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::coordinator::runs_server::RunsServer;
@@ -131,7 +132,7 @@ pub(crate) async fn serve(
     };
     let driver = Driver::new(store, logs.clone(), surroundings, scheduler, (inbox_in.clone(), inbox), changes_in)?;
 
-    let service = Service { inbox: inbox_in, changes, logs, only: args.only.clone() };
+    let service = Service { inbox: inbox_in, changes, logs, only: args.only.clone(), connections: Arc::default() };
     let runs = RunsServer::new(service.clone()).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let workers = WorkersServer::new(service).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let server = shared::net::server()

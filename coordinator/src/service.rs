@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::Stream;
@@ -17,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::driver::{Input, outgoing};
+use crate::driver::{Decide, Input, outgoing};
 use crate::logs::Logs;
 use crate::scheduler::event::{Event, Refusal, Source};
 use crate::status::Snapshot;
@@ -37,6 +38,8 @@ pub(crate) struct Service {
     pub(crate) logs: Logs,
     /// The one run that is driven here.
     pub(crate) only: Option<String>,
+    /// Numbers workers' connections: two of the same process are told apart.
+    pub(crate) connections: Arc<AtomicU64>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -47,7 +50,7 @@ impl Service {
     async fn ask(&self, event: Event) -> Result<(), Status> {
         let (answer, answered) = oneshot::channel();
         self.inbox
-            .try_send(Input::Asked { event, answer })
+            .try_send(Input::Decide(Decide::Asked { event, answer }))
             .map_err(|_| Status::resource_exhausted("the coordinator is busy; try again"))?;
         let answered = answered.await.map_err(|_| Status::unavailable("the coordinator is shutting down"))?;
         answered.map_err(|refusal| match refusal {
@@ -193,6 +196,7 @@ impl Workers for Service {
         let mut incoming = request.into_inner();
         let (orders, receiver) = outgoing();
         let inbox = self.inbox.clone();
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             let first = tokio::time::timeout(HELLO_DEADLINE, incoming.message()).await;
             let Ok(Ok(Some(FromWorker { message: Some(Said::Hello(hello)) }))) = first else {
@@ -205,19 +209,20 @@ impl Workers for Service {
                 let _ = orders.send(Ok(ToWorker { message: Some(refused) })).await;
                 return;
             }
-            let (worker, instance) = (hello.name.clone(), hello.instance.clone());
-            if inbox.send(Input::Connected { hello, outgoing: orders.clone() }).await.is_err() {
+            let worker = hello.name.clone();
+            let connected = Decide::Connected { hello, connection, outgoing: orders.clone() };
+            if inbox.send(Input::Decide(connected)).await.is_err() {
                 return;
             }
             drop(orders);
             // When the driver is busy the stream waits here, and the worker's messages with it.
             while let Ok(Some(FromWorker { message: Some(message) })) = incoming.message().await {
-                let said = Input::Said { worker: worker.clone(), instance: instance.clone(), message };
-                if inbox.send(said).await.is_err() {
+                let said = Decide::Said { worker: worker.clone(), connection, message };
+                if inbox.send(Input::Decide(said)).await.is_err() {
                     return;
                 }
             }
-            let _ = inbox.send(Input::Disconnected { worker, instance }).await;
+            let _ = inbox.send(Input::Decide(Decide::Disconnected { worker, connection })).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }

@@ -96,7 +96,7 @@ async fn who_does_not_begin_with_hello_is_told_so_and_nonsense_breaks_nothing() 
     assert_eq!(welcome.heartbeat_ms, 100);
     assert_eq!(std::fs::read_to_string(&welcome.probe_file).unwrap(), welcome.probe_content);
     // An end of a task that never was, and one without a name or a kind of end.
-    let task = TaskRef { run: "none".into(), stage: "s".into(), task: "t".into(), attempt: 7 };
+    let task = TaskRef { run: "none".into(), stage: "s".into(), task: "t".into(), attempt: 7, submission: 1 };
     for ended in [TaskEnded { task: Some(task.clone()), how: None }, TaskEnded::default()] {
         sender.send(said(Said::Ended(ended))).await.unwrap();
     }

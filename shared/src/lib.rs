@@ -6,6 +6,7 @@ pub mod error;
 pub mod gold;
 pub mod input;
 pub mod keyed_random;
+pub mod link;
 pub mod lock;
 pub mod logging;
 pub mod net;

@@ -239,7 +239,9 @@ impl Scheduler {
             }
             _ => {}
         }
-        self.runs.insert(name.clone(), Run::new(plan, source, now_ms));
+        // The time names a submission, in records and to workers: no two of a run have the same.
+        let submitted_ms = self.runs.get(&name).map_or(now_ms, |run| now_ms.max(run.submitted_ms + 1));
+        self.runs.insert(name.clone(), Run::new(plan, source, submitted_ms));
         self.save(&name);
         self.log(&name, "submitted");
         self.reply(Ok(()));

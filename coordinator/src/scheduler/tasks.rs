@@ -158,7 +158,6 @@ impl Scheduler {
         let reference = self.task_ref(run, stage, index);
         let world_size = workers.len() as u32;
         let gang_secret = if world_size > 1 { self.secret(&reference) } else { Vec::new() };
-        let submission = self.runs[run].submitted_ms;
         let common = self.runs[run].stages[stage].work().map(|tasks| tasks.common().to_vec()).unwrap_or_default();
         for (rank, worker) in workers.iter().enumerate() {
             self.worker_mut(worker).state = WorkerState::Busy { task: reference.clone() };
@@ -170,7 +169,6 @@ impl Scheduler {
                 rank: rank as u32,
                 world_size,
                 gang_secret: gang_secret.clone(),
-                submission,
             };
             self.send(worker, Message::Run(order));
         }
@@ -185,7 +183,8 @@ impl Scheduler {
 
     /// Secret of an attempt: nobody who lacks the seed can make it.
     fn secret(&self, task: &TaskRef) -> Vec<u8> {
-        let label = format!("{}/{}/{}/{}", task.run, task.stage, task.task, task.attempt);
+        let TaskRef { run, stage, task, attempt, submission } = task;
+        let label = format!("{run}/{submission}/{stage}/{task}/{attempt}");
         blake3::keyed_hash(&self.seed, label.as_bytes()).as_bytes().to_vec()
     }
 
@@ -196,6 +195,7 @@ impl Scheduler {
             stage: self.runs[run].plan.stages[stage].name.clone(),
             task: task.plan.name.clone(),
             attempt: task.attempt,
+            submission: self.runs[run].submitted_ms,
         }
     }
 

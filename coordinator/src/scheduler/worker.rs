@@ -273,7 +273,9 @@ impl Scheduler {
         let TaskState::Running { members, .. } = &own.state else { return None };
         let instance = &self.workers.get(name)?.hello.instance;
         let is_one = members.iter().any(|m| m.worker == name && m.instance == *instance && !m.ended);
-        (own.attempt == task.attempt && is_one).then_some((stage, index))
+        // Each submission counts its attempts from 1.
+        let is_this = own.attempt == task.attempt && run.submitted_ms == task.submission;
+        (is_this && is_one).then_some((stage, index))
     }
 
     pub(super) fn worker_mut(&mut self, name: &str) -> &mut Worker {

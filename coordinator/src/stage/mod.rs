@@ -6,6 +6,7 @@
 //! called again after a crash.
 
 mod args;
+pub(crate) mod asking;
 mod curvature;
 mod files;
 mod generate;
@@ -84,8 +85,8 @@ pub(crate) struct Progress {
 
 /// What questions to the oracle cost; reused answers cost nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-struct Bill {
-    calls: u64,
+pub(crate) struct Bill {
+    pub(crate) calls: u64,
     reused: u64,
     prompt_tokens: u64,
     /// Of the prompt tokens, those the API had in its cache.

@@ -2,32 +2,26 @@
 //!
 //! The service's ledger makes asking again safe: what has an answer costs nothing, and what the stage paid in earlier
 //! attempts is on the bill of its last. So a service that is away is waited for and asked again; only its own refusals end
-//! the stage. A job that pauses (quota, key, cost limit, an operator's word) keeps its stream and says why in its progress;
-//! it goes on when it is resumed there, or its limit raised.
+//! the stage ([`super::asking`]). A job that pauses (quota, key, cost limit, an operator's word) keeps its stream and says why
+//! in its progress; it goes on when it is resumed there, or its limit raised.
 
 use std::path::Path;
-use std::time::Duration;
 
 use proto::oracle::job::Work as Asked;
-use proto::oracle::job_event::Event;
 use proto::oracle::oracle_client::OracleClient;
-use proto::oracle::{Correct, Ended, Job, Judge, Triage};
+use proto::oracle::{Correct, Ended, Job, JobEvent, Judge, Triage};
 use serde_json::{Value, json};
 use shared::net::SendToken;
 use shared::output::{sibling, write_json};
 use shared::policy_shift::Policy;
 use shared::{Error, Result, input, rules};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
+use tonic::{Status, Streaming};
 
+use super::asking::{Asking, Next};
 use super::{Bill, Context, Progress, manifest};
 use crate::plan::Work;
 use crate::run_file::Mock;
-
-/// A service that says nothing for so long is given up.
-const PATIENCE: Duration = Duration::from_secs(300);
-const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Returns what shapes the oracle's verdicts: model, policy, and how the question is put where it is not the plain one. Its
 /// address does not; an answer is the same elsewhere.
@@ -139,88 +133,38 @@ async fn ask(context: &Context, stage: usize, job: &Job, progress: &(dyn Fn(Prog
     let mut client = OracleClient::with_interceptor(channel, SendToken(address.token.clone()))
         .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let file = context.paths(stage).bill();
-    let mut account = Account::open(&file);
-    let (mut tries, mut away) = (0, Duration::ZERO);
+    let paid = if file.exists() { input::read_json(&file).unwrap_or_default() } else { Bill::default() };
+    let mut asking = Asking::new(address.url.clone(), paid);
+    let mut events: Option<Streaming<JobEvent>> = None;
     loop {
-        let status = match client.run(job.clone()).await {
-            Err(status) => status,
-            Ok(events) => {
-                let mut events = events.into_inner();
-                loop {
-                    let event = match events.message().await {
-                        Ok(Some(event)) => event,
-                        Ok(None) => break Status::unavailable("the job ended without a result"),
-                        Err(status) => break status,
-                    };
-                    (tries, away) = (0, Duration::ZERO);
-                    match event.event {
-                        Some(Event::Progress(now)) => {
-                            if let Some(bill) = &now.bill {
-                                account.charge(bill);
-                            }
-                            account.save_now_and_then(&file)?;
-                            let cost_usd = account.bill.cost_usd;
-                            let note = note(&now);
-                            progress(Progress { done: now.done, total: now.total, cost_usd, note });
-                        }
-                        Some(Event::Ended(ended)) => {
-                            if let Some(bill) = &ended.bill {
-                                account.settle(bill);
-                            }
-                            account.save(&file)?;
-                            return Ok(ended);
-                        }
-                        None => {}
-                    }
+        let next = match &mut events {
+            None => match client.run(job.clone()).await {
+                Ok(opened) => {
+                    events = Some(opened.into_inner());
+                    continue;
                 }
-            }
+                Err(status) => asking.failed(&status),
+            },
+            Some(events) => match events.message().await {
+                Ok(Some(event)) => asking.heard(event.event),
+                Ok(None) => asking.failed(&Status::unavailable("the job ended without a result")),
+                Err(status) => asking.failed(&status),
+            },
         };
-        account.save(&file)?;
-        if !may_come_back(status.code()) {
-            return Err(Error::Config(format!("the oracle service: {}", status.message())));
+        if asking.is_to_be_saved(&next) {
+            write_json(&file, asking.bill())?;
         }
-        if away >= PATIENCE {
-            return Err(Error::Config(format!(
-                "no oracle service answers at {} since {} s ({}); start it and submit the run again: what was answered \
-                 is kept",
-                address.url,
-                away.as_secs(),
-                status.message()
-            )));
+        match next {
+            Next::Listen(now) => now.into_iter().for_each(progress),
+            Next::Ask { after, told } => {
+                progress(told);
+                tokio::time::sleep(after).await;
+                events = None;
+            }
+            Next::Done(ended) => return Ok(ended),
+            Next::GiveUp(problem) => return Err(Error::Config(problem)),
         }
-        tries += 1;
-        let wait = wait(tries);
-        let note = format!("waiting for the oracle service at {} ({})", address.url, status.message());
-        progress(Progress { note, cost_usd: account.bill.cost_usd, ..Progress::default() });
-        tokio::time::sleep(wait).await;
-        away += wait;
     }
-}
-
-/// Returns what a job waits for and what it will cost, for people.
-fn note(now: &proto::oracle::Progress) -> String {
-    let mut parts = Vec::new();
-    if !now.note.is_empty() {
-        parts.push(now.note.clone());
-    }
-    if let Some(projected) = now.projected_usd {
-        let cap = now.bill.as_ref().and_then(|bill| bill.cap_usd);
-        parts.push(match cap {
-            Some(cap) => format!("about ${projected:.2} at the end, the run's limit is ${cap:.2}"),
-            None => format!("about ${projected:.2} at the end"),
-        });
-    }
-    parts.join("; ")
-}
-
-/// Returns how long to wait before asking for the n-th time again.
-fn wait(tries: u32) -> Duration {
-    FIRST_WAIT.saturating_mul(1 << (tries - 1).min(10)).min(LONGEST_WAIT)
-}
-
-/// Returns whether a failed call says that the service is gone, not that it refuses.
-fn may_come_back(code: Code) -> bool {
-    matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted | Code::Internal)
 }
 
 /// Fails a stage that has left too much without an answer.
@@ -257,98 +201,4 @@ fn check(context: &Context, stage: usize, ended: &Ended) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// What a stage has cost. The service counts what earlier attempts paid, as it comes to their answers again: until it has
-/// come to all of them, the account stands where they left it.
-struct Account {
-    bill: Bill,
-    saved: u64,
-}
-
-/// Calls after which the account is saved while the work goes on.
-const SAVE_EVERY: u64 = 50;
-
-impl Account {
-    fn open(file: &Path) -> Account {
-        let bill: Bill = if file.exists() { input::read_json(file).unwrap_or_default() } else { Bill::default() };
-        Account { saved: bill.calls, bill }
-    }
-
-    /// Takes a bill on its way.
-    fn charge(&mut self, bill: &proto::oracle::Bill) {
-        if bill.calls >= self.bill.calls {
-            self.settle(bill);
-        }
-    }
-
-    /// Takes the last bill, which is the whole.
-    fn settle(&mut self, bill: &proto::oracle::Bill) {
-        self.bill = Bill {
-            calls: bill.calls,
-            reused: bill.reused,
-            prompt_tokens: bill.prompt_tokens,
-            completion_tokens: bill.completion_tokens,
-            cached_tokens: bill.cached_tokens,
-            cost_usd: bill.cost_usd,
-            prices: bill.prices.clone(),
-        };
-    }
-
-    fn save(&mut self, file: &Path) -> Result<()> {
-        self.saved = self.bill.calls;
-        write_json(file, &self.bill)
-    }
-
-    fn save_now_and_then(&mut self, file: &Path) -> Result<()> {
-        if self.bill.calls >= self.saved + SAVE_EVERY { self.save(file) } else { Ok(()) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn bill(calls: u64, reused: u64) -> proto::oracle::Bill {
-        proto::oracle::Bill { calls, reused, cost_usd: calls as f64, ..Default::default() }
-    }
-
-    #[test]
-    fn an_account_stands_until_the_next_attempt_has_come_so_far_and_the_last_bill_is_the_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("bill.json");
-        let mut first = Account::open(&file);
-        first.charge(&bill(40, 10));
-        first.save(&file).unwrap();
-        // Cut off; the next attempt comes to its 40 answers, to three more that were paid and not told, and to new ones.
-        let mut second = Account::open(&file);
-        let mut after = |calls, reused| {
-            second.charge(&bill(calls, reused));
-            (second.bill.calls, second.bill.reused, second.bill.cost_usd)
-        };
-        assert_eq!(after(5, 1), (40, 10, 40.0));
-        assert_eq!(after(43, 10), (43, 10, 43.0));
-        assert_eq!(after(103, 10), (103, 10, 103.0));
-        second.settle(&bill(100, 10));
-        second.save(&file).unwrap();
-        assert_eq!(Account::open(&file).bill.calls, 100);
-    }
-
-    #[test]
-    fn a_note_says_what_a_job_waits_for_and_what_it_will_cost() {
-        let mut now = proto::oracle::Progress::default();
-        assert_eq!(note(&now), "");
-        now.projected_usd = Some(12.345);
-        assert_eq!(note(&now), "about $12.35 at the end");
-        now.note = "paused: the quota".into();
-        now.bill = Some(proto::oracle::Bill { cap_usd: Some(20.0), ..Default::default() });
-        assert_eq!(note(&now), "paused: the quota; about $12.35 at the end, the run's limit is $20.00");
-    }
-
-    #[test]
-    fn waits_grow_to_a_bound() {
-        assert_eq!(wait(1), FIRST_WAIT);
-        assert!(wait(3) > wait(2));
-        assert_eq!(wait(40), LONGEST_WAIT);
-    }
 }

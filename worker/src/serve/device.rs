@@ -152,7 +152,7 @@ fn carry_out(
     };
     let attempt = Attempt {
         task: format!("{}/{}/{}", task.run, task.stage, task.task),
-        submission: run.submission,
+        submission: task.submission,
         attempt: task.attempt,
     };
     let sink: Sink = Box::new(move |work, done, total, note| {
@@ -202,14 +202,14 @@ fn join(
     if peers.len() != run.world_size as usize {
         return Err(Error::Gang(format!("{} addresses came for {} members", peers.len(), run.world_size)));
     }
-    let TaskRef { run: name, stage, task, attempt } = task;
+    let TaskRef { run: name, stage, task, attempt, submission } = task;
     Ring::form(
         listener,
         &Membership {
             rank: run.rank as usize,
             peers,
             secret,
-            label: format!("{name}/{stage}/{task}/{attempt}"),
+            label: format!("{name}/{submission}/{stage}/{task}/{attempt}"),
             lanes: ring::LANES,
             form_deadline: FORM_DEADLINE,
             call_deadline: ring::CALL_DEADLINE,

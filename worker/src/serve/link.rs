@@ -1,28 +1,23 @@
-//! The connection to the coordinator: hello, heartbeat, tasks, and dialling again when it is lost.
+//! The connection to the coordinator as it is held: messages over gRPC, a clock, the device thread.
 //!
-//! ```text
-//!            ┌───────────── connection lost, dial again ────────────┐
-//!            ▼                                                      │
-//!  Hello ─▶ Welcome ─▶ FolderSeen ─▶ tasks: RunTask … TaskEnded … EndedStored ─▶ leave
-//!            └▶ Refused: the process ends
-//! ```
+//! What to say, when to dial and which order to obey is decided by [`shared::link`]; here it is done.
 
+use std::collections::VecDeque;
+use std::future::Future;
 use std::net::TcpListener;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
 use proto::coordinator::from_worker::Message as Said;
 use proto::coordinator::task_ended::How;
-use proto::coordinator::to_worker::Message as Told;
 use proto::coordinator::workers_client::WorkersClient;
-use proto::coordinator::{
-    Failed, FolderSeen, FromWorker, Heartbeat, Hello, Leaving, PeerReady, RunTask, StopReason, TaskEnded, TaskRef,
-    ToWorker, Welcome,
-};
+use proto::coordinator::{FromWorker, Hello, RunTask, StopReason, TaskEnded, ToWorker, Welcome};
+use shared::link::{Act, Event, Link as State, name};
 use shared::net::{SendToken, Token};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
@@ -35,43 +30,30 @@ use crate::error::{Error, Result};
 
 /// Messages that wait for a slow connection at most.
 const OUTGOING: usize = 64;
-/// Progress is told at most so often.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// A worker that leaves waits so long for the coordinator to store its last end.
-const FAREWELL: Duration = Duration::from_secs(10);
 
-/// The worker's side of the link; owns what is known of the present task.
+/// The worker's side of the link.
 pub struct Link {
     url: String,
     client: WorkersClient<InterceptedService<Channel, SendToken>>,
-    hello: Hello,
+    instance: String,
+    name: String,
     peer_host: String,
     device: Device,
-    running: Option<Running>,
-    /// The last end, until the coordinator has stored it.
-    ended: Option<TaskEnded>,
-    /// No new task is taken; the reason is for people.
-    leaving: Option<String>,
-}
-
-struct Running {
-    task: TaskRef,
+    state: State,
+    connection: Connection,
+    /// Reaches into the running task.
     handle: Handle,
-    /// Until the other members' addresses are known: where this one listens, and who waits for theirs.
-    gang: Option<(String, std_mpsc::Sender<Vec<String>>)>,
+    /// The gang's task that waits for the addresses of all.
+    waits: Option<std_mpsc::Sender<Vec<String>>>,
 }
 
-type Outgoing = mpsc::Sender<FromWorker>;
-
-/// Why a connection is over.
-enum Over {
-    /// It was lost; dial again.
-    Lost(String),
-    /// The worker has left.
-    Left,
+enum Connection {
+    None,
+    Opening(mpsc::Sender<FromWorker>, Opening),
+    Open(mpsc::Sender<FromWorker>, Box<Streaming<ToWorker>>),
 }
+
+type Opening = Pin<Box<dyn Future<Output = std::result::Result<Streaming<ToWorker>, Status>> + Send>>;
 
 impl Link {
     /// Returns a link that has not dialled yet.
@@ -81,8 +63,18 @@ impl Link {
     pub fn new(url: &str, token: Option<Token>, hello: Hello, peer_host: String, device: Device) -> Result<Link> {
         let client = WorkersClient::with_interceptor(shared::net::channel(url)?, SendToken(token))
             .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
-        let url = url.to_owned();
-        Ok(Link { url, client, hello, peer_host, device, running: None, ended: None, leaving: None })
+        Ok(Link {
+            url: url.to_owned(),
+            client,
+            instance: hello.instance.clone(),
+            name: hello.name.clone(),
+            peer_host,
+            device,
+            state: State::new(hello),
+            connection: Connection::None,
+            handle: Handle::default(),
+            waits: None,
+        })
     }
 
     /// Serves until the worker has left.
@@ -90,200 +82,120 @@ impl Link {
     /// # Errors
     /// The coordinator refuses this worker; dialling again would change nothing.
     pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
-        let mut wait = FIRST_WAIT;
+        let begun = Instant::now();
+        let mut stopping = false;
         loop {
-            let begun = Instant::now();
-            let why = match self.connect().await {
-                Ok((outgoing, incoming)) => match self.connected(outgoing, incoming, &stop).await? {
-                    Over::Left => return Ok(()),
-                    Over::Lost(why) => why,
-                },
-                Err(status) if status.code() == Code::Unauthenticated => {
-                    return Err(Error::Config(format!("{}: {}", self.url, status.message())));
-                }
-                Err(status) => words(&status),
-            };
-            if begun.elapsed() > LONGEST_WAIT {
-                wait = FIRST_WAIT;
-            }
-            tracing::warn!(coordinator = self.url, %why, "no connection to the coordinator; dialling again");
-            if self.apart(wait, &stop).await {
-                return Ok(());
-            }
-            wait = (wait * 2).min(LONGEST_WAIT);
-        }
-    }
-
-    async fn connect(&mut self) -> std::result::Result<(Outgoing, Streaming<ToWorker>), Status> {
-        let (outgoing, messages) = mpsc::channel(OUTGOING);
-        let running = self.running.as_ref().map(|running| running.task.clone());
-        let hello = Hello { running, ended: self.ended.clone(), ..self.hello.clone() };
-        outgoing.try_send(said(Said::Hello(hello))).expect("the queue is empty");
-        let incoming = self.client.link(ReceiverStream::new(messages)).await?.into_inner();
-        Ok((outgoing, incoming))
-    }
-
-    /// Waits before dialling again, while the task goes on. Returns whether the worker has left instead.
-    async fn apart(&mut self, wait: Duration, stop: &CancellationToken) -> bool {
-        let until = Instant::now() + wait;
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep_until(until) => return false,
-                Some(ended) = self.device.ended.recv() => self.task_ended(ended),
-                () = stop.cancelled(), if self.leaving.is_none() => self.leave("it was told to stop"),
-            }
-            // With nobody to tell, a checkpoint is what matters; it is written by now.
-            if self.leaving.is_some() && self.running.is_none() {
-                return true;
-            }
-        }
-    }
-
-    async fn connected(
-        &mut self,
-        outgoing: Outgoing,
-        mut incoming: Streaming<ToWorker>,
-        stop: &CancellationToken,
-    ) -> Result<Over> {
-        let send = |message: Said| send(&outgoing, message);
-        let mut heartbeat = interval(Duration::from_secs(1));
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut told_progress = Instant::now();
-        let mut farewell: Option<Instant> = None;
-        // An idle worker that says it leaves waits for the coordinator to let it go: its word may still be on the way.
-        let mut waits = false;
-        if let Some(reason) = &self.leaving {
-            waits = self.running.is_none();
-            let _ = send(Said::Leaving(Leaving { reason: reason.clone() }));
-        }
-        loop {
-            let sent = tokio::select! {
-                message = incoming.message() => match message {
-                    Ok(Some(ToWorker { message: Some(Told::Refused(refused)) })) => {
-                        return Err(Error::Config(format!("{} refuses this worker: {}", self.url, refused.reason)));
-                    }
-                    Ok(Some(ToWorker { message: Some(Told::Welcome(welcome)) })) => {
-                        heartbeat = interval(Duration::from_millis(u64::from(welcome.heartbeat_ms.max(10))));
-                        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                        let problem = folder_problem(&welcome, &self.hello.instance);
-                        match &problem {
-                            Some(problem) => tracing::error!("{problem}"),
-                            None => tracing::info!(coordinator = self.url, name = self.hello.name, "joined"),
-                        }
-                        // What was said on an earlier connection may not have arrived.
-                        let listening = self.running.as_ref().and_then(|running| {
-                            let (address, _) = running.gang.as_ref()?;
-                            Some(PeerReady { task: Some(running.task.clone()), address: address.clone() })
-                        });
-                        let seen = send(Said::FolderSeen(FolderSeen { problem: problem.unwrap_or_default() }));
-                        seen.and(listening.map_or(Ok(()), |ready| send(Said::PeerReady(ready))))
-                    }
-                    Ok(Some(ToWorker { message: Some(told) })) => self.told(told, &outgoing),
-                    Ok(Some(ToWorker { message: None })) => Ok(()),
-                    Ok(None) if farewell.is_some() => {
-                        waits = false;
-                        Ok(())
-                    }
-                    Ok(None) => return Ok(Over::Lost("the coordinator closed the connection".into())),
-                    Err(status) if status.code() == Code::Unauthenticated => {
-                        return Err(Error::Config(format!("{}: {}", self.url, status.message())));
-                    }
-                    Err(status) => return Ok(Over::Lost(words(&status))),
-                },
+            let wake = self.state.wake_ms().map(|wake_ms| begun + Duration::from_millis(wake_ms));
+            let event = tokio::select! {
+                event = self.connection.next() => self.reached(event)?,
                 Some(ended) = self.device.ended.recv() => {
-                    self.task_ended(ended.clone());
-                    send(Said::Ended(ended))
+                    tell_end(&ended);
+                    Some(Event::Ended(ended))
                 }
-                changed = self.device.progress.changed() => {
-                    let progress = self.device.progress.borrow_and_update().clone();
-                    match progress {
-                        Some(progress) if changed.is_ok() && told_progress.elapsed() >= PROGRESS_EVERY => {
-                            told_progress = Instant::now();
-                            send(Said::Progress(progress))
-                        }
-                        _ => Ok(()),
-                    }
+                Ok(()) = self.device.progress.changed() => {
+                    self.device.progress.borrow_and_update().clone().map(Event::Progressed)
                 }
-                _ = heartbeat.tick() => {
-                    let running = self.running.as_ref().map(|running| running.task.clone());
-                    let still = self.running.as_ref().map(|running| running.handle.still()).unwrap_or_default();
-                    send(Said::Heartbeat(Heartbeat { running, still_ms: still.as_millis() as u64 }))
+                () = sleep_until(wake.unwrap_or(begun)), if wake.is_some() => {
+                    let still_ms = self.state.running().map_or(0, |_| self.handle.still().as_millis() as u64);
+                    Some(Event::Tick { still_ms })
                 }
-                () = stop.cancelled(), if self.leaving.is_none() => {
-                    self.leave("it was told to stop");
-                    waits = self.running.is_none();
-                    send(Said::Leaving(Leaving { reason: "it was told to stop".into() }))
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    Some(Event::StopAsked)
                 }
-                () = sleep(Duration::from_millis(20)), if farewell.is_some() => Ok(()),
             };
-            if sent.is_err() {
-                return Ok(Over::Lost("the connection takes no more messages".into()));
-            }
-            if self.leaving.is_some() && self.running.is_none() {
-                let since = *farewell.get_or_insert_with(Instant::now);
-                if (self.ended.is_none() && !waits) || since.elapsed() > FAREWELL {
-                    tracing::info!("left");
-                    return Ok(Over::Left);
-                }
-            }
-        }
-    }
-
-    /// Acts on an order.
-    fn told(&mut self, told: Told, outgoing: &Outgoing) -> std::result::Result<(), Full> {
-        match told {
-            Told::Run(run) => return self.begin(run, outgoing),
-            Told::Peers(peers) => {
-                if let Some(running) = self.running_as(peers.task.as_ref())
-                    && let Some((_, sender)) = running.gang.take()
-                {
-                    let _ = sender.send(peers.addresses);
-                }
-            }
-            Told::Stop(stop) => {
-                let reason = stop.reason();
-                if let Some(running) = self.running_as(stop.task.as_ref()) {
-                    tracing::info!(task = name(&running.task), ?reason, "told to stop");
-                    match reason {
-                        StopReason::Paused => running.handle.stop(Stop::Paused),
-                        StopReason::GangBroken => running.handle.break_gang(),
-                        _ => {
-                            running.handle.stop(Stop::Cancelled);
-                            running.handle.break_gang();
+            let mut events: VecDeque<Event> = event.into_iter().collect();
+            while let Some(event) = events.pop_front() {
+                let now_ms = begun.elapsed().as_millis() as u64;
+                for act in self.state.apply(now_ms, event) {
+                    match act {
+                        Act::Leave => {
+                            tracing::info!("left");
+                            return Ok(());
                         }
+                        Act::Refused(reason) => {
+                            return Err(Error::Config(format!("{} refuses this worker: {reason}", self.url)));
+                        }
+                        act => events.extend(self.carry_out(act)),
                     }
                 }
             }
-            Told::EndedStored(stored) => {
-                if self.ended.as_ref().is_some_and(|ended| ended.task == stored.task) {
-                    self.ended = None;
-                }
-            }
-            Told::Drain(_) => {
-                self.leaving.get_or_insert_with(|| "it was drained".to_owned());
-            }
-            Told::Welcome(_) | Told::Refused(_) => {}
         }
-        Ok(())
     }
 
-    fn begin(&mut self, run: RunTask, outgoing: &Outgoing) -> std::result::Result<(), Full> {
-        let Some(task) = run.task.clone() else { return Ok(()) };
-        if self.running.as_ref().is_some_and(|running| running.task == task) {
-            return Ok(());
-        }
-        let refuse = |problem: String| {
-            let failed = Failed { problem, infrastructure: true };
-            let ended = TaskEnded { task: Some(task.clone()), how: Some(How::Failed(failed)) };
-            send(outgoing, Said::Ended(ended))
+    /// Returns what it means that the connection got somewhere.
+    fn reached(&mut self, reached: Reached) -> Result<Option<Event>> {
+        let why = match reached {
+            Reached::Open => return Ok(Some(Event::Connected)),
+            Reached::Message(message) => return Ok(message.message.map(Event::Told)),
+            Reached::End(Some(status)) if status.code() == Code::Unauthenticated => {
+                return Err(Error::Config(format!("{}: {}", self.url, status.message())));
+            }
+            Reached::End(Some(status)) => words(&status),
+            Reached::End(None) => "the coordinator closed the connection".to_owned(),
         };
-        if let Some(running) = &self.running {
-            return refuse(format!("this worker is busy with {}", name(&running.task)));
+        Ok(Some(self.lost(&why)))
+    }
+
+    fn lost(&mut self, why: &str) -> Event {
+        tracing::warn!(coordinator = self.url, why, "no connection to the coordinator; dialling again");
+        self.connection = Connection::None;
+        Event::Disconnected
+    }
+
+    /// Does what was decided, and returns what came of it at once.
+    fn carry_out(&mut self, act: Act) -> Option<Event> {
+        match act {
+            Act::Dial => {
+                let (outgoing, messages) = mpsc::channel(OUTGOING);
+                let mut client = self.client.clone();
+                let opening = async move { Ok(client.link(ReceiverStream::new(messages)).await?.into_inner()) };
+                self.connection = Connection::Opening(outgoing, Box::pin(opening));
+                None
+            }
+            Act::Say(message) => self.say(message),
+            Act::LookAtFolder(welcome) => {
+                let problem = folder_problem(&welcome, &self.instance);
+                match &problem {
+                    Some(problem) => tracing::error!("{problem}"),
+                    None => tracing::info!(coordinator = self.url, name = self.name, "joined"),
+                }
+                Some(Event::FolderSeen { problem: problem.unwrap_or_default() })
+            }
+            Act::Begin(run) => self.begin(run),
+            Act::Meet(addresses) => {
+                if let Some(waits) = self.waits.take() {
+                    let _ = waits.send(addresses);
+                }
+                None
+            }
+            Act::Stop(reason) => {
+                tracing::info!(task = self.state.running().map(name), ?reason, "told to stop");
+                match reason {
+                    StopReason::Paused => self.handle.stop(Stop::Paused),
+                    StopReason::GangBroken => self.handle.break_gang(),
+                    _ => {
+                        self.handle.stop(Stop::Cancelled);
+                        self.handle.break_gang();
+                    }
+                }
+                None
+            }
+            Act::Leave | Act::Refused(_) => None,
         }
-        if let Some(reason) = &self.leaving {
-            return refuse(format!("this worker leaves: {reason}"));
+    }
+
+    fn say(&mut self, message: Said) -> Option<Event> {
+        let Connection::Open(outgoing, _) = &self.connection else { return None };
+        match outgoing.try_send(FromWorker { message: Some(message) }) {
+            Ok(()) => None,
+            Err(_) => Some(self.lost("it takes no more messages")),
         }
-        let (mut waits, mut gang) = (None, None);
+    }
+
+    fn begin(&mut self, run: RunTask) -> Option<Event> {
+        let task = run.task.clone()?;
+        let (mut gang, mut event) = (None, None);
         if run.world_size > 1 {
             let listening = TcpListener::bind((self.peer_host.as_str(), 0)).and_then(|listener| {
                 let port = listener.local_addr()?.port();
@@ -291,57 +203,59 @@ impl Link {
             });
             let (listener, port) = match listening {
                 Ok(listening) => listening,
-                Err(error) => return refuse(format!("cannot listen at --peer-addr {}: {error}", self.peer_host)),
+                Err(error) => {
+                    let problem = format!("cannot listen at --peer-addr {}: {error}", self.peer_host);
+                    return Some(Event::NotBegun { task, problem });
+                }
             };
             let (sender, receiver) = std_mpsc::channel();
+            self.waits = Some(sender);
+            gang = Some((listener, receiver));
             let address = format!("{}:{port}", self.peer_host);
-            (waits, gang) = (Some((address.clone(), sender)), Some((listener, receiver)));
-            send(outgoing, Said::PeerReady(PeerReady { task: Some(task.clone()), address }))?;
+            event = Some(Event::Listening { task: task.clone(), address });
         }
         tracing::info!(task = name(&task), rank = run.rank, world_size = run.world_size, "task begins");
-        let handle = Handle::default();
-        self.device.begin(Work { run, handle: handle.clone(), gang });
-        self.running = Some(Running { task, handle, gang: waits });
-        Ok(())
+        self.handle = Handle::default();
+        self.device.begin(Work { run, handle: self.handle.clone(), gang });
+        event
     }
+}
 
-    fn running_as(&mut self, task: Option<&TaskRef>) -> Option<&mut Running> {
-        self.running.as_mut().filter(|running| Some(&running.task) == task)
-    }
+/// What happened on a connection.
+enum Reached {
+    Open,
+    Message(ToWorker),
+    End(Option<Status>),
+}
 
-    fn task_ended(&mut self, ended: TaskEnded) {
-        let task = ended.task.as_ref().map(name).unwrap_or_default();
-        match &ended.how {
-            Some(How::Failed(failed)) => tracing::warn!(task, problem = failed.problem, "task failed"),
-            Some(How::Stopped(_)) => tracing::info!(task, "task stopped"),
-            _ => tracing::info!(task, "task finished"),
+impl Connection {
+    /// Waits for what happens next on it: for ever where there is none.
+    async fn next(&mut self) -> Reached {
+        match self {
+            Connection::None => std::future::pending().await,
+            Connection::Opening(outgoing, opening) => match opening.await {
+                Ok(incoming) => {
+                    *self = Connection::Open(outgoing.clone(), Box::new(incoming));
+                    Reached::Open
+                }
+                Err(status) => Reached::End(Some(status)),
+            },
+            Connection::Open(_, incoming) => match incoming.message().await {
+                Ok(Some(message)) => Reached::Message(message),
+                Ok(None) => Reached::End(None),
+                Err(status) => Reached::End(Some(status)),
+            },
         }
-        self.running = None;
-        self.ended = Some(ended);
-    }
-
-    /// Takes no new task, and stops the present one with a checkpoint.
-    fn leave(&mut self, reason: &str) {
-        self.leaving = Some(reason.to_owned());
-        if let Some(running) = &self.running {
-            running.handle.stop(Stop::Paused);
-        }
     }
 }
 
-/// The connection takes no more messages: it is as good as lost.
-struct Full;
-
-fn send(outgoing: &Outgoing, message: Said) -> std::result::Result<(), Full> {
-    outgoing.try_send(said(message)).map_err(|_| Full)
-}
-
-fn said(message: Said) -> FromWorker {
-    FromWorker { message: Some(message) }
-}
-
-fn name(task: &TaskRef) -> String {
-    format!("{}/{}/{} attempt {}", task.run, task.stage, task.task, task.attempt)
+fn tell_end(ended: &TaskEnded) {
+    let task = ended.task.as_ref().map(name).unwrap_or_default();
+    match &ended.how {
+        Some(How::Failed(failed)) => tracing::warn!(task, problem = failed.problem, "task failed"),
+        Some(How::Stopped(_)) => tracing::info!(task, "task stopped"),
+        _ => tracing::info!(task, "task finished"),
+    }
 }
 
 fn words(status: &Status) -> String {

@@ -277,16 +277,7 @@ impl TestEnv {
 
     /// Reads what was saved.
     fn load(&self) -> (Records, BTreeMap<String, run::Run>) {
-        fn of<T: serde::de::DeserializeOwned>(
-            saved: &BTreeMap<(String, String), String>,
-            tree: &str,
-        ) -> Vec<(String, T)> {
-            let own = saved.iter().filter(|((of, _), _)| of == tree);
-            own.map(|((_, key), value)| (key.clone(), serde_json::from_str(value).unwrap())).collect()
-        }
-        let found =
-            Found { runs: of(&self.saved, "runs"), plans: of(&self.saved, "plans"), tasks: of(&self.saved, "tasks") };
-        Records::load(found).unwrap()
+        Records::load(Found::of(&self.saved)).unwrap()
     }
 
     /// Lets time pass, a heartbeat at a time; connected workers beat.

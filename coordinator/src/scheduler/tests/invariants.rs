@@ -4,7 +4,7 @@ use super::super::*;
 
 impl Scheduler {
     /// Checks what must hold after every event.
-    pub(super) fn check_invariants(&self) {
+    pub(crate) fn check_invariants(&self) {
         for (name, worker) in &self.workers {
             let is_free = worker.state == WorkerState::Idle && worker.connected && worker.leaving.is_none();
             assert!(!is_free || self.maybe_free.contains(name), "{name} is free and not known as such");

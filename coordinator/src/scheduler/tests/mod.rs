@@ -91,6 +91,23 @@ fn a_stale_message_is_dropped() {
     assert_eq!(*env.scheduler.runs(), before);
 }
 
+/// Each submission counts its attempts from 1: what an earlier one's first attempt says is not the later one's.
+#[test]
+fn the_end_of_an_earlier_submissions_attempt_ends_none_of_a_later_one() {
+    let mut env = TestEnv::new(2);
+    to_the_gang(&mut env);
+    let old = env.workers["w0"].running.clone().unwrap().task;
+    env.apply(Event::CancelAsked { run: "r".into() });
+    ["w0", "w1"].iter().for_each(|name| env.compute(name));
+    to_the_gang(&mut env);
+    let new = env.workers["w0"].running.clone().unwrap().task;
+    assert_eq!(old.as_ref().map(|task| task.attempt), new.as_ref().map(|task| task.attempt));
+    let before = env.scheduler.runs().clone();
+    let ended = TaskEnded { task: old, how: Some(How::Finished(Finished::default())) };
+    env.apply(Event::TaskEnded { worker: "w0".into(), ended });
+    assert_eq!(*env.scheduler.runs(), before);
+}
+
 #[test]
 fn a_task_that_fails_by_itself_three_times_fails_its_run_with_its_words() {
     let mut env = TestEnv::new(2);

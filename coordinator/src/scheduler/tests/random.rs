@@ -128,7 +128,6 @@ fn step(env: &mut TestEnv, random: &mut KeyedRandom) {
         15 if in_twelve => env.work_fails(),
         16 if in_four => {
             // The other run, or the same one again after its end; with other settings it is refused while one goes on.
-            env.now_ms += 1;
             let source = source(if in_six { "b" } else { "a" });
             env.apply(Event::RunSubmitted { plan: plan_named(&run), source });
         }
