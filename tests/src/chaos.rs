@@ -1,8 +1,9 @@
 //! Real chaos: a training on three real workers, disturbed on a seeded schedule, must end with the bytes of an undisturbed one.
 //!
 //! Workers and the coordinator are killed (SIGKILL) and started again at once, as a supervisor would; workers are stopped
-//! (SIGSTOP) for longer than the coordinator waits for a heartbeat, and go on. Which, and after how many steps, a seed says; within
-//! a step the moment is the machine's. A run is given up by the coordinator after twenty losses, so the kills are spread over
+//! (SIGSTOP) for longer than the coordinator waits for a heartbeat, and go on; where namespaces can be made, workers are cut off
+//! from the network, for a moment or for longer than that. Which, and after how many steps, a seed says; within a step the moment
+//! is the machine's. A run is given up by the coordinator after twenty losses, so the kills are spread over
 //! several runs, each of them compared: weights, figures of every step, and the optimiser's state of the last checkpoint.
 
 use std::os::unix::fs::MetadataExt;
@@ -13,6 +14,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, poll_until};
+use crate::network::Network;
 use crate::runs::{is_done, stage, tiny};
 
 const STEPS: u64 = 100;
@@ -46,6 +48,10 @@ pub struct Outcome {
     pub coordinator_killed: Vec<f64>,
     /// From a worker's SIGCONT to the first step after it.
     pub worker_stopped: Vec<f64>,
+    /// From the mending of a worker's cut to the first step after it.
+    pub worker_cut: Vec<f64>,
+    /// Why no network can be cut here, if so.
+    pub uncut: Option<String>,
     /// SIGKILLs, those during a recovery included, which have no time of their own.
     pub kills: u32,
     /// Files that differ from the undisturbed run's.
@@ -56,11 +62,13 @@ impl Outcome {
     /// Returns the figures as JSON.
     pub fn json(&self) -> Value {
         json!({
-            "runs": self.runs, "kills": self.kills, "stops": self.worker_stopped.len(), "misses": self.misses,
+            "runs": self.runs, "kills": self.kills, "stops": self.worker_stopped.len(), "cuts": self.worker_cut.len(),
+            "uncut": self.uncut, "misses": self.misses,
             "seconds": {
                 "worker_killed": percentiles(&self.worker_killed),
                 "coordinator_killed": percentiles(&self.coordinator_killed),
                 "worker_stopped": percentiles(&self.worker_stopped),
+                "worker_cut": percentiles(&self.worker_cut),
             },
         })
     }
@@ -109,8 +117,15 @@ struct Chaos {
 pub fn run(plan: Plan) -> Outcome {
     let mut cluster = Cluster::new();
     cluster.heartbeat_ms = plan.heartbeat_ms;
+    let names: Vec<String> = (1..=WORKERS).map(|number| format!("w{number}")).collect();
+    let network = Network::new(&names);
+    let outcome = Outcome { uncut: network.as_ref().err().cloned(), ..Outcome::default() };
+    cluster.network = network.ok();
     cluster.start_all(3, WORKERS as usize);
-    let mut chaos = Chaos { plan, cluster, schedule: Schedule(plan.seed), outcome: Outcome::default() };
+    let mut chaos = Chaos { plan, cluster, schedule: Schedule(plan.seed), outcome };
+    if let Some(why) = &chaos.outcome.uncut {
+        chaos.tell(&format!("no network is cut: {why}"));
+    }
     chaos.submit("whole");
     chaos.end("whole");
     while chaos.outcome.kills < plan.kills {
@@ -178,9 +193,11 @@ impl Chaos {
             furthest = before.steps;
             let worker = format!("w{}", self.schedule.draw(1, WORKERS));
             losses += 1;
-            match self.schedule.draw(1, 10) {
+            let most = if self.cluster.network.is_some() { 12 } else { 10 };
+            match self.schedule.draw(1, most) {
                 1..=2 => self.kill_coordinator(run, before),
                 3 => self.stop(run, &worker, before),
+                11..=12 => self.cut(run, &worker, before),
                 _ => losses += self.kill(run, &worker, before),
             }
         }
@@ -250,6 +267,21 @@ impl Chaos {
         self.cluster.signal(worker, Signal::CONT);
         self.wait_for_attempt(run, before);
         self.outcome.worker_stopped.push(begun.elapsed().as_secs_f64());
+    }
+
+    /// Cuts a worker off, for less or for more than its heartbeats may be missing.
+    fn cut(&mut self, run: &str, worker: &str, before: Rows) {
+        let limit = u64::from(self.plan.heartbeat_ms) * 5;
+        let (from, to) = if self.schedule.draw(0, 1) == 0 { (50, limit / 2) } else { (limit + 100, 3 * limit) };
+        let pause = Duration::from_millis(self.schedule.draw(from, to));
+        let network = self.cluster.network.as_ref().expect("there is one to cut");
+        network.cut(worker);
+        self.tell(&format!("{run}: {worker} cut off at step {} for {pause:?}", before.steps));
+        std::thread::sleep(pause);
+        let begun = Instant::now();
+        network.mend(worker);
+        self.wait_for_attempt(run, before);
+        self.outcome.worker_cut.push(begun.elapsed().as_secs_f64());
     }
 
     fn compare(&mut self, run: &str) {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::network::Network;
 use crate::{local, program};
 
 /// Waits until something is there, looking often.
@@ -51,12 +52,17 @@ pub struct Cluster {
     mock: String,
     /// Interval of workers' heartbeats; one is lost after five without.
     pub heartbeat_ms: u32,
+    /// Workers that are its members are started in it; none where all are on loopback.
+    pub network: Option<Network>,
     /// Held by a cluster that computes.
     alone: Option<MutexGuard<'static, ()>>,
 }
 
 /// Clusters that compute run one after the other: together they would only wait for each other's processors.
 static COMPUTING: Mutex<()> = Mutex::new(());
+
+/// Off loopback the coordinator wants one.
+const TOKEN: (&str, &str) = ("TRACE_TOKEN", "of-this-network");
 
 struct Running {
     child: Child,
@@ -96,7 +102,7 @@ impl Cluster {
     pub fn new() -> Cluster {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let (coordinator, mock) = (String::new(), String::new());
-        Cluster { folder, children: BTreeMap::new(), coordinator, mock, heartbeat_ms: 100, alone: None }
+        Cluster { folder, children: BTreeMap::new(), coordinator, mock, heartbeat_ms: 100, network: None, alone: None }
     }
 
     /// Returns a path in the cluster's folder.
@@ -120,7 +126,15 @@ impl Cluster {
                 .open(self.path(&format!("{name}{part}")))
                 .expect("a log can be made")
         };
-        let mut command = Command::new(program(program_name));
+        let entrance = self.network.as_ref().and_then(|network| network.entrance(name)).unwrap_or_default();
+        let mut command = match entrance.split_first() {
+            None => Command::new(program(program_name)),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program(program_name));
+                command
+            }
+        };
         command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
         command
             .env_remove("TRACE_TOKEN")
@@ -140,8 +154,13 @@ impl Cluster {
         args: &[&str],
         env: &[(&str, &str)],
     ) -> String {
+        let host = match &self.network {
+            Some(network) if name == "coordinator" => network.host(),
+            _ => "127.0.0.1".to_owned(),
+        };
         let mut with_port: Vec<&str> = args.to_vec();
-        with_port.extend(["--listen", "127.0.0.1:0"]);
+        let listen = format!("{host}:0");
+        with_port.extend(["--listen", &listen]);
         self.start(name, program_name, &with_port, env);
         let url = self.listening(name);
         // When it is started again, it is where it was.
@@ -167,7 +186,12 @@ impl Cluster {
     pub fn start_coordinator(&mut self, args: &[&str], env: &[(&str, &str)]) {
         let heartbeat = self.heartbeat_ms.to_string();
         let all = [&["serve", "--artifacts", "artifacts", "--heartbeat-ms", &heartbeat], args].concat();
-        self.coordinator = self.start_server("coordinator", "coordinator", &all, env);
+        let env = [self.token(), env].concat();
+        self.coordinator = self.start_server("coordinator", "coordinator", &all, &env);
+    }
+
+    fn token(&self) -> &'static [(&'static str, &'static str)] {
+        if self.network.is_some() { &[TOKEN] } else { &[] }
     }
 
     /// Starts everything a run in the example world of a seed needs: mock, oracle service, coordinator, and so many workers.
@@ -191,8 +215,11 @@ impl Cluster {
     /// Starts a worker on one thread.
     pub fn start_worker(&mut self, name: &str, args: &[&str], env: &[(&str, &str)]) {
         let coordinator = self.coordinator.clone();
-        let all = [&["serve", "--coordinator", &coordinator, "--name", name, "--threads", "1"], args].concat();
-        self.start(name, "worker", &all, env);
+        let mut all = vec!["serve", "--coordinator", &coordinator, "--name", name, "--threads", "1"];
+        let address = self.network.as_ref().and_then(|network| network.address_of(name));
+        all.extend(address.iter().flat_map(|address| ["--peer-addr", address]));
+        all.extend(args);
+        self.start(name, "worker", &all, &[self.token(), env].concat());
     }
 
     /// Starts a process again as it was started; a server is waited for until it listens.
@@ -297,7 +324,7 @@ impl Cluster {
     pub fn command(&self, args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
         let mut command = Command::new(program("coordinator"));
         command.args(args).args(["--coordinator", &self.coordinator]).current_dir(self.folder.path());
-        command.env_remove("TRACE_TOKEN").envs(env.iter().copied());
+        command.env_remove("TRACE_TOKEN").envs(self.token().iter().chain(env).copied());
         let output = command.output().expect("the program can be started");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code(), text(&output.stdout), text(&output.stderr))

@@ -8,6 +8,7 @@ pub mod chaos;
 pub mod cluster;
 pub mod gang;
 pub mod local;
+pub mod network;
 pub mod runs;
 pub mod safetensors;
 
@@ -32,7 +33,9 @@ static BUILT_ALREADY: OnceLock<PathBuf> = OnceLock::new();
 
 /// Takes the programs from a folder from now on, instead of building them. To be called before anything else.
 pub fn take_programs_from(folder: &Path) {
-    let _ = BUILT_ALREADY.set(folder.to_owned());
+    // Processes are started in folders of their own.
+    let folder = std::path::absolute(folder).expect("the present folder is known");
+    let _ = BUILT_ALREADY.set(folder);
 }
 
 /// Returns the executable of a package of the same name, built if it is not up to date.

@@ -7,12 +7,12 @@ use clap::Parser;
 use cluster_tests::chaos::{self, Plan};
 use serde_json::Value;
 
-/// Kills and stops the processes of a training on three real workers on a seeded schedule, and compares weights, figures and
-/// optimiser state with an undisturbed run's.
+/// Kills, stops and cuts off the processes of a training on three real workers on a seeded schedule, and compares weights,
+/// figures and optimiser state with an undisturbed run's.
 ///
-/// Starts a coordinator, an oracle service, a mock of its API and three workers of one thread each in a temporary folder. Of ten
-/// disturbances, seven kill a worker, two the coordinator, and one stops a worker (SIGSTOP, later SIGCONT); stops do not count
-/// as kills. Prints how long recovery took. Exit code 0 when every byte is the same, 1 else.
+/// Starts a coordinator, an oracle service, a mock of its API and three workers of one thread each in a temporary folder. Of twelve
+/// disturbances, seven kill a worker, two the coordinator, one stops a worker (SIGSTOP, later SIGCONT) and two cut a worker off
+/// from the network (in a namespace of its own; as root, else none is cut and the reason is printed); only kills count as kills. Prints how long recovery took. Exit code 0 when every byte is the same, 1 else.
 #[derive(Debug, Parser)]
 #[command(name = "chaos")]
 struct Args {
@@ -43,7 +43,8 @@ fn main() -> ExitCode {
     if json {
         println!("{figures}");
     } else {
-        println!("{} kills and {} stops in {} runs, seed {seed}", figures["kills"], figures["stops"], figures["runs"]);
+        let [kills, stops, cuts, runs] = ["kills", "stops", "cuts", "runs"].map(|name| &figures[name]);
+        println!("{kills} kills, {stops} stops and {cuts} cuts in {runs} runs, seed {seed}");
         println!("{:>20}  {:>4}  {:>7}  {:>7}  {:>7}  {:>7}", "seconds after", "n", "p50", "p90", "p99", "max");
         for (name, row) in figures["seconds"].as_object().into_iter().flatten() {
             let cell = |field: &str| row[field].as_f64().map_or("–".to_owned(), |seconds| format!("{seconds:.2}"));
