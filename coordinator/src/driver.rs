@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::logs::Logs;
 use crate::records::{Found, Records};
 use crate::scheduler::Scheduler;
-use crate::scheduler::event::{Begun, Event, Refusal, Ticket};
+use crate::scheduler::event::{Begun, Event, Refusal, StageWork, Ticket};
 use crate::scheduler::run::Run;
 use crate::stage::{self, Context, OracleAddress};
 use crate::status::Snapshot;
@@ -203,9 +203,7 @@ impl Driver {
     fn act(&mut self, act: core::Act<Outgoing, Answer>, lines: &mut BTreeMap<String, Vec<String>>) {
         use core::Act;
         match act {
-            Act::BeginStage { run, stage, ticket } => self.begin_stage(&run, stage, ticket),
-            Act::CarryOutStage { run, stage, ticket } => self.carry_out_stage(&run, stage, ticket),
-            Act::FinishStage { run, stage, ticket, seconds } => self.finish_stage(&run, stage, ticket, seconds),
+            Act::Stage(work) => self.work_on(work),
             Act::StopStage { ticket } => {
                 if let Some(stop) = self.stops.remove(&ticket) {
                     stop.cancel();
@@ -264,47 +262,48 @@ impl Driver {
         Ok(context)
     }
 
-    fn begin_stage(&mut self, run: &str, stage: usize, ticket: Ticket) {
-        let context = self.context(run);
-        self.stops.insert(ticket, CancellationToken::new());
-        self.work.spawn_blocking(move || {
-            let begun = context.and_then(|context| stage::begin(&context, stage).map_err(|error| error.to_string()));
-            let begun = begun.map(|begun| match begun {
-                stage::Begun::Done(outcome) => Begun::Done(outcome),
-                stage::Begun::Todo(tasks) => Begun::Todo(tasks),
-            });
-            (ticket, Event::StageBegun { ticket, begun })
-        });
-    }
-
-    fn carry_out_stage(&mut self, run: &str, stage: usize, ticket: Ticket) {
-        let context = self.context(run);
-        let stop = CancellationToken::new();
+    /// Begins a piece of work for a stage; its event comes back under its ticket, unless that is stopped before.
+    fn work_on(&mut self, work: StageWork) {
+        let (ticket, stop) = (work.ticket(), CancellationToken::new());
         self.stops.insert(ticket, stop.clone());
-        let inbox = self.inbox_in.clone();
-        self.work.spawn(async move {
-            let progress = move |progress| {
-                // Progress may be left out when there is much to do.
-                let _ = inbox.try_send(Input::Decide(Decide::Happened(Event::StageProgressed { ticket, progress })));
-            };
-            let done = match context {
-                Ok(context) => {
-                    stage::carry_out(&context, stage, &progress, stop).await.map_err(|error| error.to_string())
-                }
-                Err(problem) => Err(problem),
-            };
-            (ticket, Event::StageCarriedOut { ticket, done })
-        });
-    }
-
-    fn finish_stage(&mut self, run: &str, stage: usize, ticket: Ticket, seconds: f64) {
-        let context = self.context(run);
-        self.stops.insert(ticket, CancellationToken::new());
-        self.work.spawn_blocking(move || {
-            let done =
-                context.and_then(|context| stage::finish(&context, stage, seconds).map_err(|error| error.to_string()));
-            (ticket, Event::StageFinished { ticket, done })
-        });
+        match work {
+            StageWork::Begin { run, stage, .. } => {
+                let context = self.context(&run);
+                self.work.spawn_blocking(move || {
+                    let begun = context.and_then(|context| stage::begin(&context, stage).map_err(|e| e.to_string()));
+                    let begun = begun.map(|begun| match begun {
+                        stage::Begun::Done(outcome) => Begun::Done(outcome),
+                        stage::Begun::Todo(tasks) => Begun::Todo(tasks),
+                    });
+                    (ticket, Event::StageBegun { ticket, begun })
+                });
+            }
+            StageWork::CarryOut { run, stage, .. } => {
+                let context = self.context(&run);
+                let inbox = self.inbox_in.clone();
+                self.work.spawn(async move {
+                    let progress = move |progress| {
+                        // Progress may be left out when there is much to do.
+                        let event = Event::StageProgressed { ticket, progress };
+                        let _ = inbox.try_send(Input::Decide(Decide::Happened(event)));
+                    };
+                    let done = match context {
+                        Ok(context) => {
+                            stage::carry_out(&context, stage, &progress, stop).await.map_err(|e| e.to_string())
+                        }
+                        Err(problem) => Err(problem),
+                    };
+                    (ticket, Event::StageCarriedOut { ticket, done })
+                });
+            }
+            StageWork::Finish { run, stage, seconds, .. } => {
+                let context = self.context(&run);
+                self.work.spawn_blocking(move || {
+                    let finish = |context| stage::finish(&context, stage, seconds).map_err(|e| e.to_string());
+                    (ticket, Event::StageFinished { ticket, done: context.and_then(finish) })
+                });
+            }
+        }
     }
 }
 

@@ -14,7 +14,6 @@ use shared::store::Store;
 use shared::{Error, Result};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 
@@ -138,7 +137,7 @@ pub(crate) async fn serve(
     let server = shared::net::server()
         .add_service(InterceptedService::new(runs, RequireToken(token.clone())))
         .add_service(InterceptedService::new(workers, RequireToken(token)))
-        .serve_with_incoming(TcpListenerStream::new(listener));
+        .serve_with_incoming(shared::net::incoming(listener));
     ready();
     tokio::select! {
         driven = driver.run(stop.clone()) => driven,

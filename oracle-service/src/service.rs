@@ -18,7 +18,7 @@ use secrecy::SecretString;
 use shared::net::{RequireToken, Token};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status};
 
@@ -124,7 +124,7 @@ async fn serve(args: &Args, service: Service, token: Option<Token>) -> Result<()
     let service = OracleServer::new(service).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let service = InterceptedService::new(service, RequireToken(token));
     let services = shared::net::server().add_service(service).add_service(keeper);
-    let served = services.serve_with_incoming(TcpListenerStream::new(listener));
+    let served = services.serve_with_incoming(shared::net::incoming(listener));
     // Jobs go on where they were when they are asked for again; nothing waits for them here.
     tokio::select! {
         served = served => served.map_err(|error| Error::Serve(error.to_string())),

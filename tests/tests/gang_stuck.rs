@@ -1,8 +1,8 @@
-//! A network that swallows everything between the members of a gang, while the coordinator hears them all: every member waits
-//! in its call and goes on to beat. The attempt is broken within about five heartbeats, not at the deadline of the call, and
-//! the next one goes on from the last checkpoint to the same bytes.
+//! A network that swallows everything between the members of a gang, or a call of NCCL that hangs, while the coordinator hears
+//! them all: every member waits in its call and goes on to beat. The attempt is broken within about five heartbeats, not at the
+//! deadline of the call, and the next one goes on from the last checkpoint to the same bytes.
 //!
-//! The call that hangs is planned. The training is done twice in one folder, first undisturbed.
+//! The call that hangs is planned. The training is done three times in one folder, first undisturbed.
 #![allow(clippy::unwrap_used)]
 
 use cluster_tests::cluster::Cluster;
@@ -18,24 +18,39 @@ fn a_gang_whose_network_swallows_everything_is_broken_soon_and_goes_on_to_the_sa
     cluster.wait_for_stage("base-sft", "is done", is_done);
     let undisturbed = PRODUCTS.map(|name| cluster.product(name));
     cluster.cancel();
-    cluster.forget_stage("base-sft", &["base"]);
 
-    cluster.terminate("w2");
-    assert_eq!(cluster.wait("w2"), Some(0), "{}", cluster.log("w2"));
-    cluster.start_worker("w2", &["--fault", "ring.call=10:hang"], &[]);
-    cluster.wait_for_worker("w2", "idle");
-    let before = cluster.run_log().len();
-    cluster.submit(&[]);
-    cluster.wait_for_stage("base-sft", "is done", is_done);
-    let log = cluster.run_log()[before..].to_owned();
-    let words = "nothing has moved between them for ";
-    let (_, rest) = log.split_once(words).unwrap_or_else(|| panic!("{words:?} is not in\n{log}"));
-    let still_ms: u64 = rest.split(' ').next().unwrap().parse().unwrap();
-    // Five heartbeats of 100 ms, the one that told, and what a busy machine takes.
-    assert!((501..2000).contains(&still_ms), "found after {still_ms} ms");
-    assert!(log.contains("attempt 2 on w1, w2"), "{log}");
-    assert!(cluster.log("w2").contains("hung as planned"), "{}", cluster.log("w2"));
-    for (name, undisturbed) in PRODUCTS.iter().zip(&undisturbed) {
-        assert!(cluster.product(name) == *undisturbed, "{name} differs after the hang");
+    let double = cluster_tests::nccl_double().display().to_string();
+    let nccl = [("TRACE_NCCL_LIBRARY", double.as_str()), ("TRACE_CUDART_LIBRARY", double.as_str())];
+    let hanging = [&nccl[..], &[("NCCL_DOUBLE_PLAN", "hang=10,once")]].concat();
+    let over_nccl: &[&str] = &["--collective", "nccl"];
+    // Options and variables of the worker that does not hang and of the one that does, and what that one tells.
+    type Side<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)]);
+    let ways: [(Side<'_>, Side<'_>, &str); 2] = [
+        ((&[], &[]), (&["--fault", "ring.call=10:hang"], &[]), "hung as planned"),
+        ((over_nccl, &nccl), (over_nccl, &hanging), "exchanges over NCCL"),
+    ];
+    for (first, second, told) in ways {
+        cluster.forget_stage("base-sft", &["base"]);
+        for (name, (options, variables)) in [("w1", first), ("w2", second)] {
+            cluster.terminate(name);
+            assert_eq!(cluster.wait(name), Some(0), "{}", cluster.log(name));
+            cluster.start_worker(name, options, variables);
+            cluster.wait_for_worker(name, "idle");
+        }
+        let before = cluster.run_log().len();
+        cluster.submit(&[]);
+        cluster.wait_for_stage("base-sft", "is done", is_done);
+        let log = cluster.run_log()[before..].to_owned();
+        let words = "nothing has moved between them for ";
+        let (_, rest) = log.split_once(words).unwrap_or_else(|| panic!("{words:?} is not in\n{log}"));
+        let still_ms: u64 = rest.split(' ').next().unwrap().parse().unwrap();
+        // Five heartbeats of 100 ms, the one that told, and what a busy machine takes.
+        assert!((501..2000).contains(&still_ms), "found after {still_ms} ms");
+        assert!(log.contains("attempt 2 on w1, w2"), "{log}");
+        assert!(cluster.log("w2").contains(told), "{}", cluster.log("w2"));
+        for (name, undisturbed) in PRODUCTS.iter().zip(&undisturbed) {
+            assert!(cluster.product(name) == *undisturbed, "{name} differs after the hang ({told})");
+        }
+        cluster.cancel();
     }
 }

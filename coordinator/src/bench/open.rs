@@ -14,7 +14,7 @@ use shared::{Error, Result};
 use super::server::usage_of;
 use crate::plan::{Kind, Place, Plan, Stage, Task, Work};
 use crate::records::{Found, Records};
-use crate::scheduler::event::{Begun, Effect, Event, Source};
+use crate::scheduler::event::{Begun, Effect, Event, Source, StageWork, Ticket};
 use crate::scheduler::{Scheduler, Timing};
 
 /// Measures how long a coordinator takes to open its state
@@ -115,7 +115,7 @@ struct Making {
     unsaved: BTreeMap<String, BTreeSet<(usize, usize)>>,
     /// Who was told to run what.
     running: VecDeque<(String, TaskRef)>,
-    begins: Vec<Effect>,
+    begins: Vec<Ticket>,
 }
 
 impl Making {
@@ -136,7 +136,7 @@ impl Making {
         let plan = Plan { run: RUN.into(), stages: vec![stage] };
         let source = Source { text: String::new(), file: "load.toml".into(), folder: "/".into(), set: vec![] };
         self.apply(Event::RunSubmitted { plan, source });
-        let Some(Effect::BeginStage { ticket, .. }) = self.begins.pop() else {
+        let Some(ticket) = self.begins.pop() else {
             return Err(Error::Config("the stage does not begin".into()));
         };
         // Those that are at work when it ends are not finished.
@@ -162,7 +162,7 @@ impl Making {
                 Effect::Send { worker, message: Message::Run(order) } => {
                     self.running.extend(order.task.map(|task| (worker, task)));
                 }
-                effect @ Effect::BeginStage { .. } => self.begins.push(effect),
+                Effect::Stage(StageWork::Begin { ticket, .. }) => self.begins.push(ticket),
                 _ => {}
             }
         }

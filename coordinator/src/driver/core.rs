@@ -12,7 +12,7 @@ use shared::store::Change;
 
 use crate::records::Records;
 use crate::scheduler::Scheduler;
-use crate::scheduler::event::{Effect, Event, Refusal, Ticket};
+use crate::scheduler::event::{Effect, Event, Refusal, StageWork, Ticket};
 
 /// Records that mean nothing any more go so many at a time.
 const FORGOTTEN: usize = 256;
@@ -48,22 +48,7 @@ pub(crate) enum Input<C, A> {
 /// What is done once the changes are saved.
 #[derive(Debug)]
 pub(crate) enum Act<C, A> {
-    BeginStage {
-        run: String,
-        stage: usize,
-        ticket: Ticket,
-    },
-    CarryOutStage {
-        run: String,
-        stage: usize,
-        ticket: Ticket,
-    },
-    FinishStage {
-        run: String,
-        stage: usize,
-        ticket: Ticket,
-        seconds: f64,
-    },
+    Stage(StageWork),
     StopStage {
         ticket: Ticket,
     },
@@ -201,9 +186,7 @@ impl<C: Clone, A> Core<C, A> {
                     self.unsaved.entry(run).or_default().extend(tasks);
                     continue;
                 }
-                Effect::BeginStage { run, stage, ticket } => Act::BeginStage { run, stage, ticket },
-                Effect::CarryOutStage { run, stage, ticket } => Act::CarryOutStage { run, stage, ticket },
-                Effect::FinishStage { run, stage, ticket, seconds } => Act::FinishStage { run, stage, ticket, seconds },
+                Effect::Stage(work) => Act::Stage(work),
                 Effect::StopStage { ticket } => Act::StopStage { ticket },
                 Effect::Send { worker, message } => {
                     // Whoever is away is told what matters when it says Hello again.

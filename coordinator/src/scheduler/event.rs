@@ -113,23 +113,9 @@ pub(crate) enum Effect {
         run: String,
         tasks: Vec<(usize, usize)>,
     },
-    BeginStage {
-        run: String,
-        stage: usize,
-        ticket: Ticket,
-    },
-    CarryOutStage {
-        run: String,
-        stage: usize,
-        ticket: Ticket,
-    },
-    FinishStage {
-        run: String,
-        stage: usize,
-        ticket: Ticket,
-        seconds: f64,
-    },
-    /// Drop this work; nobody waits for it any more.
+    /// Work of this process.
+    Stage(StageWork),
+    /// Drop the work of this ticket; nobody waits for it any more.
     StopStage {
         ticket: Ticket,
     },
@@ -147,6 +133,24 @@ pub(crate) enum Effect {
     },
     /// Answers whoever sent the event being applied.
     Reply(Result<(), Refusal>),
+}
+
+/// What this process does for a stage, and says is done under its ticket.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum StageWork {
+    Begin { run: String, stage: usize, ticket: Ticket },
+    CarryOut { run: String, stage: usize, ticket: Ticket },
+    Finish { run: String, stage: usize, ticket: Ticket, seconds: f64 },
+}
+
+impl StageWork {
+    pub(crate) fn ticket(&self) -> Ticket {
+        match self {
+            StageWork::Begin { ticket, .. } | StageWork::CarryOut { ticket, .. } | StageWork::Finish { ticket, .. } => {
+                *ticket
+            }
+        }
+    }
 }
 
 /// Why something asked for is not done.

@@ -13,7 +13,7 @@ pub(crate) mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use event::{Begun, Effect, Event, Refusal, Source, Ticket};
+use event::{Begun, Effect, Event, Refusal, Source, StageWork, Ticket};
 use proto::coordinator::to_worker::Message;
 use proto::coordinator::{Drain, StopReason};
 #[cfg(test)]
@@ -341,7 +341,7 @@ impl Scheduler {
                     self.stage_mut(&name, index).state = StageState::CarryingOut { ticket };
                     self.save(&name);
                     self.log_stage(&name, index, "begins");
-                    self.effects.push(Effect::CarryOutStage { run: name, stage: index, ticket });
+                    self.effects.push(Effect::Stage(StageWork::CarryOut { run: name, stage: index, ticket }));
                 }
             }
             Err(problem) => self.stage_failed(now_ms, &name, index, problem),
@@ -363,7 +363,7 @@ impl Scheduler {
         let ticket = self.ticket();
         self.stage_mut(name, index).state = StageState::Finishing { ticket, seconds };
         self.save(name);
-        self.effects.push(Effect::FinishStage { run: name.to_owned(), stage: index, ticket, seconds });
+        self.effects.push(Effect::Stage(StageWork::Finish { run: name.to_owned(), stage: index, ticket, seconds }));
     }
 
     fn stage_finished(&mut self, now_ms: u64, ticket: Ticket, done: Result<Outcome, String>) {
@@ -412,7 +412,7 @@ impl Scheduler {
             for index in self.runs[name].ready_stages() {
                 let ticket = self.ticket();
                 self.stage_mut(name, index).state = StageState::Beginning { ticket };
-                self.effects.push(Effect::BeginStage { run: name.clone(), stage: index, ticket });
+                self.effects.push(Effect::Stage(StageWork::Begin { run: name.clone(), stage: index, ticket }));
             }
             let complete: Vec<usize> = (0..self.runs[name].stages.len())
                 .filter(|&index| self.runs[name].stages[index].work().is_some_and(Tasks::are_done))

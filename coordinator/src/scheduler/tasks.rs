@@ -78,7 +78,6 @@ impl Scheduler {
         }
         let (mut idle, usable) = self.free_workers();
         idle.truncate(idle.len().saturating_sub(kept));
-        let free = idle.len();
         let wanted: Vec<Wanted> = waiting.iter().map(|(.., wanted)| *wanted).collect();
         let Placed { decisions, left, kept_for } = place(&wanted, idle, usable);
         let kept_for = kept_for.filter(|_| left > 0);
@@ -91,7 +90,7 @@ impl Scheduler {
                 Decision::Run(workers) => self.start_task(now_ms, &run, stage, index, workers),
                 Decision::Wait => {
                     let is_behind = kept_for.is_some_and(|first| first < place);
-                    self.task_mut(&run, stage, index).note = self.waits_for(wanted, free, is_behind);
+                    self.task_mut(&run, stage, index).note = self.waits_for(wanted, left, is_behind);
                 }
             }
         }

@@ -15,7 +15,7 @@ use crate::driver::core::{self, Act, Core};
 use crate::plan::Place;
 use crate::records::{Found, Records};
 use crate::scheduler::Scheduler;
-use crate::scheduler::event::{Begun, Event, Ticket};
+use crate::scheduler::event::{Begun, Event, StageWork, Ticket};
 use crate::stage::Outcome;
 
 /// Connections and whoever waits for an answer are numbers here.
@@ -28,19 +28,11 @@ pub(super) enum ControlEvent {
     /// The commit is on the disk.
     Committed,
     /// Its own work on a stage comes back.
-    Worked(Ticket, Work),
+    Worked(StageWork),
     /// The oracle service is asked for a job, anew where it was before.
     Ask(Ticket),
     /// It has said something on a job's stream, or the stream is over.
     OracleSaid(Ticket, u64, Option<proto::oracle::job_event::Event>),
-}
-
-/// Work of this process on a stage.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Work {
-    Begin { run: String, stage: usize },
-    CarryOut,
-    Finish { run: String, stage: usize, seconds: f64 },
 }
 
 #[derive(Default)]
@@ -173,9 +165,9 @@ impl World {
                 self.do_all();
                 self.turn();
             }
-            ControlEvent::Worked(ticket, work) => {
-                if process.work.remove(&ticket.0) {
-                    let event = self.worked(ticket, work);
+            ControlEvent::Worked(work) => {
+                if process.work.remove(&work.ticket().0) {
+                    let event = self.worked(work);
                     self.control_input(Input::Happened(event));
                 }
             }
@@ -241,18 +233,18 @@ impl World {
 
     fn act(&mut self, act: Act<u64, u64>) {
         match act {
-            Act::BeginStage { run, stage, ticket } => self.work_on(ticket, Work::Begin { run, stage }),
-            Act::CarryOutStage { run, stage, ticket } => {
-                let place = self.control.scheduler().expect("it is up").runs()[&run].plan.stages[stage].place;
-                if place == Place::Oracle {
-                    self.begin_asking(&run, stage, ticket)
-                } else {
-                    self.work_on(ticket, Work::CarryOut)
+            Act::Stage(work) => {
+                match &work {
+                    StageWork::CarryOut { run, stage, ticket } => {
+                        let runs = self.control.scheduler().expect("it is up").runs();
+                        if runs[run].plan.stages[*stage].place == Place::Oracle {
+                            return self.begin_asking(run, *stage, *ticket);
+                        }
+                    }
+                    StageWork::Finish { run, stage, .. } => self.check_outputs(run, *stage),
+                    StageWork::Begin { .. } => {}
                 }
-            }
-            Act::FinishStage { run, stage, ticket, seconds } => {
-                self.check_outputs(&run, stage);
-                self.work_on(ticket, Work::Finish { run, stage, seconds });
+                self.work_on(work);
             }
             Act::StopStage { ticket } => {
                 let process = self.control.process.as_mut().expect("it is up");
@@ -300,25 +292,25 @@ impl World {
         self.control.process.as_mut().expect("it is up").inbox.push_back(input);
     }
 
-    fn work_on(&mut self, ticket: Ticket, work: Work) {
-        self.control.process.as_mut().expect("it is up").work.insert(ticket.0);
+    fn work_on(&mut self, work: StageWork) {
+        self.control.process.as_mut().expect("it is up").work.insert(work.ticket().0);
         let after_ms = self.draw(5, 700);
-        self.control_after(after_ms, ControlEvent::Worked(ticket, work));
+        self.control_after(after_ms, ControlEvent::Worked(work));
     }
 
     /// Returns what a piece of its own work came to.
-    fn worked(&mut self, ticket: Ticket, work: Work) -> Event {
+    fn worked(&mut self, work: StageWork) -> Event {
         let outcome = |seconds| Outcome { seconds, ..Outcome::default() };
         match work {
-            Work::Begin { run, stage } if self.files.manifests.contains(&(run.clone(), stage)) => {
+            StageWork::Begin { run, stage, ticket } if self.files.manifests.contains(&(run.clone(), stage)) => {
                 Event::StageBegun { ticket, begun: Ok(Begun::Done(outcome(1.0))) }
             }
-            Work::Begin { run, stage } => {
+            StageWork::Begin { run, stage, ticket } => {
                 let tasks = plan_tasks(&self.people.shape(&run), stage);
                 Event::StageBegun { ticket, begun: Ok(Begun::Todo(tasks)) }
             }
-            Work::CarryOut => Event::StageCarriedOut { ticket, done: Ok(()) },
-            Work::Finish { run, stage, seconds } => {
+            StageWork::CarryOut { ticket, .. } => Event::StageCarriedOut { ticket, done: Ok(()) },
+            StageWork::Finish { run, stage, ticket, seconds } => {
                 self.files.manifests.insert((run, stage));
                 Event::StageFinished { ticket, done: Ok(outcome(seconds)) }
             }

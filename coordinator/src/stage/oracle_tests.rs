@@ -7,7 +7,6 @@ use proto::oracle::job::Work as Asked;
 use proto::oracle::job_event::Event;
 use proto::oracle::oracle_server::{Oracle, OracleServer};
 use proto::oracle::{Changed, Ended, Job, JobEvent, JobSelection, RetuneRequest, StatusReply, StatusRequest};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 use super::tests::TestRun;
@@ -88,7 +87,7 @@ fn triage(
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let service = OracleServer::new(Scripted { script: Mutex::new(script), jobs: jobs.clone() });
-        let server = shared::net::server().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
+        let server = shared::net::server().add_service(service).serve_with_incoming(shared::net::incoming(listener));
         let server = tokio::spawn(server);
         run.context.oracle = Some(OracleAddress { url, token: None, mock: Some("http://mock/v1".into()) });
         let show = |progress| shown.lock().unwrap().push(progress);

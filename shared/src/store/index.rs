@@ -24,6 +24,10 @@ const STATE: &[u8] = b"\0state";
 const REACHES: &[u8] = b"\0reaches";
 /// Latest changes kept in memory until they are brought in.
 const RECENT: usize = 16_384;
+/// Beside commits, so many keys are brought in at a time, and nothing for so long after: a thousand at once would have those
+/// who wait for a commit wait for the processor.
+const AT_ONCE: usize = 64;
+const AFTER: Duration = Duration::from_millis(2);
 const CACHE_BYTES: u64 = 16 << 20;
 /// An index that threads still hold is asked for again so often, after so long each time.
 const RELEASE_TRIES: u32 = 100;
@@ -130,9 +134,22 @@ impl Index {
         (recent.leaving.is_none() && !recent.stuck && !recent.latest.is_empty()).then(|| recent.leave()).flatten()
     }
 
-    /// Brings changes into sled.
+    /// Brings changes into sled, as fast as it can.
     pub(super) fn bring_in(&self, leaving: &Leaving) {
-        let outcome = self.try_bring_in(leaving);
+        self.brought_in(self.try_bring_in(leaving, || {}));
+    }
+
+    /// Brings changes into sled beside commits: with pauses, unless as many more have come meanwhile.
+    pub(super) fn bring_in_slowly(&self, leaving: &Leaving) {
+        let pause = || {
+            if self.recent.read().unwrap_or_else(PoisonError::into_inner).latest.len() < RECENT {
+                std::thread::sleep(AFTER);
+            }
+        };
+        self.brought_in(self.try_bring_in(leaving, pause));
+    }
+
+    fn brought_in(&self, outcome: sled::Result<()>) {
         let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
         match outcome {
             Ok(()) => recent.leaving = None,
@@ -143,14 +160,17 @@ impl Index {
         }
     }
 
-    fn try_bring_in(&self, Leaving { table, applied }: &Leaving) -> sled::Result<()> {
+    fn try_bring_in(&self, Leaving { table, applied }: &Leaving, pause: impl Fn()) -> sled::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let before = state.applied.bytes;
         // Keys that came in a flush cut short by a death are not in the counts yet.
         let counted = |born: u64| born < before;
         self.sled.insert(REACHES, &applied.bytes.to_le_bytes())?;
         let mut end = sled::Batch::default();
-        for (key, place) in &**table {
+        for (number, (key, place)) in table.iter().enumerate() {
+            if number % AT_ONCE == AT_ONCE - 1 {
+                pause();
+            }
             let old = self.sled.get(key)?.and_then(|old| Place::from_bytes(&old));
             let born = old.map(|(_, born)| born);
             let tree = key.split(|byte| *byte == 0).next().unwrap_or_default();

@@ -116,7 +116,7 @@ fn start_indexer(index: Arc<Index>) -> (SyncSender<Leaving>, JoinHandle<()>) {
     let (to_index, leaving) = sync_channel::<Leaving>(1);
     let thread = std::thread::spawn(move || {
         for leaving in leaving {
-            index.bring_in(&leaving);
+            index.bring_in_slowly(&leaving);
         }
     });
     (to_index, thread)

@@ -1,10 +1,12 @@
 //! What goes wrong, and when.
 //!
 //! `hang=N`: the N-th collective of a communicator never ends; `fail=N`: it ends with a remote error; `block=N`: its call does
-//! not return; `init-hangs`; `abort-hangs`. With `rank=R:` in front for that rank alone, several joined by commas.
+//! not return; `init-hangs`; `abort-hangs`. With `rank=R:` in front for that rank alone, several joined by commas; with `once` among
+//! them, a process's first communicator alone.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The plan of one communicator.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +40,7 @@ impl Plan {
     /// For words that are not planned for: a test's mistake.
     pub fn of(rank: usize) -> Plan {
         let text = OF_THREAD.with(|own| own.borrow().clone()).or_else(|| std::env::var("NCCL_DOUBLE_PLAN").ok());
+        static FOLLOWED: AtomicBool = AtomicBool::new(false);
         let mut plan = Plan::default();
         for word in text.unwrap_or_default().split(',').filter(|word| !word.is_empty()) {
             let word = match word.strip_prefix("rank=").and_then(|rest| rest.split_once(':')) {
@@ -53,6 +56,8 @@ impl Plan {
                 "block" => plan.block = Some(number),
                 "init-hangs" => plan.init_hangs = true,
                 "abort-hangs" => plan.abort_hangs = true,
+                "once" if FOLLOWED.swap(true, Ordering::SeqCst) => return Plan::default(),
+                "once" => {}
                 other => panic!("{other} is not planned for"),
             }
         }

@@ -3,14 +3,19 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Barrier;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
 
+use crate::collective::nccl::communicator::{Libraries, Limits};
+use crate::collective::nccl::library::UniqueId;
+use crate::collective::nccl::{self, NcclGang};
 use crate::collective::numbers::{Numbers, Op};
 use crate::collective::ring::{self, Membership, Ring};
+use crate::collective::transport::{Choice, Transport};
 use crate::collective::{Collective, shard};
 use crate::error::{Error, Result};
 
@@ -29,11 +34,12 @@ pub enum Call {
     Broadcast,
 }
 
-/// Measures the calls of a ring of threads on the loopback interface.
+/// Measures the calls of a gang: a ring of threads on the loopback interface, or NCCL with a CUDA device a rank.
 ///
-/// Of each call, size and world: the median time, GB of the buffer a second, and GB a second that a rank sends. Beside the
-/// sums of two ranks, from 1 MiB: what the same bytes take over plain connections, both directions at once, and what the additions
-/// take, in the same rounds; `share_of_plain` is these two by the call's own time.
+/// Of each call, size and world: the median time, GB of the buffer a second, and GB a second that a rank sends in a ring (over NCCL,
+/// which may go other ways, what its own tests call bus bandwidth). Beside the ring's sums of two ranks, from 1 MiB: what the same
+/// bytes take over plain connections, both directions at once, and what the additions take, in the same rounds;
+/// `share_of_plain` is these two by the call's own time.
 #[derive(Debug, Clone, Args)]
 pub struct CollectiveBench {
     /// What is measured; all calls where none is named.
@@ -45,7 +51,10 @@ pub struct CollectiveBench {
     /// Sizes of the buffer in KiB, of f32.
     #[arg(long, value_delimiter = ',', default_value = "4,256,4096,65536")]
     pub kib: Vec<usize>,
-    /// Connections between neighbours.
+    /// How the ranks exchange: auto is NCCL where there is a CUDA device, else the ring.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub collective: Choice,
+    /// Connections between neighbours of a ring.
     #[arg(long, default_value_t = ring::LANES)]
     pub lanes: u8,
     /// Rounds, of which the median counts.
@@ -64,20 +73,25 @@ pub fn run(args: &CollectiveBench) -> Result<Value> {
     if args.rounds == 0 || args.lanes == 0 || args.kib.contains(&0) || args.ranks.iter().any(|ranks| *ranks < 2) {
         return Err(Error::Config("--rounds, --lanes and --kib are at least 1, --ranks at least 2".into()));
     }
+    let device = if tch::Cuda::is_available() { Device::Cuda(0) } else { Device::Cpu };
+    let way = match args.collective.on(device) {
+        Transport::Ring => Way::Ring,
+        Transport::Nccl => Way::Nccl(nccl::load_as_told()?),
+    };
     let calls = if args.calls.is_empty() { Call::value_variants() } else { &args.calls };
     let mut rows = Vec::new();
     for &ranks in &args.ranks {
         for &call in calls {
             for &kib in &args.kib {
                 let length = kib * 1024 / size_of::<f32>();
-                let seconds = median(of_ring(call, ranks, length, args)?);
+                let seconds = median(of_world(&way, call, ranks, length, args)?);
                 let (bytes, sent) = ((length * size_of::<f32>()) as f64, sent_bytes(call, ranks, length));
                 let mut row = json!({
                     "ranks": ranks, "call": call.to_possible_value().map(|value| value.get_name().to_owned()), "kib": kib,
                     "ms": 1e3 * seconds, "GB_per_s": bytes / seconds / 1e9,
                     "sent_GB": sent / 1e9, "sent_GB_per_s": sent / seconds / 1e9,
                 });
-                if ranks == 2 && call == Call::AllReduce && kib >= COMPARED_FROM_KIB {
+                if matches!(way, Way::Ring) && ranks == 2 && call == Call::AllReduce && kib >= COMPARED_FROM_KIB {
                     let plain = median(plain(length, args)?);
                     let additions = median((0..args.rounds).map(|_| additions(length / 2)).collect());
                     row["plain_ms"] = json!(1e3 * plain);
@@ -88,7 +102,17 @@ pub fn run(args: &CollectiveBench) -> Result<Value> {
             }
         }
     }
-    Ok(json!({"lanes": args.lanes, "rounds": args.rounds, "calls": rows}))
+    let (collective, lanes) = match way {
+        Way::Ring => ("ring", Some(args.lanes)),
+        Way::Nccl(_) => ("nccl", None),
+    };
+    Ok(json!({"collective": collective, "lanes": lanes, "rounds": args.rounds, "calls": rows}))
+}
+
+/// How the ranks exchange.
+enum Way {
+    Ring,
+    Nccl(Libraries),
 }
 
 /// Bytes that the rank which sends most sends in a call.
@@ -112,38 +136,67 @@ const COMPARED_FROM_KIB: usize = 1024;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Seconds of each round, the slowest rank's; one round before is not counted.
-fn of_ring(call: Call, ranks: usize, length: usize, args: &CollectiveBench) -> Result<Vec<f64>> {
+/// Forms a world; each rank of it is to be finished by the thread that it is for, at the same time as the others.
+fn world<'a>(way: &'a Way, ranks: usize, args: &CollectiveBench) -> Result<Vec<Joining<'a>>> {
+    let lanes = args.lanes;
+    if let Way::Nccl(libraries) = way {
+        let (id, devices) = (libraries.nccl.unique_id()?, libraries.cuda.devices()?);
+        let join = |rank: usize| -> Joining<'a> { Box::new(move || over_nccl(libraries, id, (rank, ranks), devices)) };
+        return Ok((0..ranks).map(join).collect());
+    }
     let listen =
         |_| TcpListener::bind("127.0.0.1:0").and_then(|listener| Ok((listener.local_addr()?.to_string(), listener)));
     let listening: std::io::Result<Vec<_>> = (0..ranks).map(listen).collect();
     let (peers, listeners): (Vec<String>, Vec<TcpListener>) =
         listening.map_err(|error| failed(&error))?.into_iter().unzip();
-    let together = Barrier::new(ranks);
-    let of_rank = |rank: usize, listener: TcpListener| -> Result<Vec<f64>> {
+    let join = |(rank, listener): (usize, TcpListener)| -> Joining<'a> {
         let membership = Membership {
             rank,
             peers: peers.clone(),
             secret: [0; 32],
             label: "bench".into(),
-            lanes: args.lanes,
+            lanes,
             form_deadline: PATIENCE,
             call_deadline: PATIENCE,
         };
-        let formed = Ring::form(&listener, &membership);
-        let mut numbers = vec![rank as f32; length];
-        let mut ring = formed?;
+        Box::new(move || Ok((Box::new(Ring::form(&listener, &membership)?) as Box<dyn Collective>, Device::Cpu)))
+    };
+    Ok(listeners.into_iter().enumerate().map(join).collect())
+}
+
+/// Joins a world and says where the rank's numbers lie.
+type Joining<'a> = Box<dyn FnOnce() -> Result<(Box<dyn Collective>, Device)> + Send + 'a>;
+
+fn over_nccl(
+    libraries: &Libraries,
+    id: UniqueId,
+    (rank, ranks): (usize, usize),
+    devices: usize,
+) -> Result<(Box<dyn Collective>, Device)> {
+    // Two ranks on one device are for NCCL to refuse.
+    let at = rank % devices.max(1);
+    let limits = Limits { form: PATIENCE, call: PATIENCE, abort: Duration::from_secs(20) };
+    let gang = NcclGang::form(libraries, id, (rank, ranks), at, limits, Arc::default())?;
+    Ok((Box::new(gang), if tch::Cuda::is_available() { Device::Cuda(at) } else { Device::Cpu }))
+}
+
+/// Seconds of each round, the slowest rank's; one round before is not counted.
+fn of_world(way: &Way, call: Call, ranks: usize, length: usize, args: &CollectiveBench) -> Result<Vec<f64>> {
+    let of_rank = |rank: usize, join: Joining<'_>| -> Result<Vec<f64>> {
+        let (mut gang, device) = join()?;
+        let mut numbers = Tensor::full([length as i64], rank as f64, (Kind::Float, device));
         let mut seconds = Vec::with_capacity(args.rounds);
         for round in 0..=args.rounds {
-            together.wait();
+            // Of the gang, since it ends for all where one fails.
+            gang.barrier()?;
             let begun = Instant::now();
-            let numbers = Numbers::from(numbers.as_mut_slice());
+            let numbers = Numbers::of(&mut numbers);
             match call {
-                Call::AllReduce => ring.all_reduce(numbers, Op::Sum)?,
-                Call::AllReduceMax => ring.all_reduce(numbers, Op::Max)?,
-                Call::ReduceScatter => ring.reduce_scatter(numbers, Op::Sum)?,
-                Call::AllGather => ring.all_gather(numbers)?,
-                Call::Broadcast => ring.broadcast(numbers, 0)?,
+                Call::AllReduce => gang.all_reduce(numbers, Op::Sum)?,
+                Call::AllReduceMax => gang.all_reduce(numbers, Op::Max)?,
+                Call::ReduceScatter => gang.reduce_scatter(numbers, Op::Sum)?,
+                Call::AllGather => gang.all_gather(numbers)?,
+                Call::Broadcast => gang.broadcast(numbers, 0)?,
             }
             if round > 0 {
                 seconds.push(begun.elapsed().as_secs_f64());
@@ -151,10 +204,11 @@ fn of_ring(call: Call, ranks: usize, length: usize, args: &CollectiveBench) -> R
         }
         Ok(seconds)
     };
+    let joining = world(way, ranks, args)?;
     let of_ranks: Result<Vec<Vec<f64>>> = std::thread::scope(|scope| {
         let of_rank = &of_rank;
-        let ranks = listeners.into_iter().enumerate();
-        let threads: Vec<_> = ranks.map(|(rank, listener)| scope.spawn(move || of_rank(rank, listener))).collect();
+        let ranks = joining.into_iter().enumerate();
+        let threads: Vec<_> = ranks.map(|(rank, join)| scope.spawn(move || of_rank(rank, join))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a rank does not panic")).collect()
     });
     let of_ranks = of_ranks?;

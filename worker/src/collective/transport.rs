@@ -1,7 +1,6 @@
 //! How a gang's calls travel: over NCCL between CUDA devices, or over the TCP ring. Decided before anything is exchanged, by all members
 //! alike; what was decided is never quietly replaced.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,6 +14,8 @@ use super::nccl::{self, NcclGang};
 use super::ring::{self, Ring};
 use super::{Collective, Numbers};
 use crate::error::{Error, Result};
+use crate::fault::Fault;
+use crate::pulse::Pulse;
 
 /// What `--collective` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -30,13 +31,16 @@ pub enum Choice {
 
 /// How calls travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Transport {
+pub enum Transport {
+    /// Over TCP.
     Ring,
+    /// Between CUDA devices.
     Nccl,
 }
 
 impl Choice {
-    fn on(self, device: Device) -> Transport {
+    /// Returns how members on such a device exchange.
+    pub fn on(self, device: Device) -> Transport {
         match self {
             Choice::Auto if device.is_cuda() => Transport::Nccl,
             Choice::Nccl => Transport::Nccl,
@@ -64,12 +68,18 @@ impl Aborter {
 pub struct Met {
     ring: Ring,
     nccl: Arc<AtomicBool>,
+    pulse: Arc<Pulse>,
 }
 
 impl Met {
     /// Begins with the ring in which the members have proven to be of one attempt.
     pub fn new(ring: Ring) -> Met {
-        Met { ring, nccl: Arc::default() }
+        Met { ring, nccl: Arc::default(), pulse: Arc::default() }
+    }
+
+    /// Lets `pulse` tell whether anything moves in the gang's calls; see [`Ring::watched`] for the plan.
+    pub fn watched(self, pulse: Arc<Pulse>, fault: Option<Arc<Fault>>) -> Met {
+        Met { ring: self.ring.watched(pulse.clone(), fault), pulse, ..self }
     }
 
     /// Returns what ends the calls of this gang, also of the way from the ring to NCCL.
@@ -104,9 +114,7 @@ impl Met {
 
     fn over_nccl(mut self, device: Device) -> Result<Box<dyn Collective>> {
         let (rank, world_size) = (self.ring.rank(), self.ring.world_size());
-        let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
-        let (library, cuda) = (named("TRACE_NCCL_LIBRARY"), named("TRACE_CUDART_LIBRARY"));
-        let libraries = nccl::load(library.as_deref(), cuda.as_deref()).and_then(|libraries| {
+        let libraries = nccl::load_as_told().and_then(|libraries| {
             if rank == 0 {
                 libraries.nccl.unique_id().map(|id| (libraries, id))
             } else {
@@ -131,7 +139,7 @@ impl Met {
         };
         let limits =
             Limits { form: Duration::from_secs(60), call: ring::CALL_DEADLINE, abort: Duration::from_secs(20) };
-        let gang = NcclGang::form(&libraries, id, (rank, world_size), at, limits, self.nccl)?;
+        let gang = NcclGang::form(&libraries, id, (rank, world_size), at, limits, self.nccl)?.watched(self.pulse);
         tracing::info!(rank, world_size, "the gang exchanges over NCCL");
         Ok(Box::new(gang))
     }

@@ -139,8 +139,8 @@ fn carry_out(
     let command = cli::command_of(kind(&run)?, &run.args, means.threads, &means.device)?;
     let mut members: Box<dyn Collective> = match gang {
         Some((listener, peers)) => {
-            let ring = join(&run, &task, &listener, &peers, &handle)?.watched(handle.pulse.clone(), fault.clone());
-            let met = Met::new(ring);
+            let ring = join(&run, &task, &listener, &peers, &handle)?;
+            let met = Met::new(ring).watched(handle.pulse.clone(), fault.clone());
             *handle.aborter.lock().unwrap_or_else(PoisonError::into_inner) = Some(met.aborter()?);
             if handle.broken.load(Ordering::SeqCst) {
                 return Err(Error::Gang("a member is gone".into()));

@@ -16,7 +16,7 @@ pub(super) struct TestEnv {
     pub(super) now_ms: u64,
     pub(super) workers: BTreeMap<String, TestWorker>,
     /// Work of the coordinator's own process that has not come back.
-    pub(super) begun: Vec<Effect>,
+    pub(super) begun: Vec<StageWork>,
     pub(super) last_reply: Option<Result<(), Refusal>>,
     pub(super) log: Vec<String>,
     pub(super) starts: u64,
@@ -131,10 +131,8 @@ impl TestEnv {
                         };
                     }
                 }
-                Effect::BeginStage { .. } | Effect::CarryOutStage { .. } | Effect::FinishStage { .. } => {
-                    self.begun.push(effect);
-                }
-                Effect::StopStage { ticket } => self.begun.retain(|work| ticket_of(work) != ticket),
+                Effect::Stage(work) => self.begun.push(work),
+                Effect::StopStage { ticket } => self.begun.retain(|work| work.ticket() != ticket),
                 Effect::Send { worker, message } => {
                     assert!(saved || !matches!(message, Message::Run(_)), "told before saved: {told}");
                     if let Message::Run(order) = &message {
@@ -173,7 +171,7 @@ impl TestEnv {
             }
             for (index, stage) in live.stages.iter().enumerate().filter(|_| !live.state.is_ended()) {
                 if let Some(ticket) = stage.ticket() {
-                    let is_done_by_someone = self.begun.iter().any(|work| ticket_of(work) == ticket);
+                    let is_done_by_someone = self.begun.iter().any(|work| work.ticket() == ticket);
                     assert!(is_done_by_someone, "stage {index} of {name} waits for nobody after {told}");
                 }
             }
@@ -308,13 +306,12 @@ impl TestEnv {
         }
         let outcome = Outcome { seconds: 1.0, ..Outcome::default() };
         match self.begun.remove(0) {
-            Effect::BeginStage { stage, ticket, .. } => {
+            StageWork::Begin { stage, ticket, .. } => {
                 self.starts += 1;
                 self.apply(Event::StageBegun { ticket, begun: Ok(Begun::Todo(tasks(stage, self.min_workers))) });
             }
-            Effect::CarryOutStage { ticket, .. } => self.apply(Event::StageCarriedOut { ticket, done: Ok(()) }),
-            Effect::FinishStage { ticket, .. } => self.apply(Event::StageFinished { ticket, done: Ok(outcome) }),
-            other => unreachable!("{other:?}"),
+            StageWork::CarryOut { ticket, .. } => self.apply(Event::StageCarriedOut { ticket, done: Ok(()) }),
+            StageWork::Finish { ticket, .. } => self.apply(Event::StageFinished { ticket, done: Ok(outcome) }),
         }
         true
     }
@@ -326,10 +323,9 @@ impl TestEnv {
         }
         let problem = || "the disk is full".to_owned();
         match self.begun.remove(0) {
-            Effect::BeginStage { ticket, .. } => self.apply(Event::StageBegun { ticket, begun: Err(problem()) }),
-            Effect::CarryOutStage { ticket, .. } => self.apply(Event::StageCarriedOut { ticket, done: Err(problem()) }),
-            Effect::FinishStage { ticket, .. } => self.apply(Event::StageFinished { ticket, done: Err(problem()) }),
-            other => unreachable!("{other:?}"),
+            StageWork::Begin { ticket, .. } => self.apply(Event::StageBegun { ticket, begun: Err(problem()) }),
+            StageWork::CarryOut { ticket, .. } => self.apply(Event::StageCarriedOut { ticket, done: Err(problem()) }),
+            StageWork::Finish { ticket, .. } => self.apply(Event::StageFinished { ticket, done: Err(problem()) }),
         }
     }
 
@@ -389,15 +385,6 @@ impl TestEnv {
             self.pass(60);
         }
         false
-    }
-}
-
-pub(super) fn ticket_of(effect: &Effect) -> Ticket {
-    match effect {
-        Effect::BeginStage { ticket, .. }
-        | Effect::CarryOutStage { ticket, .. }
-        | Effect::FinishStage { ticket, .. } => *ticket,
-        other => unreachable!("{other:?}"),
     }
 }
 

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::library::{Comm, Config, Cuda, Event, IN_PROGRESS, NOT_READY, Nccl, Status, Stream, UniqueId};
 use crate::error::{Error, Result};
+use crate::pulse::Pulse;
 
 /// The exit code of a process that NCCL does not let go on.
 pub const STUCK: i32 = 70;
@@ -54,6 +55,8 @@ pub struct Communicator {
     /// Another thread wants it to end.
     abort: Arc<AtomicBool>,
     watch: Watch,
+    /// Tells others whether it is in a call.
+    pulse: Arc<Pulse>,
     /// Why no call is made any more.
     broken: Option<String>,
 }
@@ -87,6 +90,7 @@ impl Communicator {
             limits,
             abort,
             watch: Watch::start(limits)?,
+            pulse: Arc::default(),
             broken: None,
         };
         own.on_device()?;
@@ -110,6 +114,11 @@ impl Communicator {
         }
     }
 
+    /// Lets `pulse` tell from now on whether it is in a call.
+    pub fn watch_by(&mut self, pulse: Arc<Pulse>) {
+        self.pulse = pulse;
+    }
+
     /// Both libraries.
     pub fn libraries(&self) -> &Libraries {
         &self.libraries
@@ -126,6 +135,8 @@ impl Communicator {
             return Err(Error::Gang(format!("the communicator has ended: {why}")));
         }
         let watched = self.watch.over(self.limits.call);
+        let pulse = self.pulse.clone();
+        let _call = pulse.call();
         let done = self.after_torch().and_then(|()| {
             enqueue(&self.libraries, self.comm, self.stream)?;
             self.wait(what, self.limits.call, Communicator::is_stream_done)

@@ -25,6 +25,7 @@ use self::library::{Comm, Cuda, Nccl, Stream, UniqueId};
 use super::numbers::{Numbers, Op};
 use super::{Collective, shard};
 use crate::error::{Error, Result};
+use crate::pulse::Pulse;
 
 /// Loads NCCL and the CUDA runtime: from the paths given, else as the system finds them.
 ///
@@ -44,6 +45,15 @@ pub fn load(nccl: Option<&Path>, cuda: Option<&Path>) -> Result<Libraries> {
     let cuda = Cuda::load(&found(cuda, "libcudart.so.13")).map_err(advice)?;
     tracing::info!(version, library = %nccl.path.display(), "NCCL");
     Ok(Libraries { nccl: Arc::new(nccl), cuda: Arc::new(cuda) })
+}
+
+/// As [`load`], from the paths that `TRACE_NCCL_LIBRARY` and `TRACE_CUDART_LIBRARY` name.
+///
+/// # Errors
+/// See [`load`].
+pub fn load_as_told() -> Result<Libraries> {
+    let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
+    load(named("TRACE_NCCL_LIBRARY").as_deref(), named("TRACE_CUDART_LIBRARY").as_deref())
 }
 
 /// One member's place in a gang over NCCL.
@@ -97,6 +107,12 @@ impl NcclGang {
     ) -> Result<NcclGang> {
         let communicator = Communicator::form(libraries, id, (rank, world_size), device, limits, abort)?;
         Ok(NcclGang { rank, world_size, communicator, staging: Staging { pointer: null_mut(), bytes: 0 } })
+    }
+
+    /// Lets `pulse` tell whether the gang is in a call. How far a call is NCCL does not say: from its begin on, nothing moves.
+    pub fn watched(mut self, pulse: Arc<Pulse>) -> NcclGang {
+        self.communicator.watch_by(pulse);
+        self
     }
 
     /// Makes calls on numbers wherever they are, and waits until they are done.

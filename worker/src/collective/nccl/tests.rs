@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::super::conformance::{self, Order};
 use super::*;
 
 const LIMITS: Limits =
@@ -78,7 +79,7 @@ fn world<T: Send>(
 
 #[test]
 fn it_conforms() {
-    super::super::conformance::check(&|world_size| {
+    conformance::check(Order::OfTheCall, &|world_size| {
         world(world_size, "", LIMITS, |_, gang, _| Box::new(gang.unwrap()) as Box<dyn Collective>)
     });
 }
@@ -116,13 +117,19 @@ fn another_thread_ends_a_call_at_once() {
     double();
     let begun = Instant::now();
     let ends = world(2, "rank=1:hang=1", LIMITS, |_, gang, abort| {
-        let mut gang = gang.unwrap();
+        let pulse: Arc<Pulse> = Arc::default();
+        let mut gang = gang.unwrap().watched(pulse.clone());
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(200));
+                // What the heartbeats tell of a call that hangs.
+                while pulse.still() < Duration::from_millis(200) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
                 abort.store(true, Ordering::SeqCst);
             });
-            gang.barrier().unwrap_err().to_string()
+            let error = gang.barrier().unwrap_err().to_string();
+            assert_eq!(pulse.still(), Duration::ZERO, "the call is over");
+            error
         })
     });
     assert!(ends.iter().all(|error| error.contains("a member is gone")), "{ends:?}");

@@ -2,6 +2,7 @@ use std::io::Write;
 
 use shared::keyed_random::KeyedRandom;
 
+use super::super::conformance::{self, Order};
 use super::*;
 
 fn memberships(world_size: usize, patience: Duration) -> Vec<(TcpListener, Membership)> {
@@ -61,7 +62,7 @@ pub(crate) fn formed(world_size: usize, lanes: u8) -> Vec<Box<dyn Collective>> {
 #[test]
 fn it_conforms_over_one_connection_and_several() {
     for lanes in [1, 3] {
-        super::super::conformance::check(&|world_size| formed(world_size, lanes));
+        conformance::check(Order::OfRanks, &|world_size| formed(world_size, lanes));
     }
 }
 
