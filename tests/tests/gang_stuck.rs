@@ -21,7 +21,7 @@ fn a_gang_whose_network_swallows_everything_is_broken_soon_and_goes_on_to_the_sa
 
     let double = cluster_tests::nccl_double().display().to_string();
     let nccl = [("TRACE_NCCL_LIBRARY", double.as_str()), ("TRACE_CUDART_LIBRARY", double.as_str())];
-    let hanging = [&nccl[..], &[("NCCL_DOUBLE_PLAN", "hang=10,once")]].concat();
+    let hanging = [&nccl[..], &[("NCCL_DOUBLE_PLAN", "hang=30,once")]].concat();
     let over_nccl: &[&str] = &["--collective", "nccl"];
     // Options and variables of the worker that does not hang and of the one that does, and what that one tells.
     type Side<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)]);

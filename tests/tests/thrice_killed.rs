@@ -1,10 +1,14 @@
 //! A step or pack in which three attempts in a row have died is named with its records, by `worker train`, alone and as a gang,
-//! and by `worker score`; with its note removed the command goes on, to the bytes of an undisturbed one.
+//! by `worker score`, and by the run of a cluster; with its note removed the command goes on, to the bytes of an undisturbed one.
 //!
 //! Deterministic because deaths are planned by count and no checkpoint lies before them.
 #![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
 use cluster_tests::Folder;
+use cluster_tests::cluster::{Cluster, poll_until};
+use cluster_tests::runs::stage;
 
 const TRAIN: &str = "train --model-name-or-path {tied} --dataset-json-path records.json --output-dir runs --method no-impact \
     --batch-size 3 --gradient-accumulation-steps 1 --max-steps 6 --num-train-epochs 9 --lora-r 4 --learning-rate 1e-3";
@@ -68,4 +72,32 @@ fn a_pack_that_kills_three_attempts_is_named() {
     folder.succeed(&command);
     assert!(folder.bytes("whole.json") == folder.bytes("out.json"));
     assert!(!folder.path("out.json.in_flight").exists());
+}
+
+#[test]
+fn a_run_ends_with_the_records_of_a_step_that_kills_three_attempts_of_its_gang() {
+    let mut cluster = Cluster::new();
+    // Nothing waits for a heartbeat here, and a slow one loses nobody by chance.
+    cluster.heartbeat_ms = 1000;
+    cluster.start_all(3, 1);
+    let dies = ("TRACE_FAULT", "train.step=2");
+    cluster.start_worker("w2", &[], &[dies]);
+    cluster.wait_for_worker("w2", "idle");
+    cluster.submit(&[]);
+    for death in 1..=3 {
+        assert_eq!(cluster.wait_for_death("w2"), Some(9), "death {death}");
+        cluster.plan_death("w2", (death < 3).then_some(dies.1));
+        cluster.restart("w2");
+    }
+    let status = poll_until("the run ends", Duration::from_secs(120), || {
+        let status = cluster.json(&["status", "tiny"]);
+        status["ended_ms"].is_u64().then_some(status)
+    });
+    let stage = stage(&status, "base-sft");
+    let why = stage["note"].as_str().unwrap();
+    assert!(why.contains("3 attempts in a row died in step 3, records ["), "{status}");
+    assert_eq!((&status["state"], &stage["state"]), (&"failed".into(), &"failed".into()), "{status}");
+    // Three losses, which say nothing of the task, and then its own failures.
+    let log = cluster.run_log();
+    assert_eq!(log.matches("worker w2 is lost").count(), 3, "{log}");
 }

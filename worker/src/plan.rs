@@ -76,7 +76,8 @@ pub struct PlanCommand {
     /// without an anchor (dpo and its kin, npo, sft) and --alpha-kl 0 have none of.
     #[arg(long)]
     pub no_reference: bool,
-    /// Takes the packs of the first pairs of a file, as `worker bench train` does, instead of the largest there can be.
+    /// Takes the packs of the first pairs of a file, as `worker bench train` does, instead of the largest there can be; and
+    /// counts no checkpoints, since that keeps none.
     #[arg(long, value_name = "FILE")]
     pub pairs: Option<PathBuf>,
     /// Pairs taken.
@@ -119,6 +120,8 @@ struct Plan {
     weights_from: &'static str,
     room: Room,
     fixed: Fixed,
+    /// A checkpoint's copy in the host's memory, in bytes; 0 where none is kept.
+    snapshot: f64,
     /// Resident memory at the end of loading, in bytes: weights and the pages of their files. The latter can be given back.
     loading: f64,
     pack: PackShape,
@@ -199,7 +202,10 @@ fn made(args: &PlanCommand) -> Result<Plan> {
     let process = process_bytes(args, device, store, &config)?;
     // libtorch's allocator for CUDA leaves holes, too, which nobody has measured here.
     let holes = if device == Device::Cpu { Holes::HEAP } else { Holes::NONE };
-    let room = Room { memory, process, holes };
+    // The benchmark's update keeps no checkpoints.
+    let snapshot = if args.pairs.is_some() { 0.0 } else { memory::snapshot(&setting) };
+    let of_device = if device == Device::Cpu { snapshot } else { 0.0 };
+    let room = Room { memory, process, snapshot: of_device, holes };
     let packs = packs(args, &config)?;
     let worst = |is_recomputed| {
         // Weights that are gathered layer by layer are not there for a graph of all layers.
@@ -230,6 +236,7 @@ fn made(args: &PlanCommand) -> Result<Plan> {
         weights_from,
         room,
         fixed,
+        snapshot,
         loading: if device == Device::Cpu { process + fixed.weights + file_bytes } else { 0.0 },
         pack: pack.clone(),
         pack_tokens: args.pack_tokens,
@@ -310,11 +317,11 @@ fn packs(args: &PlanCommand, config: &ModelConfig) -> Result<Vec<PackShape>> {
 impl Plan {
     /// Largest resident memory that is expected with or without recomputation, in bytes; while loading, pages of files count.
     fn peak(&self, work: &Work) -> f64 {
-        self.room.taken(&self.fixed, work).max(self.loading)
+        (self.room.taken(&self.fixed, work) + self.room.snapshot).max(self.loading)
     }
 
     fn fits(&self, work: &Work) -> bool {
-        self.room.taken(&self.fixed, work) <= self.room.memory * PLANNED_SHARE
+        self.room.holds(&self.fixed, work)
     }
 
     fn as_json(&self) -> Value {
@@ -335,6 +342,7 @@ impl Plan {
             "weights_gib": gib(self.fixed.weights), "adapter_gib": gib(self.fixed.adapter),
             "gradients_gib": gib(self.fixed.gradients), "optimiser_gib": gib(self.fixed.optimiser),
             "reference_gib": gib(self.fixed.reference), "loading_gib": gib(self.loading),
+            "snapshot_gib": gib(self.snapshot),
             "pack_tokens": self.pack_tokens, "max_length": self.max_length, "pack_rows": self.pack.rows,
             "plain": work(&self.plain), "recomputed": work(&self.recomputed),
             "largest_pack_tokens": self.largest_plain, "largest_pack_tokens_recomputed": self.largest_recomputed,

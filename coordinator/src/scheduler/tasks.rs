@@ -85,14 +85,16 @@ impl Scheduler {
             let (run, stage, ..) = &waiting[first];
             format!("{run}/{}", self.runs[run].plan.stages[*stage].name)
         });
+        let mut waits = Vec::new();
         for (place, ((run, stage, index, wanted), decision)) in waiting.into_iter().zip(decisions).enumerate() {
             match decision {
                 Decision::Run(workers) => self.start_task(now_ms, &run, stage, index, workers),
-                Decision::Wait => {
-                    let is_behind = kept_for.is_some_and(|first| first < place);
-                    self.task_mut(&run, stage, index).note = self.waits_for(wanted, left, is_behind);
-                }
+                Decision::Wait => waits.push((run, stage, index, wanted, kept_for.is_some_and(|first| first < place))),
             }
+        }
+        // Once it is known who works now.
+        for (run, stage, index, wanted, is_behind) in waits {
+            self.task_mut(&run, stage, index).note = self.waits_for(wanted, left, is_behind);
         }
         let mut left = if kept_for.is_some() { 0 } else { left };
         for (run, stage, index) in smaller {

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -113,7 +114,7 @@ impl Index {
         self.recent.read().unwrap_or_else(PoisonError::into_inner).applied
     }
 
-    /// Takes commits in. Where it returns changes, they are for [`Index::bring_in`], on whatever thread.
+    /// Takes commits in. Where it returns changes, they are for [`Index::bring_in_slowly`], on whatever thread.
     pub(super) fn note(
         &self,
         changes: impl IntoIterator<Item = (Vec<u8>, Option<Place>)>,
@@ -139,10 +140,12 @@ impl Index {
         self.brought_in(self.try_bring_in(leaving, || {}));
     }
 
-    /// Brings changes into sled beside commits: with pauses, unless as many more have come meanwhile.
-    pub(super) fn bring_in_slowly(&self, leaving: &Leaving) {
+    /// Brings changes into sled beside commits: with pauses, unless as many more have come meanwhile or `is_over` says that no more
+    /// commits come.
+    pub(super) fn bring_in_slowly(&self, leaving: &Leaving, is_over: &AtomicBool) {
+        let is_behind = || self.recent.read().unwrap_or_else(PoisonError::into_inner).latest.len() >= RECENT;
         let pause = || {
-            if self.recent.read().unwrap_or_else(PoisonError::into_inner).latest.len() < RECENT {
+            if !is_over.load(Ordering::Relaxed) && !is_behind() {
                 std::thread::sleep(AFTER);
             }
         };
@@ -226,7 +229,7 @@ impl Index {
         Ok(())
     }
 
-    /// Returns how many keys a tree has.
+    /// Returns how many keys a tree has. Waits for what is being brought in.
     pub(super) fn count(&self, tree: &str) -> sled::Result<u64> {
         // The state first: what is brought in meanwhile is waited for and not counted twice.
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

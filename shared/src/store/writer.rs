@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
@@ -51,7 +52,8 @@ impl Writer {
 
     /// Writes what comes until nobody can send any more.
     pub(super) fn run(mut self, mut waiting: mpsc::Receiver<Commit>) {
-        let (to_index, indexer) = start_indexer(self.index.clone());
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (to_index, indexer) = start_indexer(self.index.clone(), is_over.clone());
         while let Some(first) = waiting.blocking_recv() {
             let mut group = vec![first];
             while let Ok(next) = waiting.try_recv() {
@@ -72,6 +74,7 @@ impl Writer {
                 }
             }
         }
+        is_over.store(true, Ordering::Relaxed);
         drop(to_index);
         let _ = indexer.join();
         if let Some(rest) = self.index.rest() {
@@ -111,12 +114,12 @@ impl Writer {
 }
 
 /// Starts the thread that brings changes into the index, so that no commit waits for it.
-fn start_indexer(index: Arc<Index>) -> (SyncSender<Leaving>, JoinHandle<()>) {
+fn start_indexer(index: Arc<Index>, is_over: Arc<AtomicBool>) -> (SyncSender<Leaving>, JoinHandle<()>) {
     // One at a time leaves, so that there is always room.
     let (to_index, leaving) = sync_channel::<Leaving>(1);
     let thread = std::thread::spawn(move || {
         for leaving in leaving {
-            index.bring_in_slowly(&leaving);
+            index.bring_in_slowly(&leaving, &is_over);
         }
     });
     (to_index, thread)

@@ -191,6 +191,12 @@ pub unsafe extern "C" fn cudaStreamWaitEvent(handle: *mut c_void, event: *mut c_
 }
 
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn cudaEventQuery(event: *mut c_void) -> Status {
+    // What is given to the default stream is done when its call returns.
+    locked(&EVENTS).get(&(event as usize)).map_or(INVALID_HANDLE, |_| 0)
+}
+
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn cudaEventDestroy(event: *mut c_void) -> Status {
     locked(&EVENTS).remove(&(event as usize)).map_or(INVALID_HANDLE, |_| 0)
 }

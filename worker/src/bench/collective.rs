@@ -76,7 +76,17 @@ pub fn run(args: &CollectiveBench) -> Result<Value> {
     let device = if tch::Cuda::is_available() { Device::Cuda(0) } else { Device::Cpu };
     let way = match args.collective.on(device) {
         Transport::Ring => Way::Ring,
-        Transport::Nccl => Way::Nccl(nccl::load_as_told()?),
+        Transport::Nccl => {
+            let libraries = nccl::load_as_told()?;
+            let (devices, ranks) = (libraries.cuda.devices()?, args.ranks.iter().copied().max().unwrap_or(0));
+            // The stand-in of the tests has one device for all.
+            if device.is_cuda() && devices < ranks {
+                return Err(Error::Config(format!(
+                    "{ranks} ranks over NCCL need as many CUDA devices, there are {devices}: give fewer --ranks, or --collective ring"
+                )));
+            }
+            Way::Nccl(libraries)
+        }
     };
     let calls = if args.calls.is_empty() { Call::value_variants() } else { &args.calls };
     let mut rows = Vec::new();
@@ -173,7 +183,6 @@ fn over_nccl(
     (rank, ranks): (usize, usize),
     devices: usize,
 ) -> Result<(Box<dyn Collective>, Device)> {
-    // Two ranks on one device are for NCCL to refuse.
     let at = rank % devices.max(1);
     let limits = Limits { form: PATIENCE, call: PATIENCE, abort: Duration::from_secs(20) };
     let gang = NcclGang::form(libraries, id, (rank, ranks), at, limits, Arc::default())?;
@@ -184,7 +193,8 @@ fn over_nccl(
 fn of_world(way: &Way, call: Call, ranks: usize, length: usize, args: &CollectiveBench) -> Result<Vec<f64>> {
     let of_rank = |rank: usize, join: Joining<'_>| -> Result<Vec<f64>> {
         let (mut gang, device) = join()?;
-        let mut numbers = Tensor::full([length as i64], rank as f64, (Kind::Float, device));
+        let numbers = Tensor::f_full([length as i64], rank as f64, (Kind::Float, device));
+        let mut numbers = numbers.map_err(|error| Error::Config(format!("a buffer of {length} numbers: {error}")))?;
         let mut seconds = Vec::with_capacity(args.rounds);
         for round in 0..=args.rounds {
             // Of the gang, since it ends for all where one fails.

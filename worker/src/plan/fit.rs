@@ -19,6 +19,8 @@ pub struct Room {
     pub memory: f64,
     /// Libraries, tokenizer and the like.
     pub process: f64,
+    /// What a checkpoint's copy takes of it, in bytes.
+    pub snapshot: f64,
     /// What the allocator leaves unused.
     pub holes: Holes,
 }
@@ -50,6 +52,11 @@ impl Room {
         self.process + fixed.total() + work.total() + self.holes(fixed, work)
     }
 
+    /// Returns whether an update fits, and a checkpoint's copy beside it.
+    pub fn holds(&self, fixed: &Fixed, work: &Work) -> bool {
+        self.taken(fixed, work) + self.snapshot <= self.memory * PLANNED_SHARE
+    }
+
     /// Returns what the allocator leaves unused, in bytes.
     pub fn holes(&self, fixed: &Fixed, work: &Work) -> f64 {
         let Holes { of_activations, of_gradients, of_logits } = self.holes;
@@ -68,7 +75,7 @@ impl Room {
         let fixed = Fixed::of(setting);
         let fits = |budget: usize| {
             let pack = PackShape::largest(budget, max_length, has_anchors);
-            self.taken(&fixed, &Work::of(setting, &pack, is_recomputed)) <= self.memory * PLANNED_SHARE
+            self.holds(&fixed, &Work::of(setting, &pack, is_recomputed))
         };
         let smallest = pair_tokens(max_length);
         if !fits(smallest) {

@@ -129,6 +129,18 @@ impl Fixed {
     }
 }
 
+/// Returns what a checkpoint's copy takes of the host's memory in a run that keeps some: what is trained, its moments and masters, or a
+/// rank's part of them.
+pub fn snapshot(setting: &Setting<'_>) -> f64 {
+    match setting.adapter {
+        Some(adapter) => adapter_parameters(setting.config, adapter) * 3.0 * F32,
+        None => {
+            let part = parameters(setting.config) / setting.sharding.ranks as f64;
+            part * setting.store_bytes() + Fixed::of(setting).optimiser
+        }
+    }
+}
+
 /// What one pack takes beside the fixed parts, at its peak, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Work {

@@ -75,6 +75,13 @@ pub fn of(plan: &Plan) -> String {
             plan.loading / GIB
         );
     }
+    if plan.snapshot > 0.0 {
+        let whose = if plan.device == "cpu" { ", which what fits leaves room for" } else { " of the host" };
+        text += &format!(
+            "A run that keeps checkpoints holds {:.3} GiB beside the total for their copies{whose}.\n",
+            plan.snapshot / GIB
+        );
+    }
     if plan.gpus > 1 {
         let shared = match (plan.sharding.ranks > 1, plan.sharding.is_spread) {
             (false, _) => "an update's records are shared out, weights and optimiser are not",

@@ -75,6 +75,11 @@ fn ranks_share_out_what_all_weights_take() {
     // Sums of gradients are f32.
     assert_eq!(fixed(four), [2.0, 1.0, 3.0, 2.0]);
     assert_eq!(fixed(spread), [0.5, 1.0, 3.0, 0.5]);
+    // A checkpoint copies weights, moments and masters, or a rank's part.
+    assert_eq!([alone, four, spread].map(|setting| memory::snapshot(&setting) / parameters), [14.0, 3.5, 3.5]);
+    let adapter = lora(&[Module::Q, Module::V], 0.0);
+    let of_adapter = setting(&config, Some(&adapter), Kind::BFloat16, Kind::BFloat16);
+    assert_eq!(memory::snapshot(&of_adapter), 12.0 * memory::adapter_parameters(&config, &adapter));
 }
 
 /// The shape of Llama 3.1 8B, all weights in bf16 with a frozen copy for the anchor, on four devices of 80 GB.
@@ -174,7 +179,7 @@ fn the_largest_budget_is_the_last_that_fits() {
     let config = config();
     let adapter = lora(&[Module::Q, Module::V], 0.0);
     let setting = setting(&config, Some(&adapter), Kind::Float, Kind::Float);
-    let room = Room { memory: 4e6, process: 1e5, holes: Holes::HEAP };
+    let room = Room { memory: 4e6, process: 1e5, snapshot: 0.0, holes: Holes::HEAP };
     let taken = |budget, is_recomputed| {
         let work = Work::of(&setting, &PackShape::largest(budget, 20, true), is_recomputed);
         room.taken(&Fixed::of(&setting), &work)
@@ -186,6 +191,9 @@ fn the_largest_budget_is_the_last_that_fits() {
     }
     assert!(room.largest_budget(&setting, 20, true, true) > room.largest_budget(&setting, 20, true, false));
     assert_eq!(Room { memory: 1.5e5, ..room }.largest_budget(&setting, 20, true, true), None);
+    // A checkpoint's copy leaves less for the pack.
+    let with_copy = Room { snapshot: 1e6, ..room }.largest_budget(&setting, 20, true, false);
+    assert!(with_copy.is_some() && with_copy < room.largest_budget(&setting, 20, true, false));
     // A budget below a pair's tokens is one.
     let budget = Room { memory: 4e5, ..room }.largest_budget(&setting, 20, true, true).unwrap();
     assert!(budget >= 39, "{budget}");
@@ -195,7 +203,7 @@ fn the_largest_budget_is_the_last_that_fits() {
 fn sizes_that_no_memory_holds_are_numbers_like_others() {
     let huge = ModelConfig { layers: 1 << 30, hidden_size: 1 << 30, vocab_size: 1 << 30, ..config() };
     let setting = setting(&huge, None, Kind::Float, Kind::Float);
-    let room = Room { memory: 1e12, process: 0.0, holes: Holes::NONE };
+    let room = Room { memory: 1e12, process: 0.0, snapshot: 0.0, holes: Holes::NONE };
     assert_eq!(room.largest_budget(&setting, 1 << 20, true, true), None);
     let work = Work::of(&setting, &PackShape::largest(fit::LARGEST, 1 << 40, true), false);
     assert!(work.total().is_finite() && work.buffers >= 0.0);

@@ -41,7 +41,7 @@ pub struct Checkpoints {
     place: (usize, usize),
     fence: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     fault: Option<Arc<Fault>>,
-    /// Started with the first checkpoint.
+    /// Started when the first checkpoint is expected or begins.
     writer: Option<Writer>,
     /// A sharded checkpoint is under way, and not all ranks are known to have their part on the disk. The same on all ranks.
     is_pending: bool,
@@ -59,18 +59,25 @@ struct Told {
 }
 
 impl Checkpoints {
-    /// Returns the checkpoints of a run, of which `keep` stay. Every rank calls it.
+    /// Returns the checkpoints of a run, of which `keep` stay. Where `expected` says what they will hold, room for their
+    /// copies is made while training goes on. Every rank calls it.
     ///
     /// # Errors
-    /// A member of the gang is gone.
-    pub fn open(run: &RunFolder, keep: usize, control: &Control, gang: &mut dyn Collective) -> Result<Checkpoints> {
+    /// A member of the gang is gone; the system has no thread left.
+    pub fn open(
+        run: &RunFolder,
+        keep: usize,
+        expected: Option<&Parts>,
+        control: &Control,
+        gang: &mut dyn Collective,
+    ) -> Result<Checkpoints> {
         let moment = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
         let mut own = [0; 8];
         // So many bits are a number of the gang's exchange without loss.
         own[..6].copy_from_slice(&blake3::hash(format!("{} {moment}", std::process::id()).as_bytes()).as_bytes()[..6]);
         let token = gang.first_of(u64::from_le_bytes(own) as f64)? as u64;
         let guard = run.guard();
-        Ok(Checkpoints {
+        let mut checkpoints = Checkpoints {
             run_dir: run.path.clone(),
             run_key: run.key.clone(),
             keep,
@@ -82,7 +89,30 @@ impl Checkpoints {
             is_pending: false,
             told: Told::default(),
             waited: Duration::ZERO,
-        })
+        };
+        if let Some(parts) = expected.filter(|parts| !parts.is_empty()) {
+            checkpoints.writer()?.prepare(parts.sizes());
+        }
+        Ok(checkpoints)
+    }
+
+    /// Returns the thread, which is started where it is not there.
+    fn writer(&mut self) -> Result<&mut Writer> {
+        let writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => Writer::start(Terms {
+                place: self.place,
+                run_dir: self.run_dir.clone(),
+                run_key: self.run_key.clone(),
+                keep: self.keep,
+                fence: {
+                    let fence = self.fence.clone();
+                    Box::new(move || fence())
+                },
+                fault: self.fault.clone(),
+            })?,
+        };
+        Ok(self.writer.insert(writer))
     }
 
     /// Begins the checkpoint of a step: copies the parts and has them written. `sync` puts onto the disk what the checkpoint
@@ -102,26 +132,13 @@ impl Checkpoints {
         let is_busy = self.writer.as_mut().map(Writer::look).transpose()?.is_some_and(|phase| phase != Phase::Idle);
         self.told.waited_for_earlier += u64::from(is_busy);
         self.finish(gang)?;
-        if parts.whole.is_empty() && parts.slices.is_empty() {
+        if parts.is_empty() {
             return Ok(());
         }
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            empty => empty.insert(Writer::start(Terms {
-                place: self.place,
-                run_dir: self.run_dir.clone(),
-                run_key: self.run_key.clone(),
-                keep: self.keep,
-                fence: {
-                    let fence = self.fence.clone();
-                    Box::new(move || fence())
-                },
-                fault: self.fault.clone(),
-            })?),
-        };
-        let mut snapshot = writer.room();
-        snapshot.take(parts);
         let unfinished = Unfinished::new(&self.run_dir, step, self.token);
+        let writer = self.writer()?;
+        let mut snapshot = writer.room()?;
+        snapshot.take(parts);
         writer.begin(Job { unfinished, step, seen: seen.clone(), snapshot, sync: Box::new(sync) });
         self.is_pending = !parts.slices.is_empty();
         self.told.begun += 1;

@@ -363,7 +363,10 @@ fn train(
         tracing::info!("continuing {} from step {start} of {}", run.path.display(), pace.total());
     }
     run.check()?;
-    let mut checkpoints = Checkpoints::open(run, args.save_total_limit, control, gang)?;
+    let expected =
+        ((start / args.save_steps + 1) * args.save_steps < pace.total()).then(|| optimizer.parts(run.is_owned()));
+    let mut checkpoints = Checkpoints::open(run, args.save_total_limit, expected.as_ref(), control, gang)?;
+    drop(expected);
     let mut curves = if run.is_owned() {
         Some(Curves::open(run, start, validation.map(|validation| validation.done_by(start)))?)
     } else {

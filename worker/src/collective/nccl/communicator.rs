@@ -10,6 +10,7 @@
 
 #![allow(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::ffi::c_int;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,12 @@ use crate::pulse::Pulse;
 
 /// The exit code of a process that NCCL does not let go on.
 pub const STUCK: i32 = 70;
+
+/// Bytes a second that a slow network moves at least; a call that goes on for no longer than twice its numbers, which is what a
+/// sum sends, take at that rate moves, as far as anyone can tell.
+const SLOW_NETWORK: f64 = 100e6;
+/// A communicator's first call of a kind makes its connections, too.
+const FIRST_CALL: Duration = Duration::from_secs(60);
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +64,8 @@ pub struct Communicator {
     watch: Watch,
     /// Tells others whether it is in a call.
     pulse: Arc<Pulse>,
+    /// Kinds of calls that have been made.
+    made: BTreeSet<String>,
     /// Why no call is made any more.
     broken: Option<String>,
 }
@@ -91,6 +100,7 @@ impl Communicator {
             abort,
             watch: Watch::start(limits)?,
             pulse: Arc::default(),
+            made: BTreeSet::new(),
             broken: None,
         };
         own.on_device()?;
@@ -106,7 +116,7 @@ impl Communicator {
         // SAFETY: room for the handle and a configuration of the size that it tells; both outlive the call.
         let status = unsafe { (nccl.init_rank_config)(&raw mut own.comm, size, id, at, &raw mut config) };
         let formed = begun(nccl, "ncclCommInitRankConfig", status)
-            .and_then(|()| own.wait("joining the other members", limits.form, |_| Ok(true)));
+            .and_then(|()| own.wait("joining the other members", limits.form, |_| Ok(false), |_| Ok(true)));
         drop(watched);
         match formed {
             Ok(()) => Ok(own),
@@ -124,22 +134,37 @@ impl Communicator {
         &self.libraries
     }
 
-    /// Makes calls and waits until they are done: `enqueue` gets the communicator and the stream, and returns the status of the
-    /// calls it made with their names.
+    /// Makes calls on so many bytes and waits until they are done: `enqueue` gets the communicator and the stream, and returns the
+    /// status of the calls it made with their names.
     ///
     /// # Errors
     /// NCCL or CUDA finds something wrong, the deadline has passed, or another thread has asked for the end. Every later call
     /// fails, too.
-    pub fn call(&mut self, what: &str, enqueue: impl FnOnce(&Libraries, Comm, Stream) -> Result<()>) -> Result<()> {
+    pub fn call(
+        &mut self,
+        what: &str,
+        bytes: usize,
+        enqueue: impl FnOnce(&Libraries, Comm, Stream) -> Result<()>,
+    ) -> Result<()> {
         if let Some(why) = &self.broken {
             return Err(Error::Gang(format!("the communicator has ended: {why}")));
         }
         let watched = self.watch.over(self.limits.call);
         let pulse = self.pulse.clone();
         let _call = pulse.call();
+        let first = if self.made.insert(what.to_owned()) { FIRST_CALL } else { Duration::ZERO };
+        let moves_for = first + Duration::from_secs_f64(2.0 * bytes as f64 / SLOW_NETWORK);
+        let mut computed: Option<Instant> = None;
+        let moves = move |own: &Communicator| {
+            // Until then this rank computes, however long.
+            if computed.is_none() && own.is_computed()? {
+                computed = Some(Instant::now());
+            }
+            Ok(computed.is_none_or(|since| since.elapsed() < moves_for))
+        };
         let done = self.after_torch().and_then(|()| {
             enqueue(&self.libraries, self.comm, self.stream)?;
-            self.wait(what, self.limits.call, Communicator::is_stream_done)
+            self.wait(what, self.limits.call, moves, Communicator::is_stream_done)
         });
         drop(watched);
         done.map_err(|error| self.end(error))
@@ -185,8 +210,24 @@ impl Communicator {
         }
     }
 
-    /// Asks NCCL, then `is_done`, until both have come to an end.
-    fn wait(&self, what: &str, limit: Duration, is_done: impl Fn(&Communicator) -> Result<bool>) -> Result<()> {
+    /// Returns whether what libtorch had been given before the call is done.
+    fn is_computed(&self) -> Result<bool> {
+        let cuda = &self.libraries.cuda;
+        // SAFETY: the event is this communicator's own.
+        match unsafe { (cuda.event_query)(self.event) } {
+            NOT_READY => Ok(false),
+            status => cuda.checked("cudaEventQuery", status).map(|()| true),
+        }
+    }
+
+    /// Asks NCCL, then `is_done`, until both have come to an end. As long as it `moves`, others are told so.
+    fn wait(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut moves: impl FnMut(&Communicator) -> Result<bool>,
+        is_done: impl Fn(&Communicator) -> Result<bool>,
+    ) -> Result<()> {
         let nccl = &self.libraries.nccl;
         let begun = Instant::now();
         loop {
@@ -203,6 +244,9 @@ impl Communicator {
                 }
             }
             let waited = begun.elapsed();
+            if moves(self)? {
+                self.pulse.moved();
+            }
             if waited > limit {
                 let problem =
                     format!("{what}: not done within {:.0} s; a member is stuck or away", limit.as_secs_f64());
@@ -243,7 +287,7 @@ impl Drop for Communicator {
             // SAFETY: the communicator was made and not destroyed; nothing is in flight, since every call is waited for.
             let status = unsafe { (nccl.finalize)(self.comm) };
             let finalized = begun(&nccl, "ncclCommFinalize", status)
-                .and_then(|()| self.wait("leaving the other members", self.limits.abort, |_| Ok(true)));
+                .and_then(|()| self.wait("leaving the other members", self.limits.abort, |_| Ok(false), |_| Ok(true)));
             // SAFETY: as above; it is not used after this.
             let status = unsafe { if finalized.is_ok() { (nccl.destroy)(self.comm) } else { (nccl.abort)(self.comm) } };
             for problem in [finalized.err(), begun(&nccl, "ncclCommDestroy", status).err()].into_iter().flatten() {

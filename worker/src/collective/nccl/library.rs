@@ -172,6 +172,7 @@ table! {
         /// Flag 2: without timing.
         event_create = "cudaEventCreateWithFlags" (*mut Event, c_uint);
         event_record = "cudaEventRecord" (Event, Stream);
+        event_query = "cudaEventQuery" (Event);
         event_destroy = "cudaEventDestroy" (Event);
     }
 }

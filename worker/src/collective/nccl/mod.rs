@@ -109,7 +109,8 @@ impl NcclGang {
         Ok(NcclGang { rank, world_size, communicator, staging: Staging { pointer: null_mut(), bytes: 0 } })
     }
 
-    /// Lets `pulse` tell whether the gang is in a call. How far a call is NCCL does not say: from its begin on, nothing moves.
+    /// Lets `pulse` tell whether the gang is in a call. How far a call is NCCL does not say: it counts as moving for as long as
+    /// its numbers may take on a slow network, the first call a minute longer; from then on nothing moves.
     pub fn watched(mut self, pulse: Arc<Pulse>) -> NcclGang {
         self.communicator.watch_by(pulse);
         self
@@ -137,9 +138,9 @@ impl NcclGang {
                 if buffer.length == 0 {
                     return Ok(());
                 }
-                return self
-                    .communicator
-                    .call(what, |libraries, comm, stream| calls(&libraries.nccl, buffer, comm, stream));
+                return self.communicator.call(what, buffer.length * size, |libraries, comm, stream| {
+                    calls(&libraries.nccl, buffer, comm, stream)
+                });
             }
         };
         if length == 0 {
@@ -147,13 +148,13 @@ impl NcclGang {
         }
         let bytes = length * size;
         let buffer = Buffer { pointer: self.room(bytes)?, length, kind, size };
-        self.communicator.call(what, |libraries, comm, stream| {
+        self.communicator.call(what, bytes, |libraries, comm, stream| {
             copy(&libraries.cuda, buffer.pointer, pointer, bytes, stream)?;
             calls(&libraries.nccl, buffer, comm, stream)
         })?;
         // Only now: a copy to the host's memory waits without a deadline for what is before it.
         self.communicator
-            .call(what, |libraries, _, stream| copy(&libraries.cuda, pointer, buffer.pointer, bytes, stream))
+            .call(what, bytes, |libraries, _, stream| copy(&libraries.cuda, pointer, buffer.pointer, bytes, stream))
     }
 
     /// Returns device memory of at least so many bytes.

@@ -116,19 +116,26 @@ fn what_nccl_finds_wrong_by_itself_is_told_with_its_words() {
 fn another_thread_ends_a_call_at_once() {
     double();
     let begun = Instant::now();
-    let ends = world(2, "rank=1:hang=1", LIMITS, |_, gang, abort| {
+    let ends = world(2, "rank=1:hang=2", LIMITS, |_, gang, abort| {
         let pulse: Arc<Pulse> = Arc::default();
         let mut gang = gang.unwrap().watched(pulse.clone());
+        // The first call is given time for its connections.
+        gang.barrier().unwrap();
+        let seen = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 // What the heartbeats tell of a call that hangs.
-                while pulse.still() < Duration::from_millis(200) {
+                let mut is_still = false;
+                while !is_still && begun.elapsed() < LIMITS.call / 2 {
                     std::thread::sleep(Duration::from_millis(5));
+                    is_still = pulse.still() > Duration::from_millis(200);
                 }
+                seen.store(is_still, Ordering::SeqCst);
                 abort.store(true, Ordering::SeqCst);
             });
             let error = gang.barrier().unwrap_err().to_string();
             assert_eq!(pulse.still(), Duration::ZERO, "the call is over");
+            assert!(seen.load(Ordering::SeqCst), "heartbeats would not tell of it");
             error
         })
     });

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::slices::Slice;
 
@@ -24,7 +24,29 @@ pub(super) struct Snapshot {
     pub(super) slices: Vec<Slice>,
 }
 
+impl Parts {
+    /// Returns the sizes and types of all tensors.
+    pub(super) fn sizes(&self) -> Vec<(Vec<i64>, Kind)> {
+        let whole = self.whole.iter().map(|(_, tensor)| tensor);
+        whole
+            .chain(self.slices.iter().map(|slice| &slice.numbers))
+            .map(|tensor| (tensor.size(), tensor.kind()))
+            .collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.whole.is_empty() && self.slices.is_empty()
+    }
+}
+
 impl Snapshot {
+    /// Returns room for copies of tensors of these sizes, in the order of [`Parts`]. Its memory is there already: the system gives
+    /// pages when they are first written, which takes longer than a copy.
+    pub(super) fn room_for(sizes: Vec<(Vec<i64>, Kind)>) -> Snapshot {
+        let room = |(size, kind): (Vec<i64>, Kind)| (String::new(), Tensor::ones(size, (kind, Device::Cpu)));
+        Snapshot { whole: sizes.into_iter().map(room).collect(), slices: Vec::new() }
+    }
+
     /// Replaces the content by copies. From a device it waits until they are made.
     pub(super) fn take(&mut self, parts: &Parts) {
         let mut room: Vec<Tensor> = self.whole.drain(..).map(|(_, tensor)| tensor).collect();
@@ -77,6 +99,12 @@ mod tests {
         assert_eq!(snapshot.whole[0].1, Tensor::from_slice(&[2.0f32, 3.0]));
         assert_eq!(snapshot.whole[0].1.data_ptr(), place);
         assert_eq!((snapshot.slices[0].range.clone(), snapshot.slices[0].of), (3..5, 9));
+        // So is room that was made before.
+        let mut prepared = Snapshot::room_for(parts(&live).sizes());
+        let place = prepared.whole[1].1.data_ptr();
+        prepared.take(&parts(&live));
+        assert_eq!(prepared.slices[0].numbers.data_ptr(), place);
+        assert!(prepared.whole[0].1 == live && prepared.slices[0].numbers == live);
         // Another shape gets new room.
         let other = Tensor::from_slice(&[5.0f32]);
         snapshot.take(&Parts { whole: vec![("a".into(), other.shallow_clone())], slices: Vec::new() });

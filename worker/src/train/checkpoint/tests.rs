@@ -280,3 +280,18 @@ fn a_rank_that_cannot_write_its_part_ends_the_run_on_all() {
     assert!(problems[1].contains("checkpoint-1"), "{problems:?}");
     assert_eq!(steps(dir.path()), [] as [u64; 0]);
 }
+
+#[test]
+fn room_that_was_made_beforehand_is_that_of_the_first_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut own = checkpoints(dir.path(), 2, (0, 1));
+    own.writer().unwrap().prepare(whole(1.0).sizes());
+    // It is not there yet when it is asked for.
+    let room = own.writer().unwrap().room().unwrap();
+    let place = room.whole[0].1.data_ptr();
+    own.writer().unwrap().room = room;
+    save(&mut own, 1, 10.0).unwrap();
+    let after = own.writer().unwrap().room().unwrap();
+    assert_eq!(after.whole[0].1.data_ptr(), place);
+    assert_eq!(found(dir.path()).unwrap(), Some((1, 10.0)));
+}

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
+use tch::Kind;
+
 use super::folder::{self, Unfinished};
 use super::snapshot::Snapshot;
 use crate::error::{Error, Result};
@@ -47,11 +49,15 @@ pub(super) struct Job {
 }
 
 enum Order {
+    /// Make room for tensors of these sizes.
+    Prepare(Vec<(Vec<i64>, Kind)>),
     Write(Box<Job>),
     Publish,
 }
 
 enum Said {
+    /// There is room for a snapshot.
+    Prepared(Snapshot),
     /// This rank's part is on the disk; its room can be used again.
     OnDisk(Snapshot),
     /// The checkpoint has its name.
@@ -74,8 +80,10 @@ pub(super) struct Writer {
     said: Receiver<Result<Said>>,
     thread: Option<JoinHandle<()>>,
     phase: Phase,
-    /// The room of the last snapshot.
-    room: Snapshot,
+    /// The room of the last snapshot, or the first one's.
+    pub(super) room: Snapshot,
+    /// That room is being made.
+    is_preparing: bool,
 }
 
 impl Writer {
@@ -89,12 +97,26 @@ impl Writer {
         let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(move || serve(&terms, &queue, &say));
         let thread = thread.map_err(|error| Error::Config(format!("the thread that writes checkpoints: {error}")))?;
         let (orders, thread) = (Some(orders), Some(thread));
-        Ok(Writer { orders, said, thread, phase: Phase::Idle, room: Snapshot::default() })
+        Ok(Writer { orders, said, thread, phase: Phase::Idle, room: Snapshot::default(), is_preparing: false })
     }
 
-    /// Returns the room of the last snapshot, to be filled again.
-    pub(super) fn room(&mut self) -> Snapshot {
-        std::mem::take(&mut self.room)
+    /// Returns the room of the last snapshot, to be filled again. Room that is being made is waited for: a second one would take
+    /// as much memory again.
+    ///
+    /// # Errors
+    /// It could not be made.
+    pub(super) fn room(&mut self) -> Result<Snapshot> {
+        while self.is_preparing {
+            let said = self.said.recv().map_err(|_| gone())?;
+            self.hear(said)?;
+        }
+        Ok(std::mem::take(&mut self.room))
+    }
+
+    /// Has room made for snapshots of tensors of these sizes, while training goes on.
+    pub(super) fn prepare(&mut self, sizes: Vec<(Vec<i64>, Kind)>) {
+        self.is_preparing = true;
+        self.order(Order::Prepare(sizes), Phase::Idle);
     }
 
     /// Begins to write. The one before must be done.
@@ -149,10 +171,11 @@ impl Writer {
 
     fn hear(&mut self, said: Result<Said>) -> Result<()> {
         match said {
+            Ok(Said::Prepared(room)) => (self.room, self.is_preparing) = (room, false),
             Ok(Said::OnDisk(snapshot)) => (self.room, self.phase) = (snapshot, Phase::OnDisk),
             Ok(Said::Published) => self.phase = Phase::Idle,
             Err(error) => {
-                self.phase = Phase::Idle;
+                (self.phase, self.is_preparing) = (Phase::Idle, false);
                 return Err(error);
             }
         }
@@ -183,6 +206,7 @@ fn serve(terms: &Terms, orders: &Receiver<Order>, say: &Sender<Result<Said>>) {
     let mut ready = None;
     for order in orders {
         let outcome = panic::all_are_errors(|| match order {
+            Order::Prepare(sizes) => Ok(Some(Said::Prepared(Snapshot::room_for(sizes)))),
             Order::Write(job) => {
                 let (snapshot, part) = write(terms, *job)?;
                 let _ = say.send(Ok(Said::OnDisk(snapshot)));
