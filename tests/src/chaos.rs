@@ -3,7 +3,7 @@
 //! Workers and the coordinator are killed (SIGKILL) and started again at once, as a supervisor would; workers are stopped
 //! (SIGSTOP) for longer than the coordinator waits for a heartbeat, and go on; where namespaces can be made, workers are cut off
 //! from the network, for a moment or for longer than that. Which, and after how many steps, a seed says; within a step the moment
-//! is the machine's. A run is given up by the coordinator after twenty losses, so the kills are spread over
+//! is the machine's. The coordinator gives a run up after twenty losses without a step between them, so the kills are spread over
 //! several runs, each of them compared: weights, figures of every step, and the optimiser's state of the last checkpoint.
 
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +18,7 @@ use crate::network::Network;
 use crate::runs::{is_done, stage, tiny};
 
 const STEPS: u64 = 100;
-/// Disturbances of one run at most: fewer than the losses that end it.
+/// Disturbances of one run at most: fewer than the losses that end it, even where no step comes between them.
 const MOST: u32 = 12;
 const WORKERS: u64 = 3;
 const FILES: [&str; 3] = ["model.safetensors", "metrics.jsonl", "checkpoint-99/state.safetensors"];

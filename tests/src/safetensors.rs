@@ -1,8 +1,26 @@
-//! Damaging safetensors files on purpose: the header is JSON after its length in eight bytes.
+//! Reading safetensors files, and damaging them on purpose: the header is JSON after its length in eight bytes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
+
+/// Returns the numbers of a file's tensors, all of them f32, by name.
+///
+/// # Panics
+/// If the bytes are not those of such a file.
+pub fn f32s(bytes: &[u8]) -> BTreeMap<String, Vec<f32>> {
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).expect("the header is JSON");
+    let entries = header.as_object().expect("a header is an object");
+    let numbers = |(name, entry): (&String, &Value)| {
+        assert_eq!(entry["dtype"], "F32", "{name}");
+        let at = |i: usize| 8 + length + entry["data_offsets"][i].as_u64().expect("offsets are numbers") as usize;
+        let elements = bytes[at(0)..at(1)].chunks_exact(4);
+        (name.clone(), elements.map(|four| f32::from_le_bytes(four.try_into().expect("four bytes"))).collect())
+    };
+    entries.iter().filter(|(name, _)| *name != "__metadata__").map(numbers).collect()
+}
 
 /// Rewrites a file with its header and data changed by `change`.
 ///

@@ -1,5 +1,6 @@
 //! `worker train` told to stop by SIGTERM or Ctrl-C, as Slurm and Kubernetes preempt: the run, in a gang every rank after the
 //! same step, leaves a checkpoint, says how to go on, ends with exit code 75, and ends later with the bytes of an undisturbed one.
+//! A worker of a cluster that is told so in the middle of a training leaves with a checkpoint; the run goes on when another comes.
 //!
 //! Deterministic because the process freezes itself at a planned step: the signal is there before it goes on. One thread
 //! computes, and the run is long enough that it cannot end before a signal is noticed.
@@ -8,8 +9,9 @@
 use std::time::Duration;
 
 use cluster_tests::Folder;
-use cluster_tests::cluster::{is_frozen, poll_until};
+use cluster_tests::cluster::{Cluster, is_frozen, poll_until};
 use cluster_tests::local;
+use cluster_tests::runs::is_done;
 use rustix::process::Signal;
 
 const TRAIN: &str = "train --model-name-or-path {tied} --dataset-json-path records.json --output-dir runs --method dpo \
@@ -58,5 +60,48 @@ fn a_run_that_is_told_to_stop_leaves_a_checkpoint_and_goes_on_to_the_same_bytes(
         folder.gang(&format!("{TRAIN} --run-name {name}"), world);
         let state = "checkpoint-120/state.safetensors";
         folder.same_runs(&["adapter_model.safetensors", "metrics.jsonl", state], [&whole, &name], "after a stop");
+    }
+}
+
+#[test]
+fn a_worker_that_is_told_to_stop_in_a_training_leaves_with_a_checkpoint() {
+    let mut cluster = Cluster::new();
+    // It stands still for a moment, and is not to be taken for lost.
+    cluster.heartbeat_ms = 1000;
+    cluster.start_all(3, 2);
+    cluster.submit(&[]);
+    cluster.wait_for_stage("base-sft", "is done", is_done);
+    let products = ["base/model.safetensors", "base/metrics.jsonl"];
+    let undisturbed = products.map(|name| cluster.product(name));
+    cluster.cancel();
+    cluster.forget_stage("base-sft", &["base"]);
+    cluster.terminate("w2");
+    assert_eq!(cluster.wait("w2"), Some(0), "{}", cluster.log("w2"));
+    cluster.start_worker("w2", &["--fault", "train.step=4:freeze"], &[]);
+    cluster.wait_for_worker("w2", "idle");
+    let before = cluster.run_log().len();
+    cluster.submit(&[]);
+    cluster.wait_until_frozen("w2");
+    cluster.signal("w2", Signal::TERM);
+    cluster.signal("w2", Signal::CONT);
+    assert_eq!(cluster.wait("w2"), Some(0), "{}", cluster.log("w2"));
+    let waiting = cluster.wait_for_stage("base-sft", "waits for a second worker", |stage| {
+        stage["note"].as_str().unwrap().contains("waiting: 1 of 2 workers")
+    });
+    let task = &waiting["tasks"][0];
+    assert_eq!((&task["lost"], &task["failed"]), (&0.into(), &0.into()), "neither a loss nor a failure: {waiting}");
+    let base = cluster.path("artifacts/tiny/base");
+    let steps = std::fs::read_to_string(base.join("metrics.jsonl")).unwrap().lines().count();
+    assert!(
+        steps >= 4 && base.join(format!("checkpoint-{steps}/state.json")).exists(),
+        "it stopped after step {steps}"
+    );
+
+    cluster.start_worker("w2", &[], &[]);
+    cluster.wait_for_stage("base-sft", "is done", is_done);
+    let log = cluster.run_log()[before..].to_owned();
+    assert!(log.contains("worker w2 leaves") && !log.contains("is lost"), "{log}");
+    for (name, undisturbed) in products.iter().zip(&undisturbed) {
+        assert!(cluster.product(name) == *undisturbed, "{name} differs after the stop");
     }
 }

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use cluster_tests::Folder;
+use cluster_tests::{Folder, safetensors};
 use serde_json::Value;
 
 /// With an anchor, so that a frozen copy is shared out too; the ranks make different numbers of passes.
@@ -12,24 +12,43 @@ const FULL: &str = "train --model-name-or-path {untied} --dataset-json-path reco
     --pack-tokens 150 --validation-json-path records.json --eval-steps 3";
 const MODES: [&str; 3] = ["", "--recompute", "--shard-parameters"];
 
-fn losses(folder: &Folder, name: &str) -> Vec<f64> {
-    let number = |line: &Value| line["loss"].as_f64().unwrap();
+/// A figure of every step.
+fn of(folder: &Folder, name: &str, figure: &str) -> Vec<f64> {
+    let number = |line: &Value| line[figure].as_f64().unwrap();
     folder.lines(&format!("runs/{name}/metrics.jsonl")).iter().map(number).collect()
+}
+
+/// How far the weights of two runs are apart: the largest difference in a tensor by its largest number.
+fn furthest(folder: &Folder, names: [&str; 2]) -> f64 {
+    let [ours, expected] =
+        names.map(|name| safetensors::f32s(&folder.bytes(&format!("runs/{name}/model.safetensors"))));
+    assert_eq!(ours.len(), expected.len());
+    let apart = |(name, expected): (&String, &Vec<f32>)| {
+        let largest = expected.iter().fold(0f32, |most, number| most.max(number.abs()));
+        let differences = expected.iter().zip(&ours[name]).map(|(a, b)| (a - b).abs());
+        f64::from(differences.fold(0f32, f32::max) / largest)
+    };
+    expected.iter().map(apart).fold(0.0, f64::max)
 }
 
 #[test]
 fn every_way_to_share_out_follows_the_curve_of_one_process() {
     let folder = Folder::new();
     folder.succeed(&format!("{FULL} --run-name alone"));
-    let expected = losses(&folder, "alone");
+    let (expected, norms) = (of(&folder, "alone", "loss"), of(&folder, "alone", "grad_norm"));
     assert_eq!(expected.len(), 6);
     for world in 2..=4 {
         for (mode, options) in MODES.iter().enumerate() {
             let name = format!("{world}-{mode}");
             folder.gang(&format!("{FULL} {options} --run-name {name}"), world);
-            for (step, (a, b)) in expected.iter().zip(losses(&folder, &name)).enumerate() {
-                assert!((a - b).abs() <= 1e-4 * a.abs(), "{world} ranks {options}, step {step}: {b}, alone {a}");
+            for (step, (a, b)) in expected.iter().zip(of(&folder, &name, "loss")).enumerate() {
+                assert!((a - b).abs() <= 1e-5 * a.abs(), "{world} ranks {options}, step {step}: {b}, alone {a}");
             }
+            for (step, (a, b)) in norms.iter().zip(of(&folder, &name, "grad_norm")).enumerate() {
+                assert!((a - b).abs() <= 1e-5 * a.abs(), "{world} ranks {options}, step {step}: norm {b}, alone {a}");
+            }
+            let off = furthest(&folder, [&name, "alone"]);
+            assert!(off <= 1e-5, "{world} ranks {options}: weights are {off} off");
             // Each rank kept a part, and the parts are in files of their own.
             for rank in 0..world {
                 let part = format!("runs/{name}/checkpoint-4/shard-{rank:05}-of-{world:05}.safetensors");

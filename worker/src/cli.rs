@@ -9,7 +9,7 @@ use crate::collective::Collective;
 use crate::control::{Control, StopFlag};
 use crate::error::{Error, Result};
 use crate::fault::Fault;
-use crate::{bench, generate, hub, logprobs, merge, panic, plan, score, serve, signals, train};
+use crate::{bench, determinism, generate, hub, logprobs, merge, panic, plan, score, serve, signals, train};
 
 /// Computes with language models: log-probs, impact scores, re-alignment, generation.
 #[derive(Debug, Parser)]
@@ -20,6 +20,10 @@ pub struct Cli {
     /// Dies at a planned point, for tests: POINT=N.
     #[arg(long, global = true, hide = true, env = "TRACE_FAULT", value_name = "POINT=N")]
     fault: Option<Fault>,
+    /// On CUDA, takes kernels that give the same bits every time, which are slower; the processor's always do. What has no such
+    /// kernel is an error, and CUBLAS_WORKSPACE_CONFIG=:4096:8 must be set
+    #[arg(long, global = true, env = "TRACE_DETERMINISTIC", value_parser = clap::builder::FalseyValueParser::new())]
+    deterministic: bool,
 }
 
 /// What a worker can do.
@@ -79,6 +83,9 @@ pub(crate) struct Done {
 /// # Errors
 /// What stopped the command; its message is for the user.
 pub fn run(cli: Cli) -> Result<u8> {
+    if cli.deterministic {
+        determinism::switch_on()?;
+    }
     if let Command::Serve(args) = &cli.command {
         serve::run(args, cli.fault)?;
         return Ok(0);

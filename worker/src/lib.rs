@@ -5,6 +5,7 @@ mod cli;
 mod collective;
 mod control;
 mod dataset;
+mod determinism;
 mod error;
 mod fault;
 mod fence;

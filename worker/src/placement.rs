@@ -8,6 +8,7 @@ use std::str::FromStr;
 use tch::kind::Element;
 use tch::{Cuda, Device, Kind, Tensor};
 
+use crate::determinism;
 use crate::error::{Error, Result};
 use crate::model::config::AttentionRule;
 
@@ -111,9 +112,9 @@ pub enum Kernel {
 }
 
 /// Returns the kernel of a device: on the CPU the fused one takes twice as long forward and seven times as long backward
-/// at the lengths of a pair.
+/// at the lengths of a pair, and on CUDA some of its ways back add up in a changing order.
 pub fn kernel(device: Device) -> Kernel {
-    if device.is_cuda() { Kernel::Fused } else { Kernel::Products }
+    if device.is_cuda() && !determinism::is_on() { Kernel::Fused } else { Kernel::Products }
 }
 
 impl Kernel {
@@ -163,6 +164,28 @@ pub fn finish(device: Device) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// In a process of its own, since the switch is the process's.
+    #[test]
+    fn deterministic_kernels_are_switched_on_for_the_whole_process() {
+        const ALONE: &str = "TRACE_TEST_DETERMINISTIC";
+        if std::env::var_os(ALONE).is_some() {
+            assert!(!determinism::is_on());
+            determinism::switch_on().unwrap();
+            assert!(determinism::is_on());
+            assert_eq!(kernel(Device::Cuda(0)), Kernel::Products);
+            // What has such a kernel goes on.
+            let mut sums = Tensor::zeros([2], (Kind::Float, Device::Cpu));
+            let _ = sums.index_add_(0, &Tensor::from_slice(&[1i64, 1]), &Tensor::from_slice(&[1f32, 2.0]));
+            assert_eq!(Vec::<f32>::try_from(&sums).unwrap(), [0.0, 3.0]);
+            return;
+        }
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let name = "placement::tests::deterministic_kernels_are_switched_on_for_the_whole_process";
+        let output =
+            again.args(["--exact", name]).env(ALONE, "1").env("CUBLAS_WORKSPACE_CONFIG", ":4096:8").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
 
     #[test]
     fn a_device_is_named_and_refused_with_what_to_do() {

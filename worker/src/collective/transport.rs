@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use tch::Device;
 
 use super::nccl::communicator::Limits;
@@ -27,6 +27,24 @@ pub enum Choice {
     Nccl,
     /// The TCP ring; tensors of a CUDA device go through the host's memory.
     Ring,
+}
+
+/// How the members of a gang exchange.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ExchangeArgs {
+    /// How the members of a gang exchange: auto is NCCL on a CUDA device, else the TCP ring. See TRACE_NCCL_LIBRARY in docs/gangs.md
+    #[arg(long, value_enum, default_value = "auto")]
+    pub collective: Choice,
+    /// Seconds that a call of a gang may take, waiting for the slowest member included; then the attempt is over
+    #[arg(long, default_value_t = 600, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub call_deadline_s: u64,
+}
+
+impl ExchangeArgs {
+    /// Returns how long a call may take.
+    pub fn call_deadline(&self) -> Duration {
+        Duration::from_secs(self.call_deadline_s)
+    }
 }
 
 /// How calls travel.
@@ -95,8 +113,8 @@ impl Met {
     ///
     /// # Errors
     /// Members ask for different transports; NCCL or the CUDA runtime is not there, finds no device, or a member does not come.
-    pub fn travel(mut self, choice: Choice, device: Device) -> Result<Box<dyn Collective>> {
-        let transport = choice.on(device);
+    pub fn travel(mut self, exchange: ExchangeArgs, device: Device) -> Result<Box<dyn Collective>> {
+        let transport = exchange.collective.on(device);
         let all = self.ring.all_gather_number(f64::from(u8::from(transport == Transport::Nccl)))?;
         if let Some(other) = all.iter().position(|other| *other != all[self.ring.rank()]) {
             let name = |is_nccl: f64| if is_nccl == 0.0 { "the ring" } else { "NCCL" };
@@ -108,11 +126,11 @@ impl Met {
         }
         match transport {
             Transport::Ring => Ok(Box::new(self.ring)),
-            Transport::Nccl => self.over_nccl(device),
+            Transport::Nccl => self.over_nccl(exchange.call_deadline(), device),
         }
     }
 
-    fn over_nccl(mut self, device: Device) -> Result<Box<dyn Collective>> {
+    fn over_nccl(mut self, call: Duration, device: Device) -> Result<Box<dyn Collective>> {
         let (rank, world_size) = (self.ring.rank(), self.ring.world_size());
         let libraries = nccl::load_as_told().and_then(|libraries| {
             if rank == 0 {
@@ -137,8 +155,7 @@ impl Met {
             // Numbers of the host go through a device all the same.
             _ => 0,
         };
-        let limits =
-            Limits { form: Duration::from_secs(60), call: ring::CALL_DEADLINE, abort: Duration::from_secs(20) };
+        let limits = Limits { form: Duration::from_secs(60), call, abort: Duration::from_secs(20) };
         let gang = NcclGang::form(&libraries, id, (rank, world_size), at, limits, self.nccl)?.watched(self.pulse);
         tracing::info!(rank, world_size, "the gang exchanges over NCCL");
         Ok(Box::new(gang))
@@ -165,8 +182,9 @@ mod tests {
         let choices = [Choice::Ring, Choice::Nccl];
         let rings = ring::tests::rings(2);
         let errors: Vec<String> = std::thread::scope(|scope| {
-            let start = |(ring, choice)| {
-                scope.spawn(move || Met::new(ring).travel(choice, Device::Cpu).err().unwrap().to_string())
+            let start = |(ring, collective)| {
+                let exchange = ExchangeArgs { collective, call_deadline_s: 60 };
+                scope.spawn(move || Met::new(ring).travel(exchange, Device::Cpu).err().unwrap().to_string())
             };
             let threads: Vec<_> = rings.into_iter().zip(choices).map(start).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()

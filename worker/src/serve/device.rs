@@ -14,7 +14,7 @@ use tokio::sync::{mpsc as tokio_mpsc, watch};
 
 use crate::cli::{self, Done};
 use crate::collective::ring::{self, Membership, Ring};
-use crate::collective::transport::{Aborter, Choice, Met};
+use crate::collective::transport::{Aborter, ExchangeArgs, Met};
 use crate::collective::{Alone, Collective};
 use crate::control::{Control, Sink, Stop, StopFlag};
 use crate::error::{Error, Result};
@@ -86,8 +86,8 @@ pub struct Means {
     pub threads: u32,
     /// A device as `--device` takes it.
     pub device: String,
-    /// How a gang's calls travel.
-    pub collective: Choice,
+    /// How a gang's calls travel, and how long they may take.
+    pub exchange: ExchangeArgs,
 }
 
 /// Starts the thread.
@@ -139,14 +139,14 @@ fn carry_out(
     let command = cli::command_of(kind(&run)?, &run.args, means.threads, &means.device)?;
     let mut members: Box<dyn Collective> = match gang {
         Some((listener, peers)) => {
-            let ring = join(&run, &task, &listener, &peers, &handle)?;
+            let ring = join(&run, &task, &listener, &peers, (&handle, means.exchange.call_deadline()))?;
             let met = Met::new(ring).watched(handle.pulse.clone(), fault.clone());
             *handle.aborter.lock().unwrap_or_else(PoisonError::into_inner) = Some(met.aborter()?);
             if handle.broken.load(Ordering::SeqCst) {
                 return Err(Error::Gang("a member is gone".into()));
             }
             let device = means.device.parse().map_err(Error::Config).and_then(placement::device)?;
-            met.travel(means.collective, device)?
+            met.travel(means.exchange, device)?
         }
         None => Box::new(Alone),
     };
@@ -181,7 +181,7 @@ fn join(
     task: &TaskRef,
     listener: &TcpListener,
     peers: &mpsc::Receiver<Vec<String>>,
-    handle: &Handle,
+    (handle, call_deadline): (&Handle, Duration),
 ) -> Result<Ring> {
     let begun = std::time::Instant::now();
     let peers = loop {
@@ -212,7 +212,7 @@ fn join(
             label: format!("{name}/{submission}/{stage}/{task}/{attempt}"),
             lanes: ring::LANES,
             form_deadline: FORM_DEADLINE,
-            call_deadline: ring::CALL_DEADLINE,
+            call_deadline,
         },
     )
 }

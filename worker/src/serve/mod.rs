@@ -13,7 +13,7 @@ use clap::Args;
 use proto::coordinator::Hello;
 use shared::net::Token;
 
-use crate::collective::transport;
+use crate::collective::transport::ExchangeArgs;
 use crate::error::{Error, Result};
 use crate::fault::Fault;
 use crate::measure;
@@ -41,9 +41,8 @@ pub struct ServeCommand {
     /// Host at which the other members of a gang reach this worker.
     #[arg(long, default_value = "127.0.0.1", value_name = "HOST")]
     peer_addr: String,
-    /// How the members of a gang exchange: auto is NCCL on a CUDA device, else the TCP ring.
-    #[arg(long, value_enum, default_value = "auto")]
-    collective: transport::Choice,
+    #[command(flatten)]
+    exchange: ExchangeArgs,
     /// File with the cluster's token, instead of TRACE_TOKEN.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -81,8 +80,7 @@ pub fn run(args: &ServeCommand, fault: Option<Fault>) -> Result<()> {
     runtime.block_on(async {
         let stop = shared::shutdown::on_signals(args.with_parent);
         let stop = stop.map_err(|error| Error::Config(format!("signals cannot be received: {error}")))?;
-        let collective = args.collective;
-        let device = device::start(Means { threads, device: computes_on, collective }, fault)?;
+        let device = device::start(Means { threads, device: computes_on, exchange: args.exchange }, fault)?;
         link::Link::new(&args.coordinator, token, hello, args.peer_addr.clone(), device)?.run(stop).await
     })
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::collective::ring::{self, Membership, Ring};
-use crate::collective::transport::{Choice, Met};
+use crate::collective::transport::{ExchangeArgs, Met};
 use crate::collective::{Alone, Collective};
 use crate::error::{Error, Result};
 
@@ -23,9 +23,9 @@ pub struct GangArgs {
     /// TRACE_GANG_SECRET.
     #[arg(long, value_delimiter = ',', value_name = "ADDRS")]
     pub peers: Vec<String>,
-    /// How the members exchange: auto is NCCL on a CUDA device, else the TCP ring. See TRACE_NCCL_LIBRARY in docs/gangs.md.
-    #[arg(long, value_enum, default_value = "auto")]
-    pub collective: Choice,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub exchange: ExchangeArgs,
 }
 
 impl GangArgs {
@@ -56,9 +56,9 @@ impl GangArgs {
             label: "train".into(),
             lanes: ring::LANES,
             form_deadline: Duration::from_secs(60),
-            call_deadline: ring::CALL_DEADLINE,
+            call_deadline: self.exchange.call_deadline(),
         };
-        Met::new(Ring::form(&listener, &membership)?).travel(self.collective, device()?)
+        Met::new(Ring::form(&listener, &membership)?).travel(self.exchange, device()?)
     }
 }
 

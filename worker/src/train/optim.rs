@@ -6,7 +6,6 @@
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::placement;
 
 /// Constants of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -99,32 +98,22 @@ impl AdamW {
         }
     }
 
-    /// Returns all gradients end to end, in the parameters' order; 0 where no loss has reached a parameter. Waits for the
-    /// device once a parameter.
-    pub fn flat_gradients(&self) -> Vec<f32> {
-        let mut flat = Vec::new();
-        for slot in &self.slots {
-            let gradient = slot.parameter.grad();
-            let numbers = slot.parameter.numel();
-            if gradient.defined() {
-                let gradient = gradient.to_kind(Kind::Float).to_device(tch::Device::Cpu).contiguous();
-                let from = flat.len();
-                flat.resize(from + numbers, 0.0);
-                gradient.copy_data(&mut flat[from..], numbers);
-            } else {
-                flat.resize(flat.len() + numbers, 0.0);
-            }
-        }
-        flat
+    /// Returns all gradients end to end, in the parameters' order, as one row of f32 numbers on their device; 0 where no loss has
+    /// reached a parameter.
+    pub fn flat_gradients(&self) -> Tensor {
+        let row = |slot: &Slot| match slot.gradient() {
+            Some(gradient) => gradient.to_kind(Kind::Float).reshape([-1]),
+            None => Tensor::zeros([slot.parameter.numel() as i64], (Kind::Float, slot.parameter.device())),
+        };
+        tch::no_grad(|| Tensor::cat(&self.slots.iter().map(row).collect::<Vec<_>>(), 0))
     }
 
     /// Replaces all gradients by numbers as [`AdamW::flat_gradients`] returns them.
-    pub fn set_flat_gradients(&mut self, flat: &[f32]) {
+    pub fn set_flat_gradients(&mut self, flat: &Tensor) {
         let mut from = 0;
         for slot in &mut self.slots {
-            let numbers = slot.parameter.numel();
-            let own =
-                placement::upload(&flat[from..from + numbers], slot.parameter.device()).view_(slot.parameter.size());
+            let numbers = slot.parameter.numel() as i64;
+            let own = flat.narrow(0, from, numbers).view_as(&slot.parameter);
             from += numbers;
             if !slot.parameter.grad().defined() {
                 // A parameter gets room for a gradient by a backward pass that says 0.

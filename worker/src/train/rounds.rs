@@ -11,14 +11,16 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use tch::{Kind, Tensor};
+
 use super::TrainArgs;
 use super::run_folder::RunFolder;
 use super::u2a;
-use crate::collective::{Collective, Op};
+use crate::collective::{Collective, Numbers, Op};
 use crate::control::Control;
 use crate::dataset::{self, DataSet, GoldFile};
 use crate::error::{Error, Result};
-use crate::objective::step::{self, Item, LossParts, Policy, Settings, to_f64};
+use crate::objective::step::{self, Item, LossParts, Policy, Settings};
 use crate::reference::{self, Known};
 use crate::score::engine::Engine;
 use crate::score::options::ScoreSpace;
@@ -337,14 +339,14 @@ fn sum_over_ranks(gradient: &Vector, gang: &mut dyn Collective) -> Result<()> {
         return Ok(());
     }
     let parameters = gradient.named();
-    let mut flat: Vec<f32> = parameters.iter().flat_map(|(_, t)| to_f64(t)).map(|number| number as f32).collect();
-    gang.all_reduce(flat.as_mut_slice().into(), Op::Sum)?;
-    let mut at = 0;
+    let rows: Vec<Tensor> = parameters.iter().map(|(_, tensor)| tensor.to_kind(Kind::Float).reshape([-1])).collect();
+    let mut flat = Tensor::cat(&rows, 0);
+    gang.all_reduce(Numbers::of(&mut flat), Op::Sum)?;
+    let mut from = 0;
     for (_, tensor) in parameters {
-        let end = at + tensor.numel();
-        let sums = tch::Tensor::from_slice(&flat[at..end]).view(tensor.size().as_slice()).to_device(tensor.device());
-        tensor.shallow_clone().copy_(&sums);
-        at = end;
+        let numbers = tensor.numel() as i64;
+        tensor.shallow_clone().copy_(&flat.narrow(0, from, numbers).view_as(&tensor));
+        from += numbers;
     }
     Ok(())
 }

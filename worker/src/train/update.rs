@@ -2,7 +2,7 @@
 
 use super::optimizer::Optimizer;
 use super::{TrainArgs, schedule};
-use crate::collective::{self, Collective, Op};
+use crate::collective::{self, Collective, Numbers, Op};
 use crate::control::Stop;
 use crate::dataset;
 use crate::error::Result;
@@ -32,7 +32,7 @@ pub fn exchange(sums: &mut StepSums, optimizer: &mut Optimizer, gang: &mut dyn C
     gang.all_reduce(numbers.as_mut_slice().into(), Op::Sum)?;
     if let Optimizer::Whole(optimizer) = optimizer {
         let mut gradients = optimizer.flat_gradients();
-        gang.all_reduce(gradients.as_mut_slice().into(), Op::Sum)?;
+        gang.all_reduce(Numbers::of(&mut gradients), Op::Sum)?;
         optimizer.set_flat_gradients(&gradients);
     }
     sums.parts = LossParts::from_numbers(numbers[..LossParts::NUMBERS].try_into().expect("as many"));

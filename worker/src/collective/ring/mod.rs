@@ -21,9 +21,6 @@ use crate::fault::{self, Fault};
 use crate::pulse::Pulse;
 use lane::{Arrival, Lane, Plan, Watch};
 
-/// How long a call may take. A dead process is noticed at once, by its closed connection; this is for a machine that
-/// vanished. Steps of a large model on a slow member must fit in.
-pub const CALL_DEADLINE: Duration = Duration::from_secs(600);
 /// Connections to each neighbour.
 pub const LANES: u8 = 2;
 /// Buffers below this go over one connection.
@@ -68,7 +65,8 @@ pub struct Membership {
     pub lanes: u8,
     /// How long the ring may take to form.
     pub form_deadline: Duration,
-    /// How long a call may take.
+    /// How long a call may take. A dead process is noticed at once, by its closed connection; this is for a machine that vanished.
+    /// Steps of a large model on a slow member must fit in.
     pub call_deadline: Duration,
 }
 
