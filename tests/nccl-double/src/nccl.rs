@@ -389,14 +389,6 @@ pub unsafe extern "C" fn ncclCommAbort(handle: *mut c_void) -> Status {
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclCommRevoke(handle: *mut c_void, flags: c_int) -> Status {
-    if flags != 0 {
-        return fail(INVALID_ARGUMENT, "flags are for later versions");
-    }
-    status_of(communicator(handle).map(|own| own.aborted.store(true, Ordering::SeqCst)))
-}
-
-#[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclGroupStart() -> Status {
     GROUP.with(|group| match &mut *group.borrow_mut() {
         Some(_) => fail(INVALID_USAGE, "a group within a group is not played"),

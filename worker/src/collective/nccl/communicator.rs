@@ -2,8 +2,9 @@
 //!
 //! Communicators are non-blocking: a call returns at once, and this side asks NCCL for errors and the stream for its end until
 //! one of them answers, the deadline has passed, or another thread has asked for the end. Then the communicator is aborted (a
-//! revocation before that would race with it: NCCL takes the flags of both back when the revocation ends). What hangs all the same, in an abort or in a call that should not block, ends the process: the
-//! last resort, from where the coordinator gives the task to others.
+//! revocation before that would race with it: NCCL takes the flags of both back when the revocation ends). What hangs all the
+//! same, in an abort or in a call that should not block, ends the process: the last resort, from where the coordinator gives
+//! the task to others.
 //!
 //! Work goes to a stream of its own that waits for what libtorch has given the default stream so far; whoever called goes on when
 //! the work is done. So the numbers are there, and later work of libtorch finds them.
