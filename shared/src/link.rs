@@ -13,8 +13,8 @@ use proto::coordinator::from_worker::Message as Said;
 use proto::coordinator::task_ended::How;
 use proto::coordinator::to_worker::Message as Told;
 use proto::coordinator::{
-    Failed, FolderSeen, Heartbeat, Hello, Leaving, PeerReady, RunTask, StopReason, TaskEnded, TaskProgress, TaskRef,
-    Welcome,
+    Failed, FolderSeen, Heartbeat, Hello, Leaving, PeerReady, Peers, RunTask, StopReason, TaskEnded, TaskProgress,
+    TaskRef, Welcome,
 };
 
 /// Progress is told at most so often.
@@ -46,6 +46,8 @@ pub enum Event {
         task: TaskRef,
         /// host:port.
         address: String,
+        /// Of the first rank over NCCL: the communicator's name.
+        nccl_id: Vec<u8>,
     },
     /// A task could not begin for want of something around it.
     NotBegun {
@@ -79,8 +81,8 @@ pub enum Act {
     LookAtFolder(Welcome),
     /// Give a task to the device. A gang's listens first: [`Event::Listening`] or [`Event::NotBegun`] follows.
     Begin(RunTask),
-    /// Give the running task the addresses of its gang, in rank order.
-    Meet(Vec<String>),
+    /// Give the running task the addresses of its gang, in rank order, and what else its members have in common.
+    Meet(Peers),
     /// Stop the running task.
     Stop(StopReason),
     /// The worker is done and its process ends.
@@ -110,7 +112,7 @@ pub struct Link {
 struct Running {
     task: TaskRef,
     /// Of a gang, until the other members' addresses are known: where this one listens.
-    listening: Option<String>,
+    listening: Option<PeerReady>,
 }
 
 #[derive(Debug)]
@@ -179,10 +181,11 @@ impl Link {
             Event::Disconnected => self.disconnected(now_ms),
             Event::Told(told) => self.told(now_ms, told),
             Event::FolderSeen { problem } => self.folder_seen(problem),
-            Event::Listening { task, address } => {
+            Event::Listening { task, address, nccl_id } => {
                 if let Some(running) = self.running_as(Some(&task)) {
-                    running.listening = Some(address.clone());
-                    self.say(Said::PeerReady(PeerReady { task: Some(task), address }));
+                    let ready = PeerReady { task: Some(task), address, nccl_id };
+                    running.listening = Some(ready.clone());
+                    self.say(Said::PeerReady(ready));
                 }
             }
             Event::NotBegun { task, problem } => {
@@ -263,7 +266,7 @@ impl Link {
                 if let Some(running) = self.running_as(peers.task.as_ref())
                     && running.listening.take().is_some()
                 {
-                    self.acts.push(Act::Meet(peers.addresses));
+                    self.acts.push(Act::Meet(peers));
                 }
             }
             Told::Stop(stop) => {
@@ -285,11 +288,7 @@ impl Link {
     fn folder_seen(&mut self, problem: String) {
         self.say(Said::FolderSeen(FolderSeen { problem }));
         // What was said on an earlier connection may not have arrived.
-        let listening = self.running.as_ref().and_then(|running| {
-            let address = running.listening.clone()?;
-            Some(PeerReady { task: Some(running.task.clone()), address })
-        });
-        if let Some(ready) = listening {
+        if let Some(ready) = self.running.as_ref().and_then(|running| running.listening.clone()) {
             self.say(Said::PeerReady(ready));
         }
     }

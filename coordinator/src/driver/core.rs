@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proto::coordinator::from_worker::Message as Said;
 use proto::coordinator::to_worker::Message as Told;
-use proto::coordinator::{Hello, Welcome};
+use proto::coordinator::{Hello, PeerReady, Welcome};
 use shared::store::Change;
 
 use crate::records::Records;
@@ -215,7 +215,9 @@ fn events(worker: String, instance: String, message: Said) -> Vec<Event> {
     let meant = match message {
         Said::Hello(_) | Said::Heartbeat(_) => None,
         Said::FolderSeen(seen) => Some(Event::WorkerFolderSeen { worker, instance, problem: seen.problem }),
-        Said::PeerReady(ready) => ready.task.map(|task| Event::PeerReady { worker, task, address: ready.address }),
+        Said::PeerReady(PeerReady { task, address, nccl_id }) => {
+            task.map(|task| Event::PeerReady { worker, task, address, nccl_id })
+        }
         Said::Progress(progress) => Some(Event::TaskProgressed { worker, progress }),
         Said::Ended(ended) => Some(Event::TaskEnded { worker, ended }),
         Said::Leaving(leaving) => Some(Event::WorkerLeaving { worker, instance, reason: leaving.reason }),

@@ -73,6 +73,8 @@ pub(crate) enum Event {
         worker: String,
         task: TaskRef,
         address: String,
+        /// Of the first rank over NCCL.
+        nccl_id: Vec<u8>,
     },
     TaskProgressed {
         worker: String,

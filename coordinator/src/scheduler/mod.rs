@@ -142,7 +142,7 @@ impl Scheduler {
                 self.worker_leaving(now_ms, &worker, &instance, reason);
             }
             Event::WorkerDisconnected { worker, instance } => self.worker_disconnected(now_ms, &worker, &instance),
-            Event::PeerReady { worker, task, address } => self.peer_ready(&worker, &task, address),
+            Event::PeerReady { worker, task, address, nccl_id } => self.peer_ready(&worker, &task, address, nccl_id),
             Event::TaskProgressed { worker, progress } => self.task_progressed(&worker, progress),
             Event::TaskEnded { worker, ended } => self.task_ended(now_ms, &worker, ended),
             Event::Tick => self.tick(now_ms),

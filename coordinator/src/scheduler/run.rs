@@ -199,6 +199,9 @@ pub(crate) struct Member {
     pub(crate) worker: String,
     pub(crate) instance: String,
     pub(crate) address: Option<String>,
+    /// Of the first rank over NCCL: the name of the communicator.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) nccl_id: Vec<u8>,
     pub(crate) ended: bool,
 }
 

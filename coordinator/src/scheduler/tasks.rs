@@ -36,6 +36,12 @@ fn stop_reason(met: bool, reason: StopReason) -> StopReason {
     if met { reason } else { StopReason::Cancelled }
 }
 
+/// Returns what the members of an attempt are told of each other, once all listen.
+fn peers_of(task: &TaskRef, members: &[Member]) -> Option<Peers> {
+    let addresses: Option<Vec<String>> = members.iter().map(|member| member.address.clone()).collect();
+    Some(Peers { task: Some(task.clone()), addresses: addresses?, nccl_id: members.first()?.nccl_id.clone() })
+}
+
 impl Scheduler {
     /// Gives waiting tasks to free workers, runs and stages in their order; gangs that run with fewer members than they want
     /// get what is left.
@@ -147,7 +153,13 @@ impl Scheduler {
         let instance_of = |name: &String| self.workers[name].hello.instance.clone();
         let members: Vec<Member> = workers
             .iter()
-            .map(|worker| Member { worker: worker.clone(), instance: instance_of(worker), address: None, ended: false })
+            .map(|worker| Member {
+                worker: worker.clone(),
+                instance: instance_of(worker),
+                address: None,
+                nccl_id: Vec::new(),
+                ended: false,
+            })
             .collect();
         let task = self.task_mut(run, stage, index);
         task.attempt += 1;
@@ -200,18 +212,17 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn peer_ready(&mut self, worker: &str, task: &TaskRef, address: String) {
+    pub(super) fn peer_ready(&mut self, worker: &str, task: &TaskRef, address: String, nccl_id: Vec<u8>) {
         let Some((stage, index)) = self.member(worker, task) else { return };
         let own = self.task_mut(&task.run, stage, index);
         let TaskState::Running { members, met, broken, .. } = &mut own.state else { return };
         if let Some(member) = members.iter_mut().find(|member| member.worker == worker) {
-            member.address = Some(address);
+            (member.address, member.nccl_id) = (Some(address), nccl_id);
         }
         if *met || broken.is_some() {
             return;
         }
-        let addresses: Option<Vec<String>> = members.iter().map(|member| member.address.clone()).collect();
-        let Some(addresses) = addresses else {
+        let Some(peers) = peers_of(task, members) else {
             own.note = gang::forming(members.iter().map(|member| (member.worker.as_str(), member.address.is_some())));
             return;
         };
@@ -219,8 +230,7 @@ impl Scheduler {
         own.note = String::new();
         let workers: Vec<String> = members.iter().map(|member| member.worker.clone()).collect();
         for worker in workers {
-            let peers = Peers { task: Some(task.clone()), addresses: addresses.clone() };
-            self.send(&worker, Message::Peers(peers));
+            self.send(&worker, Message::Peers(peers.clone()));
         }
         self.save(&task.run);
     }
@@ -329,8 +339,8 @@ impl Scheduler {
         } else if run.state == RunState::Paused || *growing {
             Message::Stop(StopTask { task: Some(task.clone()), reason: stop_reason(*met, StopReason::Paused).into() })
         } else if *met && members.len() > 1 {
-            let addresses = members.iter().map(|member| member.address.clone().unwrap_or_default()).collect();
-            Message::Peers(Peers { task: Some(task.clone()), addresses })
+            let Some(peers) = peers_of(task, members) else { return };
+            Message::Peers(peers)
         } else {
             return;
         };

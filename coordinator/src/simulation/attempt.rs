@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use proto::coordinator::task_ended::How;
-use proto::coordinator::{Failed, Finished, RunTask, Stopped, TaskProgress, TaskRef};
+use proto::coordinator::{Failed, Finished, Peers, RunTask, Stopped, TaskProgress, TaskRef};
 
 use super::machine::MachineEvent;
 use super::world::{Happening, TIMING, World};
@@ -129,19 +129,20 @@ impl World {
     }
 
     /// A member learns where the others listen.
-    pub(super) fn meet(&mut self, machine: usize, addresses: &[String]) {
+    pub(super) fn meet(&mut self, machine: usize, peers: &Peers) {
         let Some(device) = self.machines[machine].process.as_ref().and_then(|process| process.device.as_ref()) else {
             return;
         };
         let (key, rank) = (device.key.clone(), device.rank);
         let attempt = self.attempts.get_mut(&key).expect("a member has begun");
         let expected: Vec<&String> = attempt.seats.values().map(|seat| &seat.address).collect();
-        let agrees = addresses.iter().eq(expected);
+        let named = expected.first().map(|first| first.as_bytes());
+        let agrees = named == Some(&peers.nccl_id[..]) && peers.addresses.iter().eq(expected);
         if let Some(seat) = attempt.seats.get_mut(&rank) {
             seat.has_met = true;
         }
         if !agrees {
-            self.checks.fail(&format!("rank {rank} of {key} is told the wrong addresses: {addresses:?}"));
+            self.checks.fail(&format!("rank {rank} of {key} is told of the wrong members: {peers:?}"));
         }
     }
 

@@ -218,8 +218,8 @@ impl World {
             }
             Act::LookAtFolder(_) => Some(Event::FolderSeen { problem: String::new() }),
             Act::Begin(run) => self.begin(index, run),
-            Act::Meet(addresses) => {
-                self.meet(index, &addresses);
+            Act::Meet(peers) => {
+                self.meet(index, &peers);
                 None
             }
             Act::Stop(reason) => {
@@ -276,7 +276,9 @@ impl World {
         process.device = Some(Device { key: key.clone(), rank: run.rank });
         self.member_begins(index, &run);
         let address = format!("{instance}:{}", key.attempt);
-        (run.world_size > 1).then_some(Event::Listening { task, address })
+        // As if over NCCL: the first rank names something that all must hear of.
+        let nccl_id = if run.rank == 0 { address.clone().into_bytes() } else { Vec::new() };
+        (run.world_size > 1).then_some(Event::Listening { task, address, nccl_id })
     }
 
     fn told_to_stop(&mut self, index: usize, reason: StopReason) {

@@ -95,15 +95,16 @@ fn an_end_is_said_again_with_every_hello_until_it_is_stored() {
 fn where_it_listens_is_said_again_until_the_gang_has_met() {
     let mut link = joined();
     link.apply(1, order(1));
-    let ready = Act::Say(Said::PeerReady(PeerReady { task: Some(task(1)), address: "a:1".into() }));
-    let listening = Event::Listening { task: task(1), address: "a:1".into() };
+    let ready =
+        Act::Say(Said::PeerReady(PeerReady { task: Some(task(1)), address: "a:1".into(), nccl_id: vec![7; 128] }));
+    let listening = Event::Listening { task: task(1), address: "a:1".into(), nccl_id: vec![7; 128] };
     assert_eq!(link.apply(1, listening), std::slice::from_ref(&ready));
     link.apply(2, Event::Disconnected);
     assert_eq!(hello(&mut link, 200).running, Some(task(1)));
     let seen = link.apply(201, Event::FolderSeen { problem: String::new() });
     assert_eq!(seen[1..], [ready]);
-    let peers = Peers { task: Some(task(1)), addresses: vec!["a:1".into(), "b:1".into()] };
-    let met = [Act::Meet(peers.addresses.clone())];
+    let peers = Peers { task: Some(task(1)), addresses: vec!["a:1".into(), "b:1".into()], nccl_id: vec![7; 128] };
+    let met = [Act::Meet(peers.clone())];
     assert_eq!(link.apply(202, Event::Told(Told::Peers(peers.clone()))), met);
     assert_eq!(link.apply(203, Event::Told(Told::Peers(peers))), [], "once is enough");
     assert_eq!(link.apply(204, Event::FolderSeen { problem: String::new() }).len(), 1);

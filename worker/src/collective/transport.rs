@@ -108,12 +108,17 @@ impl Met {
         Ok(Aborter { ring: self.ring.aborter()?, nccl: self.nccl.clone() })
     }
 
-    /// Goes on by the transport that is asked for. The first rank's name of the communicator goes over the ring, which only members of the
-    /// attempt are in.
+    /// Goes on by the transport that is asked for. Over NCCL the communicator has the name that the members were told
+    /// with their addresses; where nobody told them (`None`), the first rank's name goes over the ring.
     ///
     /// # Errors
     /// Members ask for different transports; NCCL or the CUDA runtime is not there, finds no device, or a member does not come.
-    pub fn travel(mut self, exchange: ExchangeArgs, device: Device) -> Result<Box<dyn Collective>> {
+    pub fn travel(
+        mut self,
+        exchange: ExchangeArgs,
+        device: Device,
+        named: Option<&[u8]>,
+    ) -> Result<Box<dyn Collective>> {
         let transport = exchange.collective.on(device);
         let all = self.ring.all_gather_number(f64::from(u8::from(transport == Transport::Nccl)))?;
         if let Some(other) = all.iter().position(|other| *other != all[self.ring.rank()]) {
@@ -126,30 +131,32 @@ impl Met {
         }
         match transport {
             Transport::Ring => Ok(Box::new(self.ring)),
-            Transport::Nccl => self.over_nccl(exchange.call_deadline(), device),
+            Transport::Nccl => self.over_nccl(exchange.call_deadline(), device, named),
         }
     }
 
-    fn over_nccl(mut self, call: Duration, device: Device) -> Result<Box<dyn Collective>> {
+    fn over_nccl(mut self, call: Duration, device: Device, named: Option<&[u8]>) -> Result<Box<dyn Collective>> {
         let (rank, world_size) = (self.ring.rank(), self.ring.world_size());
         let libraries = nccl::load_as_told().and_then(|libraries| {
-            if rank == 0 {
-                libraries.nccl.unique_id().map(|id| (libraries, id))
-            } else {
-                Ok((libraries, UniqueId([0; UniqueId::BYTES])))
-            }
+            let id = match named {
+                Some(bytes) => UniqueId::from_bytes(bytes)?,
+                None if rank == 0 => libraries.nccl.unique_id()?,
+                None => UniqueId([0; UniqueId::BYTES]),
+            };
+            Ok((libraries, id))
         });
         // All hear of it where one cannot, before anyone waits for it in NCCL.
         let able = self.ring.all_gather_number(f64::from(u8::from(libraries.is_ok())))?;
-        let (libraries, id) = libraries?;
+        let (libraries, mut id) = libraries?;
         if let Some(other) = able.iter().position(|able| *able == 0.0) {
             return Err(Error::Gang(format!("rank {other} cannot use NCCL; its own error says why")));
         }
-        // Bytes as numbers, since numbers are what is exchanged.
-        let mut name: Vec<f32> = id.0.iter().map(|byte| f32::from(*byte)).collect();
-        self.ring.broadcast(Numbers::from(name.as_mut_slice()), 0)?;
-        let mut id = UniqueId([0; UniqueId::BYTES]);
-        id.0.iter_mut().zip(name).for_each(|(byte, number)| *byte = number as u8);
+        if named.is_none() {
+            // Bytes as numbers, since numbers are what is exchanged.
+            let mut name: Vec<f32> = id.0.iter().map(|byte| f32::from(*byte)).collect();
+            self.ring.broadcast(Numbers::from(name.as_mut_slice()), 0)?;
+            id.0.iter_mut().zip(name).for_each(|(byte, number)| *byte = number as u8);
+        }
         let at = match device {
             Device::Cuda(number) => number,
             // Numbers of the host go through a device all the same.
@@ -184,7 +191,7 @@ mod tests {
         let errors: Vec<String> = std::thread::scope(|scope| {
             let start = |(ring, collective)| {
                 let exchange = ExchangeArgs { collective, call_deadline_s: 60 };
-                scope.spawn(move || Met::new(ring).travel(exchange, Device::Cpu).err().unwrap().to_string())
+                scope.spawn(move || Met::new(ring).travel(exchange, Device::Cpu, None).err().unwrap().to_string())
             };
             let threads: Vec<_> = rings.into_iter().zip(choices).map(start).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()

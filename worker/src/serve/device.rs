@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use proto::coordinator::task_ended::How;
-use proto::coordinator::{Failed, Finished, RunTask, Stopped, TaskEnded, TaskKind, TaskProgress, TaskRef};
+use proto::coordinator::{Failed, Finished, Peers, RunTask, Stopped, TaskEnded, TaskKind, TaskProgress, TaskRef};
 use tokio::sync::{mpsc as tokio_mpsc, watch};
 
 use crate::cli::{self, Done};
@@ -31,7 +31,7 @@ pub struct Work {
     pub run: RunTask,
     pub handle: Handle,
     /// For a gang: where this member listens, and the addresses of all once they are known.
-    pub gang: Option<(TcpListener, mpsc::Receiver<Vec<String>>)>,
+    pub gang: Option<(TcpListener, mpsc::Receiver<Peers>)>,
 }
 
 /// Reaches into a running task; clones reach the same one.
@@ -139,14 +139,15 @@ fn carry_out(
     let command = cli::command_of(kind(&run)?, &run.args, means.threads, &means.device)?;
     let mut members: Box<dyn Collective> = match gang {
         Some((listener, peers)) => {
-            let ring = join(&run, &task, &listener, &peers, (&handle, means.exchange.call_deadline()))?;
+            let peers = peers_of(&peers, &handle)?;
+            let ring = join(&run, &task, &listener, peers.addresses, means.exchange.call_deadline())?;
             let met = Met::new(ring).watched(handle.pulse.clone(), fault.clone());
             *handle.aborter.lock().unwrap_or_else(PoisonError::into_inner) = Some(met.aborter()?);
             if handle.broken.load(Ordering::SeqCst) {
                 return Err(Error::Gang("a member is gone".into()));
             }
             let device = means.device.parse().map_err(Error::Config).and_then(placement::device)?;
-            met.travel(means.exchange, device)?
+            met.travel(means.exchange, device, Some(&peers.nccl_id))?
         }
         None => Box::new(Alone),
     };
@@ -175,18 +176,12 @@ fn kind(run: &RunTask) -> Result<&'static str> {
     }
 }
 
-/// Waits for the other members' addresses and forms the ring.
-fn join(
-    run: &RunTask,
-    task: &TaskRef,
-    listener: &TcpListener,
-    peers: &mpsc::Receiver<Vec<String>>,
-    (handle, call_deadline): (&Handle, Duration),
-) -> Result<Ring> {
+/// Waits until it is told of the other members.
+fn peers_of(peers: &mpsc::Receiver<Peers>, handle: &Handle) -> Result<Peers> {
     let begun = std::time::Instant::now();
-    let peers = loop {
+    loop {
         match peers.recv_timeout(Duration::from_millis(50)) {
-            Ok(peers) => break peers,
+            Ok(peers) => return Ok(peers),
             Err(mpsc::RecvTimeoutError::Timeout) if handle.broken.load(Ordering::SeqCst) => {
                 return Err(Error::Gang("a member is gone".into()));
             }
@@ -194,7 +189,17 @@ fn join(
             Err(mpsc::RecvTimeoutError::Timeout) if begun.elapsed() < FORM_DEADLINE => {}
             Err(_) => return Err(Error::Gang("the other members' addresses did not come in time".into())),
         }
-    };
+    }
+}
+
+/// Forms the ring.
+fn join(
+    run: &RunTask,
+    task: &TaskRef,
+    listener: &TcpListener,
+    peers: Vec<String>,
+    call_deadline: Duration,
+) -> Result<Ring> {
     let secret: [u8; 32] =
         run.gang_secret.as_slice().try_into().map_err(|_| {
             Error::Config(format!("the gang's secret has {} bytes, 32 are needed", run.gang_secret.len()))

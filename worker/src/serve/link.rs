@@ -13,7 +13,7 @@ use std::time::Duration;
 use proto::coordinator::from_worker::Message as Said;
 use proto::coordinator::task_ended::How;
 use proto::coordinator::workers_client::WorkersClient;
-use proto::coordinator::{FromWorker, Hello, RunTask, StopReason, TaskEnded, ToWorker, Welcome};
+use proto::coordinator::{FromWorker, Hello, Peers, RunTask, StopReason, TaskEnded, ToWorker, Welcome};
 use shared::link::{Act, Event, Link as State, name};
 use shared::net::{SendToken, Token};
 use tokio::sync::mpsc;
@@ -25,6 +25,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::device::{Device, Handle, Work};
+use crate::collective::nccl::communicator::Libraries;
 use crate::control::Stop;
 use crate::error::{Error, Result};
 
@@ -44,7 +45,9 @@ pub struct Link {
     /// Reaches into the running task.
     handle: Handle,
     /// The gang's task that waits for the addresses of all.
-    waits: Option<std_mpsc::Sender<Vec<String>>>,
+    waits: Option<std_mpsc::Sender<Peers>>,
+    /// Names the communicators of gangs whose first rank this is; none where they exchange over the ring.
+    nccl: Option<Result<Libraries>>,
 }
 
 enum Connection {
@@ -60,7 +63,14 @@ impl Link {
     ///
     /// # Errors
     /// The address is none.
-    pub fn new(url: &str, token: Option<Token>, hello: Hello, peer_host: String, device: Device) -> Result<Link> {
+    pub fn new(
+        url: &str,
+        token: Option<Token>,
+        hello: Hello,
+        peer_host: String,
+        device: Device,
+        nccl: Option<Result<Libraries>>,
+    ) -> Result<Link> {
         let client = WorkersClient::with_interceptor(shared::net::channel(url)?, SendToken(token))
             .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
         Ok(Link {
@@ -74,6 +84,7 @@ impl Link {
             connection: Connection::None,
             handle: Handle::default(),
             waits: None,
+            nccl,
         })
     }
 
@@ -163,9 +174,9 @@ impl Link {
                 Some(Event::FolderSeen { problem: problem.unwrap_or_default() })
             }
             Act::Begin(run) => self.begin(run),
-            Act::Meet(addresses) => {
+            Act::Meet(peers) => {
                 if let Some(waits) = self.waits.take() {
-                    let _ = waits.send(addresses);
+                    let _ = waits.send(peers);
                 }
                 None
             }
@@ -208,11 +219,20 @@ impl Link {
                     return Some(Event::NotBegun { task, problem });
                 }
             };
+            let nccl_id = match &self.nccl {
+                Some(Ok(libraries)) if run.rank == 0 => libraries.nccl.unique_id().map(|id| id.0.to_vec()),
+                Some(Err(error)) => Err(Error::Config(error.to_string())),
+                _ => Ok(Vec::new()),
+            };
+            let nccl_id = match nccl_id {
+                Ok(nccl_id) => nccl_id,
+                Err(error) => return Some(Event::NotBegun { task, problem: error.to_string() }),
+            };
             let (sender, receiver) = std_mpsc::channel();
             self.waits = Some(sender);
             gang = Some((listener, receiver));
             let address = format!("{}:{port}", self.peer_host);
-            event = Some(Event::Listening { task: task.clone(), address });
+            event = Some(Event::Listening { task: task.clone(), address, nccl_id });
         }
         tracing::info!(task = name(&task), rank = run.rank, world_size = run.world_size, "task begins");
         self.handle = Handle::default();

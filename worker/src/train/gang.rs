@@ -58,7 +58,7 @@ impl GangArgs {
             form_deadline: Duration::from_secs(60),
             call_deadline: self.exchange.call_deadline(),
         };
-        Met::new(Ring::form(&listener, &membership)?).travel(self.exchange, device()?)
+        Met::new(Ring::form(&listener, &membership)?).travel(self.exchange, device()?, None)
     }
 }
 

@@ -347,7 +347,7 @@ impl TestEnv {
             None if worker.stops => self.end(name, How::Stopped(Stopped {})),
             None if !worker.met => {
                 let (task, address) = (run.task.unwrap(), format!("{name}:1"));
-                self.apply(Event::PeerReady { worker: name.into(), task, address });
+                self.apply(Event::PeerReady { worker: name.into(), task, address, nccl_id: Vec::new() });
             }
             None => self.end(name, How::Finished(Finished::default())),
         }

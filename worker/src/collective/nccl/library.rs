@@ -21,6 +21,17 @@ pub struct UniqueId(pub [u8; UniqueId::BYTES]);
 impl UniqueId {
     /// Its size.
     pub const BYTES: usize = 128;
+
+    /// Reads one from bytes as another member made them.
+    ///
+    /// # Errors
+    /// They are not so many.
+    pub fn from_bytes(bytes: &[u8]) -> Result<UniqueId> {
+        let own = bytes.try_into().map(UniqueId);
+        own.map_err(|_| {
+            Error::Gang(format!("the name of NCCL's communicator has {} bytes, not {}", bytes.len(), Self::BYTES))
+        })
+    }
 }
 
 /// `ncclComm_t`.
