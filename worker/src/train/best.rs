@@ -1,7 +1,8 @@
 //! `best/`: the adapter or model of a run with the lowest validation loss so far, usable by itself.
 //!
-//! Written beside and put in place by renames, the one before aside first: a process that dies in between leaves it under
-//! `best.before`, from where [`recover`] takes it back. `best/validation.json` says of which step it is and with which loss.
+//! The thread of the checkpoints writes it, before the next of them, beside and puts it in place by renames, the one before aside
+//! first: a process that dies in between leaves it under `best.before`, from where [`recover`] takes it back.
+//! `best/validation.json` says of which step it is and with which loss.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -47,28 +48,40 @@ impl From<&Figures> for Best {
 pub(super) const FOLDER: &str = "best";
 const BEFORE: &str = "best.before";
 
-/// Replaces the folder by one that `save` fills.
-///
-/// # Errors
-/// The folder cannot be written, or is another process's now.
-pub(super) fn keep(run: &RunFolder, best: Best, save: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    run.check()?;
-    let [target, before] = [FOLDER, BEFORE].map(|name| run.path.join(name));
+/// Returns what replaces the folder by one that `save` fills, on any thread. Its errors: the folder cannot be written, or is
+/// another process's then.
+pub(super) fn keeper<S: FnOnce(&Path) -> Result<()> + Send>(
+    run: &RunFolder,
+    best: Best,
+    save: S,
+) -> impl FnOnce() -> Result<()> + Send + use<S> {
+    let (run_dir, place) = (run.path.clone(), run.guard());
+    move || keep(&run_dir, || place.as_ref().map_or(Ok(()), |place| place.check()), best, save)
+}
+
+fn keep(
+    run_dir: &Path,
+    fence: impl Fn() -> Result<()>,
+    best: Best,
+    save: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    fence()?;
+    let [target, before] = [FOLDER, BEFORE].map(|name| run_dir.join(name));
     // A name of this process's own, in other containers too.
     let moment = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
-    let beside = run.path.join(format!("best.{}.{moment}.tmp", std::process::id()));
+    let beside = run_dir.join(format!("best.{}.{moment}.tmp", std::process::id()));
     let io = |e: std::io::Error| Error::model(&target, format!("could not be written: {e}"));
-    remove_unfinished(&run.path)?;
+    remove_unfinished(run_dir)?;
     std::fs::create_dir_all(&beside).map_err(io)?;
     save(&beside)?;
     shared::output::write_json(&beside.join("validation.json"), &best)?;
-    run.check()?;
+    fence()?;
     if target.exists() {
         remove(&before)?;
         std::fs::rename(&target, &before).map_err(io)?;
     }
     std::fs::rename(&beside, &target).map_err(io)?;
-    std::fs::File::open(&run.path).and_then(|dir| dir.sync_all()).map_err(io)?;
+    std::fs::File::open(run_dir).and_then(|dir| dir.sync_all()).map_err(io)?;
     remove(&before)
 }
 

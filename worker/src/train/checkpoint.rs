@@ -129,7 +129,7 @@ impl Checkpoints {
         gang: &mut dyn Collective,
     ) -> Result<()> {
         let begun = Instant::now();
-        let is_busy = self.writer.as_mut().map(Writer::look).transpose()?.is_some_and(|phase| phase != Phase::Idle);
+        let is_busy = self.writer.as_mut().map_or(Ok(false), Writer::is_busy)?;
         self.told.waited_for_earlier += u64::from(is_busy);
         self.finish(gang)?;
         if parts.is_empty() {
@@ -145,6 +145,15 @@ impl Checkpoints {
         self.waited += begun.elapsed();
         self.told.waited += begun.elapsed();
         Ok(())
+    }
+
+    /// Has something written by the same thread while training goes on: the next checkpoint counts on it. An earlier one is waited
+    /// for.
+    ///
+    /// # Errors
+    /// What was being written could not be; the system has no thread left.
+    pub fn also(&mut self, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+        self.writer()?.also(Box::new(work))
     }
 
     /// Notices a checkpoint that could not be written. To be called at every step's end.
@@ -185,7 +194,7 @@ impl Checkpoints {
     /// It could not be written, on this rank or another; a member of the gang is gone.
     pub fn finish(&mut self, gang: &mut dyn Collective) -> Result<()> {
         if self.is_pending {
-            let written = self.writer.as_mut().map_or(Ok(()), |writer| writer.wait_for(&[Phase::OnDisk]));
+            let written = self.writer.as_mut().map_or(Ok(()), |writer| writer.wait_for_disk());
             let all = gang.all_gather_number(f64::from(u8::from(written.is_ok())))?;
             written?;
             if let Some(rank) = all.iter().position(|is_written| *is_written != 1.0) {
@@ -194,7 +203,7 @@ impl Checkpoints {
             }
             self.all_on_disk();
         }
-        self.writer.as_mut().map_or(Ok(()), |writer| writer.wait_for(&[Phase::Idle]))
+        self.writer.as_mut().map_or(Ok(()), |writer| writer.wait_for_all())
     }
 
     /// Returns how long training has waited for checkpoints since this was last asked; nothing where there was none.

@@ -24,7 +24,6 @@ pub mod update;
 pub mod validation;
 mod weights;
 
-use std::path::Path;
 use std::time::Instant;
 
 use serde_json::json;
@@ -464,8 +463,8 @@ fn train(
                 if let Some(curves) = &mut curves
                     && curves.append_validation(&measured)?
                 {
-                    let save = |to: &Path| saved::save(policy, &args.model.model_name_or_path, to);
-                    best::keep(run, Best::from(&measured), save)?;
+                    let save = saved::saver(policy, &args.model.model_name_or_path);
+                    checkpoints.also(best::keeper(run, Best::from(&measured), save))?;
                 }
                 Ok(measured)
             })?;

@@ -2,8 +2,12 @@
 
 use std::path::Path;
 
+use tch::Tensor;
+
+use super::checkpoint::snapshot;
 use crate::error::Result;
 use crate::model::adapter_file;
+use crate::model::lora::Lora;
 use crate::model_folder;
 use crate::objective::step::Policy;
 
@@ -14,11 +18,28 @@ use crate::objective::step::Policy;
 pub(super) fn save(policy: Policy<'_>, model_dir: &Path, to: &Path) -> Result<()> {
     let decoder = policy.decoder;
     match policy.adapter {
-        Some(adapter) => {
-            let name = model_folder::full_name(model_dir);
-            adapter_file::save(adapter, to, &name, &decoder.fingerprint)?;
-            model_folder::copy_text_files(model_dir, to)
-        }
+        Some(adapter) => save_adapter(adapter, &decoder.fingerprint, model_dir, to),
         None => model_folder::save(model_dir, to, &decoder.named_parameters(), decoder.dtype),
     }
+}
+
+/// Returns what writes the same as [`save`] would now, at any later time and on any thread: it has a copy.
+pub(super) fn saver(policy: Policy<'_>, model_dir: &Path) -> impl FnOnce(&Path) -> Result<()> + Send + use<> {
+    let (fingerprint, dtype, model_dir) =
+        (policy.decoder.fingerprint.clone(), policy.decoder.dtype, model_dir.to_owned());
+    let adapter = policy.adapter.map(Lora::detached);
+    let copy = |(name, tensor): (String, Tensor)| (name, snapshot::copy(None, &tensor));
+    let weights: Vec<(String, Tensor)> = match &adapter {
+        Some(_) => Vec::new(),
+        None => policy.decoder.named_parameters().into_iter().map(copy).collect(),
+    };
+    move |to| match &adapter {
+        Some(adapter) => save_adapter(adapter, &fingerprint, &model_dir, to),
+        None => model_folder::save(&model_dir, to, &weights, dtype),
+    }
+}
+
+fn save_adapter(adapter: &Lora, fingerprint: &str, model_dir: &Path, to: &Path) -> Result<()> {
+    adapter_file::save(adapter, to, &model_folder::full_name(model_dir), fingerprint)?;
+    model_folder::copy_text_files(model_dir, to)
 }

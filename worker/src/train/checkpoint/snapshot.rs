@@ -62,7 +62,8 @@ impl Snapshot {
     }
 }
 
-fn copy(room: Option<Tensor>, tensor: &Tensor) -> Tensor {
+/// Returns a copy in host memory, in this room where it fits.
+pub(in crate::train) fn copy(room: Option<Tensor>, tensor: &Tensor) -> Tensor {
     let tensor = tensor.detach();
     let fits = |room: &Tensor| room.size() == tensor.size() && room.kind() == tensor.kind();
     match room.filter(fits) {

@@ -1,4 +1,4 @@
-//! The thread that writes checkpoints while training goes on, one at a time.
+//! The thread that writes checkpoints while training goes on, one at a time, and what must be there before the next one.
 //!
 //! ```text
 //!  training:  begin ──▶            publish ──▶
@@ -53,7 +53,12 @@ enum Order {
     Prepare(Vec<(Vec<i64>, Kind)>),
     Write(Box<Job>),
     Publish,
+    /// Do something else; what follows counts on it.
+    Do(Work),
 }
+
+/// Something that must be on the disk before the next checkpoint.
+pub(super) type Work = Box<dyn FnOnce() -> Result<()> + Send>;
 
 enum Said {
     /// There is room for a snapshot.
@@ -62,6 +67,8 @@ enum Said {
     OnDisk(Snapshot),
     /// The checkpoint has its name.
     Published,
+    /// Another work is done.
+    Done,
 }
 
 /// Where the present checkpoint is.
@@ -84,6 +91,8 @@ pub(super) struct Writer {
     pub(super) room: Snapshot,
     /// That room is being made.
     is_preparing: bool,
+    /// Other works that are not done.
+    works: usize,
 }
 
 impl Writer {
@@ -97,7 +106,15 @@ impl Writer {
         let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(move || serve(&terms, &queue, &say));
         let thread = thread.map_err(|error| Error::Config(format!("the thread that writes checkpoints: {error}")))?;
         let (orders, thread) = (Some(orders), Some(thread));
-        Ok(Writer { orders, said, thread, phase: Phase::Idle, room: Snapshot::default(), is_preparing: false })
+        Ok(Writer {
+            orders,
+            said,
+            thread,
+            phase: Phase::Idle,
+            room: Snapshot::default(),
+            is_preparing: false,
+            works: 0,
+        })
     }
 
     /// Returns the room of the last snapshot, to be filled again. Room that is being made is waited for: a second one would take
@@ -107,8 +124,7 @@ impl Writer {
     /// It could not be made.
     pub(super) fn room(&mut self) -> Result<Snapshot> {
         while self.is_preparing {
-            let said = self.said.recv().map_err(|_| gone())?;
-            self.hear(said)?;
+            self.wait()?;
         }
         Ok(std::mem::take(&mut self.room))
     }
@@ -137,6 +153,28 @@ impl Writer {
         self.phase = Phase::Idle;
     }
 
+    /// Has something else done before the next checkpoint, while training goes on. An earlier work is waited for: it holds as
+    /// much memory.
+    ///
+    /// # Errors
+    /// What was being written could not be.
+    pub(super) fn also(&mut self, work: Work) -> Result<()> {
+        while self.works > 0 {
+            self.wait()?;
+        }
+        self.works += 1;
+        self.order(Order::Do(work), self.phase);
+        Ok(())
+    }
+
+    /// Returns whether something is being written, as far as is known without waiting.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(super) fn is_busy(&mut self) -> Result<bool> {
+        Ok(self.look()? != Phase::Idle || self.works > 0)
+    }
+
     /// Returns where the present checkpoint is, as far as is known without waiting.
     ///
     /// # Errors
@@ -151,16 +189,31 @@ impl Writer {
         }
     }
 
-    /// Waits until the checkpoint is in one of these phases.
+    /// Waits until this rank's part of the checkpoint is on the disk.
     ///
     /// # Errors
     /// It could not be written.
-    pub(super) fn wait_for(&mut self, phases: &[Phase]) -> Result<()> {
-        while !phases.contains(&self.phase) {
-            let said = self.said.recv().map_err(|_| gone())?;
-            self.hear(said)?;
+    pub(super) fn wait_for_disk(&mut self) -> Result<()> {
+        while self.phase != Phase::OnDisk {
+            self.wait()?;
         }
         Ok(())
+    }
+
+    /// Waits until nothing is being written.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(super) fn wait_for_all(&mut self) -> Result<()> {
+        while self.phase != Phase::Idle || self.works > 0 {
+            self.wait()?;
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        let said = self.said.recv().map_err(|_| gone())?;
+        self.hear(said)
     }
 
     fn order(&mut self, order: Order, phase: Phase) {
@@ -174,8 +227,9 @@ impl Writer {
             Ok(Said::Prepared(room)) => (self.room, self.is_preparing) = (room, false),
             Ok(Said::OnDisk(snapshot)) => (self.room, self.phase) = (snapshot, Phase::OnDisk),
             Ok(Said::Published) => self.phase = Phase::Idle,
+            Ok(Said::Done) => self.works -= 1,
             Err(error) => {
-                (self.phase, self.is_preparing) = (Phase::Idle, false);
+                (self.phase, self.is_preparing, self.works) = (Phase::Idle, false, 0);
                 return Err(error);
             }
         }
@@ -215,6 +269,7 @@ fn serve(terms: &Terms, orders: &Receiver<Order>, say: &Sender<Result<Said>>) {
                 if is_alone { publish(terms, ready.take()).map(Some) } else { Ok(None) }
             }
             Order::Publish => publish(terms, ready.take()).map(Some),
+            Order::Do(work) => work().map(|()| Some(Said::Done)),
         });
         // Whoever does not listen any more has an error of its own.
         let _ = match outcome {
