@@ -1,7 +1,7 @@
 //! The wire and nothing else: generated messages and services. The `.proto` files are their reference.
 
 /// Version of the protocol between coordinator and worker; both must have the same.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Largest message that either side sends or takes, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;

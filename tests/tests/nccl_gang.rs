@@ -5,8 +5,11 @@
 
 use std::path::Path;
 use std::process::Child;
+use std::time::Duration;
 
 use cluster_tests::Folder;
+use cluster_tests::cluster::{Cluster, poll_until};
+use cluster_tests::runs::stage;
 
 const OPTIONS: &str = "train --model-name-or-path {tied} --dataset-json-path records.json --output-dir runs --method no-impact \
     --batch-size 4 --gradient-accumulation-steps 1 --num-train-epochs 2 --lora-r 4 --lora-dropout 0.3 --learning-rate 1e-2 \
@@ -67,4 +70,24 @@ fn a_library_that_is_not_there_is_no_reason_to_take_the_ring() {
         assert!(err.contains("/nowhere/libnccl.so.2") && err.contains("--collective ring"), "{err}");
     }
     assert!(!folder.path("runs/none/metrics.jsonl").exists());
+}
+
+#[test]
+fn a_run_whose_workers_lack_the_library_fails_and_says_so() {
+    let mut cluster = Cluster::new();
+    cluster.start_all(3, 0);
+    for name in ["w1", "w2"] {
+        let variables = [("TRACE_NCCL_LIBRARY", "/nowhere/libnccl.so.2")];
+        cluster.start_worker(name, &["--collective", "nccl"], &variables);
+        cluster.wait_for_worker(name, "idle");
+    }
+    cluster.submit(&[]);
+    let status = poll_until("the run ends", Duration::from_secs(120), || {
+        let status = cluster.json(&["status", "tiny"]);
+        status["ended_ms"].is_u64().then_some(status)
+    });
+    let why = stage(&status, "base-sft")["note"].as_str().unwrap();
+    assert!(why.contains("/nowhere/libnccl.so.2") && why.contains("--collective ring"), "{status}");
+    let log = cluster.run_log();
+    assert!(!log.contains("is lost") && log.contains("attempt 3 on") && !log.contains("attempt 4 on"), "{log}");
 }

@@ -24,8 +24,10 @@ fn furthest(folder: &Folder, names: [&str; 2]) -> f64 {
         names.map(|name| safetensors::f32s(&folder.bytes(&format!("runs/{name}/model.safetensors"))));
     assert_eq!(ours.len(), expected.len());
     let apart = |(name, expected): (&String, &Vec<f32>)| {
-        let largest = expected.iter().fold(0f32, |most, number| most.max(number.abs()));
-        let differences = expected.iter().zip(&ours[name]).map(|(a, b)| (a - b).abs());
+        let ours = &ours[name];
+        assert!(ours.len() == expected.len() && ours.iter().all(|number| number.is_finite()), "{name}");
+        let largest = expected.iter().fold(f32::MIN_POSITIVE, |most, number| most.max(number.abs()));
+        let differences = expected.iter().zip(ours).map(|(a, b)| (a - b).abs());
         f64::from(differences.fold(0f32, f32::max) / largest)
     };
     expected.iter().map(apart).fold(0.0, f64::max)
@@ -41,6 +43,7 @@ fn every_way_to_share_out_follows_the_curve_of_one_process() {
         for (mode, options) in MODES.iter().enumerate() {
             let name = format!("{world}-{mode}");
             folder.gang(&format!("{FULL} {options} --run-name {name}"), world);
+            assert_eq!(of(&folder, &name, "loss").len(), 6);
             for (step, (a, b)) in expected.iter().zip(of(&folder, &name, "loss")).enumerate() {
                 assert!((a - b).abs() <= 1e-5 * a.abs(), "{world} ranks {options}, step {step}: {b}, alone {a}");
             }

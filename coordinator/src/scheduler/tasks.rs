@@ -15,6 +15,9 @@ use super::{FAILURES, LOSSES, Scheduler, running_tasks};
 /// Longest pause before an attempt.
 const LONGEST_PAUSE_MS: u64 = 60_000;
 
+/// Of NCCL's name of a communicator; more than that is none, and is not passed on.
+const NCCL_ID_BYTES: usize = 128;
+
 /// Returns how long a task waits after so many attempts that came to nothing: not at all after the first, then a
 /// heartbeat, doubling. What was in its way (a worker that is lost but lives, a disk) gets the time to go.
 fn pause_ms(attempts: u32, heartbeat_ms: u64) -> u64 {
@@ -214,6 +217,9 @@ impl Scheduler {
 
     pub(super) fn peer_ready(&mut self, worker: &str, task: &TaskRef, address: String, nccl_id: Vec<u8>) {
         let Some((stage, index)) = self.member(worker, task) else { return };
+        if nccl_id.len() > NCCL_ID_BYTES {
+            return;
+        }
         let own = self.task_mut(&task.run, stage, index);
         let TaskState::Running { members, met, broken, .. } = &mut own.state else { return };
         if let Some(member) = members.iter_mut().find(|member| member.worker == worker) {

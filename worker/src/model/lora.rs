@@ -152,6 +152,14 @@ impl Lora {
         Lora { config: self.config.clone(), factors }
     }
 
+    /// Returns a copy in host memory.
+    pub fn on_host(&self) -> Self {
+        let copy = |t: &Tensor| t.detach().to_device(tch::Device::Cpu).copy();
+        let copy = |f: &Factors| Factors { a: copy(&f.a), b: copy(&f.b) };
+        let factors = self.factors.iter().map(|modules| modules.each_ref().map(|f| f.as_ref().map(copy))).collect();
+        Lora { config: self.config.clone(), factors }
+    }
+
     /// Returns the factors of one layer's module, if it carries an adapter.
     pub fn get(&self, layer: usize, module: Module) -> Option<&Factors> {
         self.factors.get(layer)?[module as usize].as_ref()

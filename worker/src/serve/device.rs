@@ -9,13 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use proto::coordinator::task_ended::How;
-use proto::coordinator::{Failed, Finished, Peers, RunTask, Stopped, TaskEnded, TaskKind, TaskProgress, TaskRef};
+use proto::coordinator::{
+    Failed, Finished, PeerReady, Peers, RunTask, Stopped, TaskEnded, TaskKind, TaskProgress, TaskRef,
+};
 use tokio::sync::{mpsc as tokio_mpsc, watch};
 
 use crate::cli::{self, Done};
 use crate::collective::ring::{self, Membership, Ring};
-use crate::collective::transport::{Aborter, ExchangeArgs, Met};
-use crate::collective::{Alone, Collective};
+use crate::collective::transport::{Aborter, ExchangeArgs, Met, Transport};
+use crate::collective::{Alone, Collective, nccl};
 use crate::control::{Control, Sink, Stop, StopFlag};
 use crate::error::{Error, Result};
 use crate::fault::Fault;
@@ -30,8 +32,17 @@ const FORM_DEADLINE: Duration = Duration::from_secs(60);
 pub struct Work {
     pub run: RunTask,
     pub handle: Handle,
-    /// For a gang: where this member listens, and the addresses of all once they are known.
-    pub gang: Option<(TcpListener, mpsc::Receiver<Peers>)>,
+    pub gang: Option<Gang>,
+}
+
+/// What a member of a gang begins with.
+pub struct Gang {
+    /// Where this member listens.
+    pub listener: TcpListener,
+    /// The same for the others, host:port.
+    pub address: String,
+    /// Tells of all members once they listen.
+    pub peers: mpsc::Receiver<Peers>,
 }
 
 /// Reaches into a running task; clones reach the same one.
@@ -68,6 +79,8 @@ pub struct Device {
     work: mpsc::Sender<Work>,
     /// The latest progress of what runs.
     pub progress: watch::Receiver<Option<TaskProgress>>,
+    /// Members of gangs that are ready to meet the others.
+    pub ready: tokio_mpsc::Receiver<PeerReady>,
     /// Ends of tasks.
     pub ended: tokio_mpsc::Receiver<TaskEnded>,
 }
@@ -99,11 +112,15 @@ pub fn start(means: Means, fault: Option<Fault>) -> Result<Device> {
     let (progress_in, progress) = watch::channel(None);
     // One task at a time: there is never a second end before the first was taken.
     let (ended_in, ended) = tokio_mpsc::channel(4);
+    let (ready_in, ready) = tokio_mpsc::channel(4);
     let fault = fault.map(Arc::new);
     let thread = std::thread::Builder::new().name("device".into()).spawn(move || {
+        let mut names = Names { exchange: means.exchange, unused: None };
         for work in queue {
             let task = work.run.task.clone().unwrap_or_default();
-            let outcome = panic::all_are_errors(|| carry_out(work, &means, fault.clone(), progress_in.clone()));
+            let outcome = panic::all_are_errors(|| {
+                carry_out(work, &means, (&ready_in, &mut names), fault.clone(), progress_in.clone())
+            });
             let how = end(outcome);
             if ended_in.blocking_send(TaskEnded { task: Some(task), how: Some(how) }).is_err() {
                 return;
@@ -111,7 +128,7 @@ pub fn start(means: Means, fault: Option<Fault>) -> Result<Device> {
         }
     });
     thread.map_err(|error| Error::Config(format!("the device thread: {error}")))?;
-    Ok(Device { work, progress, ended })
+    Ok(Device { work, progress, ready, ended })
 }
 
 fn end(outcome: Result<Done>) -> How {
@@ -128,9 +145,33 @@ fn is_infrastructure(error: &Error) -> bool {
     matches!(error, Error::Gang(_) | Error::TakenOver { .. } | Error::Shared(shared::Error::InUse { .. }))
 }
 
+/// Names NCCL's communicators.
+struct Names {
+    exchange: ExchangeArgs,
+    /// That of a gang whose members have not met: nobody has used it, and each one costs NCCL a thread that waits for them.
+    unused: Option<Vec<u8>>,
+}
+
+impl Names {
+    /// Returns what the first rank of a gang on this device tells the others; nothing where they exchange over the ring, or by
+    /// another rank.
+    fn next(&mut self, rank: u32, device: tch::Device) -> Result<Vec<u8>> {
+        if rank > 0 || self.exchange.collective.on(device) == Transport::Ring {
+            return Ok(Vec::new());
+        }
+        let name = match self.unused.take() {
+            Some(name) => name,
+            None => nccl::load_as_told()?.nccl.unique_id()?.0.to_vec(),
+        };
+        self.unused = Some(name.clone());
+        Ok(name)
+    }
+}
+
 fn carry_out(
     work: Work,
     means: &Means,
+    (ready, names): (&tokio_mpsc::Sender<PeerReady>, &mut Names),
     fault: Option<Arc<Fault>>,
     progress: watch::Sender<Option<TaskProgress>>,
 ) -> Result<Done> {
@@ -138,7 +179,11 @@ fn carry_out(
     let task = run.task.clone().unwrap_or_default();
     let command = cli::command_of(kind(&run)?, &run.args, means.threads, &means.device)?;
     let mut members: Box<dyn Collective> = match gang {
-        Some((listener, peers)) => {
+        Some(Gang { listener, address, peers }) => {
+            let device = means.device.parse().map_err(Error::Config).and_then(placement::device)?;
+            let nccl_id = names.next(run.rank, device)?;
+            // Nobody listens any more where the process ends.
+            let _ = ready.blocking_send(PeerReady { task: Some(task.clone()), address, nccl_id });
             let peers = peers_of(&peers, &handle)?;
             let ring = join(&run, &task, &listener, peers.addresses, means.exchange.call_deadline())?;
             let met = Met::new(ring).watched(handle.pulse.clone(), fault.clone());
@@ -146,7 +191,7 @@ fn carry_out(
             if handle.broken.load(Ordering::SeqCst) {
                 return Err(Error::Gang("a member is gone".into()));
             }
-            let device = means.device.parse().map_err(Error::Config).and_then(placement::device)?;
+            names.unused = None;
             met.travel(means.exchange, device, Some(&peers.nccl_id))?
         }
         None => Box::new(Alone),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use proto::coordinator::from_worker::Message as Said;
 use proto::coordinator::task_ended::How;
 use proto::coordinator::workers_client::WorkersClient;
-use proto::coordinator::{FromWorker, Hello, Peers, RunTask, StopReason, TaskEnded, ToWorker, Welcome};
+use proto::coordinator::{FromWorker, Hello, PeerReady, Peers, RunTask, StopReason, TaskEnded, ToWorker, Welcome};
 use shared::link::{Act, Event, Link as State, name};
 use shared::net::{SendToken, Token};
 use tokio::sync::mpsc;
@@ -24,8 +24,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use super::device::{Device, Handle, Work};
-use crate::collective::nccl::communicator::Libraries;
+use super::device::{Device, Gang, Handle, Work};
 use crate::control::Stop;
 use crate::error::{Error, Result};
 
@@ -46,8 +45,6 @@ pub struct Link {
     handle: Handle,
     /// The gang's task that waits for the addresses of all.
     waits: Option<std_mpsc::Sender<Peers>>,
-    /// Names the communicators of gangs whose first rank this is; none where they exchange over the ring.
-    nccl: Option<Result<Libraries>>,
 }
 
 enum Connection {
@@ -63,14 +60,7 @@ impl Link {
     ///
     /// # Errors
     /// The address is none.
-    pub fn new(
-        url: &str,
-        token: Option<Token>,
-        hello: Hello,
-        peer_host: String,
-        device: Device,
-        nccl: Option<Result<Libraries>>,
-    ) -> Result<Link> {
+    pub fn new(url: &str, token: Option<Token>, hello: Hello, peer_host: String, device: Device) -> Result<Link> {
         let client = WorkersClient::with_interceptor(shared::net::channel(url)?, SendToken(token))
             .max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
         Ok(Link {
@@ -84,7 +74,6 @@ impl Link {
             connection: Connection::None,
             handle: Handle::default(),
             waits: None,
-            nccl,
         })
     }
 
@@ -105,6 +94,10 @@ impl Link {
                 }
                 Ok(()) = self.device.progress.changed() => {
                     self.device.progress.borrow_and_update().clone().map(Event::Progressed)
+                }
+                Some(ready) = self.device.ready.recv() => {
+                    let PeerReady { task, address, nccl_id } = ready;
+                    task.map(|task| Event::Listening { task, address, nccl_id })
                 }
                 () = sleep_until(wake.unwrap_or(begun)), if wake.is_some() => {
                     let still_ms = self.state.running().map_or(0, |_| self.handle.still().as_millis() as u64);
@@ -206,7 +199,7 @@ impl Link {
 
     fn begin(&mut self, run: RunTask) -> Option<Event> {
         let task = run.task.clone()?;
-        let (mut gang, mut event) = (None, None);
+        let mut gang = None;
         if run.world_size > 1 {
             let listening = TcpListener::bind((self.peer_host.as_str(), 0)).and_then(|listener| {
                 let port = listener.local_addr()?.port();
@@ -219,25 +212,14 @@ impl Link {
                     return Some(Event::NotBegun { task, problem });
                 }
             };
-            let nccl_id = match &self.nccl {
-                Some(Ok(libraries)) if run.rank == 0 => libraries.nccl.unique_id().map(|id| id.0.to_vec()),
-                Some(Err(error)) => Err(Error::Config(error.to_string())),
-                _ => Ok(Vec::new()),
-            };
-            let nccl_id = match nccl_id {
-                Ok(nccl_id) => nccl_id,
-                Err(error) => return Some(Event::NotBegun { task, problem: error.to_string() }),
-            };
             let (sender, receiver) = std_mpsc::channel();
             self.waits = Some(sender);
-            gang = Some((listener, receiver));
-            let address = format!("{}:{port}", self.peer_host);
-            event = Some(Event::Listening { task: task.clone(), address, nccl_id });
+            gang = Some(Gang { listener, address: format!("{}:{port}", self.peer_host), peers: receiver });
         }
         tracing::info!(task = name(&task), rank = run.rank, world_size = run.world_size, "task begins");
         self.handle = Handle::default();
         self.device.begin(Work { run, handle: self.handle.clone(), gang });
-        event
+        None
     }
 }
 

@@ -13,8 +13,7 @@ use clap::Args;
 use proto::coordinator::Hello;
 use shared::net::Token;
 
-use crate::collective::nccl;
-use crate::collective::transport::{ExchangeArgs, Transport};
+use crate::collective::transport::ExchangeArgs;
 use crate::error::{Error, Result};
 use crate::fault::Fault;
 use crate::measure;
@@ -76,16 +75,13 @@ pub fn run(args: &ServeCommand, fault: Option<Fault>) -> Result<()> {
         running: None,
         ended: None,
     };
-    // A library of this size is not loaded while the coordinator waits for heartbeats. Where it is not there, gangs fail and say so.
-    let transport = args.exchange.collective.on(placement::device(args.device)?);
-    let nccl = (transport == Transport::Nccl).then(nccl::load_as_told);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| Error::Config(format!("the async runtime: {error}")))?;
     runtime.block_on(async {
         let stop = shared::shutdown::on_signals(args.with_parent);
         let stop = stop.map_err(|error| Error::Config(format!("signals cannot be received: {error}")))?;
         let device = device::start(Means { threads, device: computes_on, exchange: args.exchange }, fault)?;
-        link::Link::new(&args.coordinator, token, hello, args.peer_addr.clone(), device, nccl)?.run(stop).await
+        link::Link::new(&args.coordinator, token, hello, args.peer_addr.clone(), device)?.run(stop).await
     })
 }
 

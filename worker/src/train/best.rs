@@ -5,6 +5,7 @@
 //! `best/validation.json` says of which step it is and with which loss.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use tch::Tensor;
 use super::metrics::Figures;
 use super::run_folder::RunFolder;
 use crate::error::{Error, Result};
+use crate::fault::{self, Fault};
 use crate::model::adapter_file;
 use crate::model::tensor_file::TensorFile;
 use crate::model::weights::Checkpoint;
@@ -54,18 +56,24 @@ pub(super) fn keeper<S: FnOnce(&Path) -> Result<()> + Send>(
     run: &RunFolder,
     best: Best,
     save: S,
+    fault: Option<Arc<Fault>>,
 ) -> impl FnOnce() -> Result<()> + Send + use<S> {
     let (run_dir, place) = (run.path.clone(), run.guard());
-    move || keep(&run_dir, || place.as_ref().map_or(Ok(()), |place| place.check()), best, save)
+    let pass = move |point: &str| {
+        fault::pass_or_hang(fault.as_deref(), point);
+        place.as_ref().map_or(Ok(()), |place| place.check())
+    };
+    move || keep(&run_dir, pass, best, save)
 }
 
+/// `pass` is told the point that is reached, and says whether the folder is still this process's.
 fn keep(
     run_dir: &Path,
-    fence: impl Fn() -> Result<()>,
+    pass: impl Fn(&str) -> Result<()>,
     best: Best,
     save: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
-    fence()?;
+    pass("best.begun")?;
     let [target, before] = [FOLDER, BEFORE].map(|name| run_dir.join(name));
     // A name of this process's own, in other containers too.
     let moment = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
@@ -75,7 +83,7 @@ fn keep(
     std::fs::create_dir_all(&beside).map_err(io)?;
     save(&beside)?;
     shared::output::write_json(&beside.join("validation.json"), &best)?;
-    fence()?;
+    pass("best.written")?;
     if target.exists() {
         remove(&before)?;
         std::fs::rename(&target, &before).map_err(io)?;

@@ -129,9 +129,9 @@ impl Checkpoints {
         gang: &mut dyn Collective,
     ) -> Result<()> {
         let begun = Instant::now();
-        let is_busy = self.writer.as_mut().map_or(Ok(false), Writer::is_busy)?;
+        let is_busy = self.writer.as_mut().map(Writer::look).transpose()?.is_some_and(|phase| phase != Phase::Idle);
         self.told.waited_for_earlier += u64::from(is_busy);
-        self.finish(gang)?;
+        self.finish_present(gang)?;
         if parts.is_empty() {
             return Ok(());
         }
@@ -153,7 +153,11 @@ impl Checkpoints {
     /// # Errors
     /// What was being written could not be; the system has no thread left.
     pub fn also(&mut self, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
-        self.writer()?.also(Box::new(work))
+        let begun = Instant::now();
+        self.writer()?.also(Box::new(work))?;
+        self.waited += begun.elapsed();
+        self.told.waited += begun.elapsed();
+        Ok(())
     }
 
     /// Notices a checkpoint that could not be written. To be called at every step's end.
@@ -188,22 +192,28 @@ impl Checkpoints {
         }
     }
 
-    /// Waits until what is being written is whole; the first rank until it has its name. Every rank calls it.
+    /// Waits until all that is being written is whole; the first rank until it has its name. Every rank calls it.
     ///
     /// # Errors
     /// It could not be written, on this rank or another; a member of the gang is gone.
     pub fn finish(&mut self, gang: &mut dyn Collective) -> Result<()> {
+        self.finish_present(gang)?;
+        self.writer.as_mut().map_or(Ok(()), Writer::wait_for_works)
+    }
+
+    /// As [`Checkpoints::finish`], of the checkpoint alone.
+    fn finish_present(&mut self, gang: &mut dyn Collective) -> Result<()> {
         if self.is_pending {
             let written = self.writer.as_mut().map_or(Ok(()), |writer| writer.wait_for_disk());
             let all = gang.all_gather_number(f64::from(u8::from(written.is_ok())))?;
             written?;
             if let Some(rank) = all.iter().position(|is_written| *is_written != 1.0) {
                 let run = self.run_dir.display();
-                return Err(Error::Gang(format!("{run}: rank {rank} could not write its part of a checkpoint")));
+                return Err(Error::Gang(format!("{run}: rank {rank} could not write what it keeps")));
             }
             self.all_on_disk();
         }
-        self.writer.as_mut().map_or(Ok(()), |writer| writer.wait_for_all())
+        self.writer.as_mut().map_or(Ok(()), Writer::wait_for_name)
     }
 
     /// Returns how long training has waited for checkpoints since this was last asked; nothing where there was none.

@@ -464,7 +464,7 @@ fn train(
                     && curves.append_validation(&measured)?
                 {
                     let save = saved::saver(policy, &args.model.model_name_or_path);
-                    checkpoints.also(best::keeper(run, Best::from(&measured), save))?;
+                    checkpoints.also(best::keeper(run, Best::from(&measured), save, control.fault()))?;
                 }
                 Ok(measured)
             })?;

@@ -23,12 +23,12 @@ pub(super) fn save(policy: Policy<'_>, model_dir: &Path, to: &Path) -> Result<()
     }
 }
 
-/// Returns what writes the same as [`save`] would now, at any later time and on any thread: it has a copy.
+/// Returns what writes the same as [`save`] would now, at any later time and on any thread: it has a copy in host memory.
 pub(super) fn saver(policy: Policy<'_>, model_dir: &Path) -> impl FnOnce(&Path) -> Result<()> + Send + use<> {
     let (fingerprint, dtype, model_dir) =
         (policy.decoder.fingerprint.clone(), policy.decoder.dtype, model_dir.to_owned());
-    let adapter = policy.adapter.map(Lora::detached);
-    let copy = |(name, tensor): (String, Tensor)| (name, snapshot::copy(None, &tensor));
+    let adapter = policy.adapter.map(Lora::on_host);
+    let copy = |(name, tensor): (String, Tensor)| (name, snapshot::copy(None, &tensor.detach().to_kind(dtype)));
     let weights: Vec<(String, Tensor)> = match &adapter {
         Some(_) => Vec::new(),
         None => policy.decoder.named_parameters().into_iter().map(copy).collect(),

@@ -295,3 +295,20 @@ fn room_that_was_made_beforehand_is_that_of_the_first_copy() {
     assert_eq!(after.whole[0].1.data_ptr(), place);
     assert_eq!(found(dir.path()).unwrap(), Some((1, 10.0)));
 }
+
+#[test]
+fn no_checkpoint_appears_without_what_it_counts_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut own = checkpoints(dir.path(), 2, (0, 1));
+    let beside = dir.path().join("beside");
+    let write = beside.clone();
+    own.also(move || std::fs::write(write, "x").map_err(|e| Error::Config(e.to_string()))).unwrap();
+    save(&mut own, 1, 10.0).unwrap();
+    assert!(beside.exists() && steps(dir.path()) == [1]);
+    own.also(|| Err(Error::Config("no room".into()))).unwrap();
+    let error = save(&mut own, 2, 20.0).unwrap_err().to_string();
+    assert!(error.contains("no room"), "{error}");
+    let error = save(&mut own, 3, 30.0).unwrap_err().to_string();
+    assert!(error.contains("no room"), "{error}");
+    assert_eq!(steps(dir.path()), [1]);
+}

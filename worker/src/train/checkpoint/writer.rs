@@ -67,8 +67,8 @@ enum Said {
     OnDisk(Snapshot),
     /// The checkpoint has its name.
     Published,
-    /// Another work is done.
-    Done,
+    /// Another work has ended.
+    Done(Result<()>),
 }
 
 /// Where the present checkpoint is.
@@ -159,20 +159,10 @@ impl Writer {
     /// # Errors
     /// What was being written could not be.
     pub(super) fn also(&mut self, work: Work) -> Result<()> {
-        while self.works > 0 {
-            self.wait()?;
-        }
+        self.wait_for_works()?;
         self.works += 1;
         self.order(Order::Do(work), self.phase);
         Ok(())
-    }
-
-    /// Returns whether something is being written, as far as is known without waiting.
-    ///
-    /// # Errors
-    /// It could not be written.
-    pub(super) fn is_busy(&mut self) -> Result<bool> {
-        Ok(self.look()? != Phase::Idle || self.works > 0)
     }
 
     /// Returns where the present checkpoint is, as far as is known without waiting.
@@ -200,12 +190,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits until nothing is being written.
+    /// Waits until no checkpoint is being written.
     ///
     /// # Errors
     /// It could not be written.
-    pub(super) fn wait_for_all(&mut self) -> Result<()> {
-        while self.phase != Phase::Idle || self.works > 0 {
+    pub(super) fn wait_for_name(&mut self) -> Result<()> {
+        while self.phase != Phase::Idle {
+            self.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all other works are done.
+    ///
+    /// # Errors
+    /// One could not be.
+    pub(super) fn wait_for_works(&mut self) -> Result<()> {
+        while self.works > 0 {
             self.wait()?;
         }
         Ok(())
@@ -227,9 +228,12 @@ impl Writer {
             Ok(Said::Prepared(room)) => (self.room, self.is_preparing) = (room, false),
             Ok(Said::OnDisk(snapshot)) => (self.room, self.phase) = (snapshot, Phase::OnDisk),
             Ok(Said::Published) => self.phase = Phase::Idle,
-            Ok(Said::Done) => self.works -= 1,
+            Ok(Said::Done(done)) => {
+                self.works -= 1;
+                return done;
+            }
             Err(error) => {
-                (self.phase, self.is_preparing, self.works) = (Phase::Idle, false, 0);
+                (self.phase, self.is_preparing) = (Phase::Idle, false);
                 return Err(error);
             }
         }
@@ -258,9 +262,14 @@ impl Drop for Writer {
 
 fn serve(terms: &Terms, orders: &Receiver<Order>, say: &Sender<Result<Said>>) {
     let mut ready = None;
+    // Why no checkpoint appears any more: what it would count on is not there.
+    let mut missing: Option<String> = None;
     for order in orders {
         let outcome = panic::all_are_errors(|| match order {
             Order::Prepare(sizes) => Ok(Some(Said::Prepared(Snapshot::room_for(sizes)))),
+            Order::Write(_) | Order::Publish if missing.is_some() => {
+                Err(Error::Config(format!("no checkpoint is kept: {}", missing.as_deref().unwrap_or_default())))
+            }
             Order::Write(job) => {
                 let (snapshot, part) = write(terms, *job)?;
                 let _ = say.send(Ok(Said::OnDisk(snapshot)));
@@ -269,7 +278,11 @@ fn serve(terms: &Terms, orders: &Receiver<Order>, say: &Sender<Result<Said>>) {
                 if is_alone { publish(terms, ready.take()).map(Some) } else { Ok(None) }
             }
             Order::Publish => publish(terms, ready.take()).map(Some),
-            Order::Do(work) => work().map(|()| Some(Said::Done)),
+            Order::Do(work) => {
+                let done = panic::all_are_errors(work);
+                missing = done.as_ref().err().map(ToString::to_string).or(missing.take());
+                Ok(Some(Said::Done(done)))
+            }
         });
         // Whoever does not listen any more has an error of its own.
         let _ = match outcome {
