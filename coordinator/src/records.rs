@@ -66,6 +66,8 @@ pub(crate) struct Became<'a> {
     #[serde(default, skip_serializing_if = "is_default")]
     furthest: u64,
     #[serde(default, skip_serializing_if = "is_default")]
+    kept: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
     failed: u32,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     note: Cow<'a, str>,
@@ -91,6 +93,7 @@ impl<'a> Became<'a> {
             lost: task.lost,
             in_vain: task.in_vain,
             furthest: task.furthest,
+            kept: task.kept,
             failed: task.failed,
             note: Cow::Borrowed(&task.note),
             not_before_ms: task.not_before_ms,
@@ -108,6 +111,7 @@ impl<'a> Became<'a> {
             lost: self.lost,
             in_vain: self.in_vain,
             furthest: self.furthest,
+            kept: self.kept,
             failed: self.failed,
             note: self.note.into_owned(),
             not_before_ms: self.not_before_ms,

@@ -135,7 +135,8 @@ struct Open {
     since_ms: u64,
     heartbeat_ms: u64,
     next_heartbeat_ms: u64,
-    told_progress_ms: u64,
+    /// What progress was told of last, and when.
+    told_progress: Option<(u64, TaskRef, String)>,
     /// Since when a leaving worker only waits to be let go.
     farewell_since_ms: Option<u64>,
     /// An idle worker that says it leaves waits for the coordinator to close: a word of his may still be on the way.
@@ -208,7 +209,7 @@ impl Link {
             since_ms,
             heartbeat_ms: FIRST_HEARTBEAT_MS,
             next_heartbeat_ms: now_ms,
-            told_progress_ms: now_ms,
+            told_progress: None,
             farewell_since_ms: None,
             waits: self.leaving.is_some() && self.running.is_none(),
         });
@@ -313,11 +314,18 @@ impl Link {
     }
 
     fn progressed(&mut self, now_ms: u64, progress: TaskProgress) {
-        if let Connection::Open(open) = &mut self.connection
-            && now_ms.saturating_sub(open.told_progress_ms) >= PROGRESS_EVERY_MS
-        {
-            open.told_progress_ms = now_ms;
-            self.say(Said::Progress(progress));
+        if let Connection::Open(open) = &mut self.connection {
+            // That a work begins, and where, is news however soon it comes.
+            let is_due = match &open.told_progress {
+                Some((told_ms, task, work)) if Some(task) == progress.task.as_ref() && *work == progress.work => {
+                    now_ms.saturating_sub(*told_ms) >= PROGRESS_EVERY_MS
+                }
+                _ => true,
+            };
+            if is_due {
+                open.told_progress = progress.task.clone().map(|task| (now_ms, task, progress.work.clone()));
+                self.say(Said::Progress(progress));
+            }
         }
     }
 
@@ -377,7 +385,7 @@ pub fn name(task: &TaskRef) -> String {
 }
 
 fn failed(task: TaskRef, problem: String) -> TaskEnded {
-    TaskEnded { task: Some(task), how: Some(How::Failed(Failed { problem, infrastructure: true })) }
+    TaskEnded { task: Some(task), how: Some(How::Failed(Failed { problem, infrastructure: true, held: false })) }
 }
 
 #[cfg(test)]

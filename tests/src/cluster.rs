@@ -347,6 +347,15 @@ impl Cluster {
         })
     }
 
+    /// Lets an idle worker leave, and starts another of its name with these options and variables.
+    #[track_caller]
+    pub fn replace_worker(&mut self, name: &str, options: &[&str], variables: &[(&str, &str)]) {
+        self.terminate(name);
+        assert_eq!(self.wait(name), Some(0), "{}", self.log(name));
+        self.start_worker(name, options, variables);
+        self.wait_for_worker(name, "idle");
+    }
+
     /// Returns the cluster's folder.
     pub fn folder(&self) -> &Path {
         self.folder.path()

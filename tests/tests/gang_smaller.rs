@@ -43,10 +43,7 @@ fn a_gang_goes_on_with_fewer_workers_and_takes_another_in_at_a_checkpoint() {
     cluster.cancel();
     cluster.forget_stage("base-sft", &["base"]);
 
-    cluster.terminate("w2");
-    assert_eq!(cluster.wait("w2"), Some(0), "{}", cluster.log("w2"));
-    cluster.start_worker("w2", &["--fault", "train.step=12"], &[]);
-    cluster.wait_for_worker("w2", "idle");
+    cluster.replace_worker("w2", &["--fault", "train.step=12"], &[]);
     let before = cluster.run_log().len();
     cluster.submit(&SETTINGS);
     assert_eq!(cluster.wait_for_death("w2"), Some(9));

@@ -32,10 +32,7 @@ fn a_gang_whose_network_swallows_everything_is_broken_soon_and_goes_on_to_the_sa
     for (first, second, told) in ways {
         cluster.forget_stage("base-sft", &["base"]);
         for (name, (options, variables)) in [("w1", first), ("w2", second)] {
-            cluster.terminate(name);
-            assert_eq!(cluster.wait(name), Some(0), "{}", cluster.log(name));
-            cluster.start_worker(name, options, variables);
-            cluster.wait_for_worker(name, "idle");
+            cluster.replace_worker(name, options, variables);
         }
         let before = cluster.run_log().len();
         cluster.submit(&[]);

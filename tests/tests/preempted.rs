@@ -75,10 +75,7 @@ fn a_worker_that_is_told_to_stop_in_a_training_leaves_with_a_checkpoint() {
     let undisturbed = products.map(|name| cluster.product(name));
     cluster.cancel();
     cluster.forget_stage("base-sft", &["base"]);
-    cluster.terminate("w2");
-    assert_eq!(cluster.wait("w2"), Some(0), "{}", cluster.log("w2"));
-    cluster.start_worker("w2", &["--fault", "train.step=4:freeze"], &[]);
-    cluster.wait_for_worker("w2", "idle");
+    cluster.replace_worker("w2", &["--fault", "train.step=4:freeze"], &[]);
     let before = cluster.run_log().len();
     cluster.submit(&[]);
     cluster.wait_until_frozen("w2");

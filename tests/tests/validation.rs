@@ -109,6 +109,8 @@ fn a_killed_run_ends_with_the_same_best() {
         &["train.step=5", "train.validation=1", "train.step=3"],
         &["train.validation=4"],
         &["best.begun=1", "best.written=1"],
+        // From the beginning again, with one in place.
+        &["checkpoint.begun=1", "best.aside=1"],
     ] {
         let name = points.join("-").replace('=', "-");
         let command = format!("{TRAIN} {VALIDATE} --run-name {name}");

@@ -29,10 +29,7 @@ fn a_run_goes_on_without_frozen_workers_and_takes_them_back_when_they_thaw() {
 
     // Gangs and first shards go to workers in the order of their names.
     for (name, fault) in [("w2", "train.step=5:freeze"), ("w3", "score.pack=2:freeze")] {
-        cluster.terminate(name);
-        assert_eq!(cluster.wait(name), Some(0), "{}", cluster.log(name));
-        cluster.start_worker(name, &["--fault", fault], &[]);
-        cluster.wait_for_worker(name, "idle");
+        cluster.replace_worker(name, &["--fault", fault], &[]);
     }
     let before = cluster.run_log().len();
     cluster.submit(&shards);

@@ -21,10 +21,7 @@ fn a_gang_whose_member_was_killed_goes_on_from_its_checkpoint() {
     cluster.cancel();
     cluster.forget_stage("base-sft", &["base"]);
 
-    cluster.terminate("w2");
-    assert_eq!(cluster.wait("w2"), Some(0), "{}", cluster.log("w2"));
-    cluster.start_worker("w2", &["--fault", "train.step=5"], &[]);
-    cluster.wait_for_worker("w2", "idle");
+    cluster.replace_worker("w2", &["--fault", "train.step=5"], &[]);
     let before = cluster.run_log().len();
     cluster.submit(&[]);
     assert_eq!(cluster.wait_for_death("w2"), Some(9));

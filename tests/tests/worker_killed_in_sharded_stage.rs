@@ -20,10 +20,7 @@ fn the_shard_of_a_killed_worker_is_done_by_another() {
     cluster.cancel();
     cluster.forget_stage(SCORING, &[SCORES]);
 
-    cluster.terminate("w2");
-    assert_eq!(cluster.wait("w2"), Some(0), "{}", cluster.log("w2"));
-    cluster.start_worker("w2", &["--fault", "score.pack=2"], &[]);
-    cluster.wait_for_worker("w2", "idle");
+    cluster.replace_worker("w2", &["--fault", "score.pack=2"], &[]);
     let before = cluster.run_log().len();
     cluster.submit(&shards);
     assert_eq!(cluster.wait_for_death("w2"), Some(9));

@@ -43,8 +43,23 @@ impl StopFlag {
     }
 }
 
-/// Takes progress: the work that is counted, done, total, a note for people.
-pub type Sink = Box<dyn Fn(&str, u64, u64, &str) + Send + Sync>;
+/// How far a piece of work is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// What is counted.
+    pub work: String,
+    /// Where this command went on: so much an earlier one had kept.
+    pub begun_at: u64,
+    /// What is done of it, that included.
+    pub done: u64,
+    /// All there is to do.
+    pub total: u64,
+    /// For people.
+    pub note: String,
+}
+
+/// Takes progress.
+pub type Sink = Box<dyn Fn(Progress) + Send + Sync>;
 
 /// A running command's line to whoever started it.
 #[derive(Default)]
@@ -101,12 +116,19 @@ impl Control {
 
     /// Begins to show how far a piece of work is.
     pub fn bar(&self, name: &'static str, length: u64) -> Bar<'_> {
+        self.bar_from(0, name, length)
+    }
+
+    /// The same of one that goes on: `begun_at` of its length was done and kept before.
+    pub fn bar_from(&self, begun_at: u64, name: &'static str, length: u64) -> Bar<'_> {
         let style = ProgressStyle::with_template("{prefix:>20} [{bar:32}] {pos}/{len} {per_sec} eta {eta} {msg}")
             .expect("the template is a constant")
             .progress_chars("=> ");
         let target = if self.sink.is_some() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let shown = ProgressBar::with_draw_target(Some(length), target).with_style(style).with_prefix(name);
-        let bar = Bar { shown, sink: self.sink.as_ref(), name };
+        shown.set_position(begun_at);
+        shown.reset_eta();
+        let bar = Bar { shown, sink: self.sink.as_ref(), name, begun_at };
         bar.tell("");
         bar
     }
@@ -117,15 +139,10 @@ pub struct Bar<'a> {
     shown: ProgressBar,
     sink: Option<&'a Sink>,
     name: &'static str,
+    begun_at: u64,
 }
 
 impl Bar<'_> {
-    /// Starts from a later position: what lies before was done earlier.
-    pub fn start_at(&self, position: u64) {
-        self.shown.set_position(position);
-        self.shown.reset_eta();
-    }
-
     /// There is more or less to do than was thought.
     pub fn set_length(&self, length: u64) {
         self.shown.set_length(length);
@@ -151,7 +168,13 @@ impl Bar<'_> {
     fn tell(&self, note: &str) {
         if let Some(sink) = self.sink {
             let note = if note.is_empty() { self.name.to_owned() } else { format!("{}: {note}", self.name) };
-            sink(self.name, self.shown.position(), self.shown.length().unwrap_or(0), &note);
+            sink(Progress {
+                work: self.name.to_owned(),
+                begun_at: self.begun_at,
+                done: self.shown.position(),
+                total: self.shown.length().unwrap_or(0),
+                note,
+            });
         }
     }
 }
@@ -174,14 +197,15 @@ mod tests {
     #[test]
     fn progress_goes_to_whoever_started_the_task() {
         let (sender, told) = std::sync::mpsc::channel();
-        let sink: Sink = Box::new(move |_, done, total, note| sender.send((done, total, note.to_owned())).unwrap());
+        let sink: Sink = Box::new(move |progress| sender.send(progress).unwrap());
         let control = Control::of_task(None, StopFlag::default(), sink, None);
-        let bar = control.bar("train", 9);
-        bar.start_at(4);
+        let bar = control.bar_from(4, "train", 9);
         bar.advance(1, "loss 0.5".into());
         bar.set_length(8);
         bar.inc(2);
         let told: Vec<_> = told.try_iter().collect();
-        assert_eq!(told, [(0, 9, "train".into()), (5, 9, "train: loss 0.5".into()), (7, 8, "train".into())]);
+        let told_of =
+            |done, total, note: &str| Progress { work: "train".into(), begun_at: 4, done, total, note: note.into() };
+        assert_eq!(told, [told_of(4, 9, "train"), told_of(5, 9, "train: loss 0.5"), told_of(7, 8, "train")]);
     }
 }

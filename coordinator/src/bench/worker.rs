@@ -234,6 +234,7 @@ impl Worker {
             total,
             note: String::new(),
             work: "generate".into(),
+            begun_at: 0,
         };
         send(outgoing, Said::Progress(progress))
     }
@@ -243,7 +244,7 @@ impl Worker {
         // A file of some bytes in memory: not worth a thread of its own.
         let how = match setting::answer(&running.args) {
             Ok(()) => How::Finished(Finished { summary_json: "{\"generated\":1}".into(), incomplete: false }),
-            Err(error) => How::Failed(Failed { problem: error.to_string(), infrastructure: false }),
+            Err(error) => How::Failed(Failed { problem: error.to_string(), infrastructure: false, held: false }),
         };
         self.ended = Some(TaskEnded { task: Some(running.task), how: Some(how) });
     }

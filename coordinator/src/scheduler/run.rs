@@ -145,12 +145,15 @@ pub(crate) struct Task {
     pub(crate) attempt: u32,
     /// Attempts that ended because a worker was lost; not the task's fault.
     pub(crate) lost: u32,
-    /// Of the last ones of these, how many got no further than all attempts before.
+    /// Of the last ones of these, how many neither got further than all attempts before nor left anything behind to go on from.
     #[serde(default)]
     pub(crate) in_vain: u32,
     /// The furthest that any attempt was in the work of its kind.
     #[serde(default)]
     pub(crate) furthest: u64,
+    /// The furthest that any attempt went on from: so much is kept.
+    #[serde(default)]
+    pub(crate) kept: u64,
     /// Attempts that failed by themselves.
     pub(crate) failed: u32,
     pub(crate) note: String,
@@ -189,6 +192,8 @@ pub(crate) enum TaskState {
 pub(crate) enum Broken {
     /// A worker is gone, or something else that is not the task's fault.
     Lost(String),
+    /// A worker that was taken for lost lives, and holds what the task needs.
+    Held(String),
     Failed(String),
     /// It was told to stop.
     Stopped,
@@ -215,6 +220,7 @@ impl Task {
             lost: 0,
             in_vain: 0,
             furthest: 0,
+            kept: 0,
             failed: 0,
             note: String::new(),
             not_before_ms: 0,

@@ -12,18 +12,18 @@ use super::run::{Broken, Member, RunState, TaskState};
 use super::worker::WorkerState;
 use super::{FAILURES, LOSSES, Scheduler, running_tasks};
 
-/// Longest pause before an attempt.
+/// Longest pause before an attempt where what was in the way may stay for long: none after a mere loss.
 const LONGEST_PAUSE_MS: u64 = 60_000;
 
 /// Of NCCL's name of a communicator; more than that is none, and is not passed on.
 const NCCL_ID_BYTES: usize = 128;
 
 /// Returns how long a task waits after so many attempts that came to nothing: not at all after the first, then a
-/// heartbeat, doubling. What was in its way (a worker that is lost but lives, a disk) gets the time to go.
-fn pause_ms(attempts: u32, heartbeat_ms: u64) -> u64 {
+/// heartbeat, doubling, up to the longest. What was in its way (a worker that is lost but lives, a disk) gets the time to go.
+fn pause_ms(attempts: u32, heartbeat_ms: u64, longest_ms: u64) -> u64 {
     match attempts {
         0 | 1 => 0,
-        more => heartbeat_ms.saturating_mul(1 << (more - 2).min(16)).min(LONGEST_PAUSE_MS),
+        more => heartbeat_ms.saturating_mul(1 << (more - 2).min(16)).min(longest_ms),
     }
 }
 
@@ -37,6 +37,16 @@ fn again(pause_ms: u64, why: &str) -> String {
 /// Returns what a task is told where it is to stop: a gang that has not met has no step to stop at.
 fn stop_reason(met: bool, reason: StopReason) -> StopReason {
     if met { reason } else { StopReason::Cancelled }
+}
+
+/// Returns how near to the cause of an attempt's end a member's own end is: what the task did wrong, or found held, outweighs
+/// what followed from it in the gang.
+fn cause(broken: &Option<Broken>) -> u8 {
+    match broken {
+        Some(Broken::Failed(_)) => 2,
+        Some(Broken::Held(_)) => 1,
+        _ => 0,
+    }
 }
 
 /// Returns what the members of an attempt are told of each other, once all listen.
@@ -248,8 +258,11 @@ impl Scheduler {
         // The first rank speaks for its gang.
         if own.members().first().is_some_and(|first| first.worker == worker) {
             (own.done, own.total, own.note) = (progress.done, progress.total, progress.note);
-            if progress.work == own.plan.kind.name() && progress.done > own.furthest {
-                (own.furthest, own.in_vain) = (progress.done, 0);
+            let got_further = progress.done > own.furthest || progress.begun_at > own.kept;
+            if progress.work == own.plan.kind.name() && got_further {
+                own.furthest = own.furthest.max(progress.done);
+                own.kept = own.kept.max(progress.begun_at);
+                own.in_vain = 0;
             }
         }
     }
@@ -276,19 +289,17 @@ impl Scheduler {
                     Some(How::Failed(failed)) if failed.infrastructure && (is_paused || *growing) => {
                         Some(Broken::Stopped)
                     }
+                    Some(How::Failed(failed)) if failed.held => Some(Broken::Held(failed.problem)),
                     Some(How::Failed(failed)) if failed.infrastructure => Some(Broken::Lost(failed.problem)),
                     Some(How::Failed(failed)) => Some(Broken::Failed(failed.problem)),
                     Some(How::Stopped(_)) => Some(Broken::Stopped),
                     None => Some(Broken::Lost("it ended without saying how".into())),
                 };
-                // What the task itself did wrong outweighs what followed from it in the gang.
-                let outweighs =
-                    matches!(now_broken, Some(Broken::Failed(_))) && !matches!(broken, Some(Broken::Failed(_)));
-                let first = broken.is_none();
-                if first || outweighs {
-                    *broken = now_broken.clone().or(broken.take());
+                let (first, is_broken) = (broken.is_none(), now_broken.is_some());
+                if cause(&now_broken) > cause(broken) || first {
+                    *broken = now_broken;
                 }
-                if first && now_broken.is_some() {
+                if first && is_broken {
                     self.break_gang(&task.run, stage, index);
                 }
             }
@@ -362,6 +373,7 @@ impl Scheduler {
             return;
         }
         let broken = broken.clone();
+        let is_held = matches!(broken, Some(Broken::Held(_)));
         task.state = TaskState::Waiting;
         task.waits_since_ms = now_ms;
         let name = task.plan.name.clone();
@@ -374,10 +386,12 @@ impl Scheduler {
             Some(Broken::Stopped) => {
                 self.log_stage(run, stage, &format!("{name} stopped; its next attempt goes on from there"))
             }
-            Some(Broken::Lost(reason)) => {
+            Some(Broken::Lost(reason) | Broken::Held(reason)) => {
                 task.lost += 1;
                 task.in_vain += 1;
-                let pause_ms = pause_ms(task.in_vain + task.failed, timing.heartbeat_ms);
+                // A death costs seconds, however many came before it.
+                let longest_ms = if is_held { LONGEST_PAUSE_MS } else { timing.lost_after_ms };
+                let pause_ms = pause_ms(task.in_vain + task.failed, timing.heartbeat_ms, longest_ms);
                 task.not_before_ms = now_ms + pause_ms;
                 task.note = again(pause_ms, &reason);
                 let note = task.note.clone();
@@ -393,7 +407,7 @@ impl Scheduler {
             Some(Broken::Failed(problem)) => {
                 task.failed += 1;
                 let failed = task.failed;
-                let pause_ms = pause_ms(task.in_vain + failed, timing.heartbeat_ms);
+                let pause_ms = pause_ms(task.in_vain + failed, timing.heartbeat_ms, LONGEST_PAUSE_MS);
                 task.not_before_ms = now_ms + pause_ms;
                 task.note = again(pause_ms, &problem);
                 self.log_stage(run, stage, &format!("{name} failed ({failed} of {FAILURES}): {problem}"));

@@ -49,6 +49,7 @@ pub(super) struct Attempt {
     secret: Vec<u8>,
     work: &'static str,
     seats: BTreeMap<u32, Seat>,
+    begun_at: u64,
     step: u64,
     steps: u64,
     /// Since when its members wait for one that cannot be reached.
@@ -95,7 +96,7 @@ impl fmt::Display for Key {
 }
 
 fn lost(problem: &str) -> How {
-    How::Failed(Failed { problem: problem.to_owned(), infrastructure: true })
+    How::Failed(Failed { problem: problem.to_owned(), infrastructure: true, held: false })
 }
 
 impl World {
@@ -116,6 +117,7 @@ impl World {
             secret: run.gang_secret.clone(),
             work,
             steps,
+            begun_at: from,
             step: from,
             ..Attempt::default()
         });
@@ -233,11 +235,12 @@ impl World {
             return self.all_end(key, &How::Finished(Finished::default()));
         }
         attempt.step += 1;
-        let (done, total, work) = (attempt.step, attempt.steps, attempt.work.to_owned());
+        let (begun_at, done, total) = (attempt.begun_at, attempt.step, attempt.steps);
+        let work = attempt.work.to_owned();
         if done.is_multiple_of(4) {
             self.files.checkpoints.insert(key.folder(), done);
         }
-        let progress = TaskProgress { task: Some(key.task()), done, total, work, note: String::new() };
+        let progress = TaskProgress { task: Some(key.task()), done, total, work, begun_at, note: String::new() };
         for (machine, _) in here {
             self.machine_after(machine, 1, MachineEvent::Progressed(progress.clone()));
         }

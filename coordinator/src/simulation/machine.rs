@@ -286,7 +286,8 @@ impl World {
             return;
         };
         let (key, rank) = (device.key.clone(), device.rank);
-        let infrastructure = |problem: &str| How::Failed(Failed { problem: problem.to_owned(), infrastructure: true });
+        let infrastructure =
+            |problem: &str| How::Failed(Failed { problem: problem.to_owned(), infrastructure: true, held: false });
         let how = match reason {
             StopReason::Paused if self.pauses(&key, rank) => return,
             StopReason::GangBroken => infrastructure("its gang is broken"),

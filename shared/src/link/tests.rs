@@ -206,7 +206,11 @@ fn an_order_that_comes_twice_is_one() {
 fn progress_is_told_twice_a_second_at_most() {
     let mut link = joined();
     link.apply(1, order(1));
-    let progress = |done| TaskProgress { task: Some(task(1)), done, ..TaskProgress::default() };
-    let told = (0..30u64).map(|n| link.apply(100 * n, Event::Progressed(progress(n))).len());
-    assert_eq!(told.sum::<usize>(), 5);
+    let progress =
+        |work: &str, done| TaskProgress { task: Some(task(1)), done, work: work.into(), ..TaskProgress::default() };
+    let told = (0..30u64).map(|n| link.apply(100 * n, Event::Progressed(progress("score", n))).len());
+    assert_eq!(told.sum::<usize>(), 6);
+    // But that another work begins is told at once.
+    assert_eq!(link.apply(2910, Event::Progressed(progress("train", 4))).len(), 1);
+    assert_eq!(link.apply(2920, Event::Progressed(progress("train", 5))).len(), 0);
 }

@@ -166,10 +166,13 @@ pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
 
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_by_key(|&i| (encoded[i].len(), i));
-    let bar = control.bar("generate", items.len() as u64);
+    let is_finished = |batch: &[usize], finished: &[Option<Line>]| batch.iter().all(|&i| finished[i].is_some());
+    let kept: usize =
+        order.chunks(args.batch_size).filter(|batch| is_finished(batch, &finished)).map(<[usize]>::len).sum();
+    let bar = control.bar_from(kept as u64, "generate", items.len() as u64);
     let mut generated = 0;
     for (number, batch) in order.chunks(args.batch_size).enumerate() {
-        if batch.iter().any(|&i| finished[i].is_none()) {
+        if !is_finished(batch, &finished) {
             control.go_on()?;
             in_flight.at(in_flight::Kind::Batch, number as u64 + 1, batch.iter().map(|&i| index[i]))?;
             control.pass("generate.batch");
@@ -196,8 +199,8 @@ pub fn run(args: &GenerateCommand, control: &Control) -> Result<Value> {
                 let item = line.item;
                 finished[item] = Some(line);
             }
+            bar.inc(batch.len() as u64);
         }
-        bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();
     in_flight.done();

@@ -259,7 +259,7 @@ fn a_folder_of_that_name_wins_and_a_stop_order_is_obeyed() {
     assert!(world.hub.asked().is_empty());
     let stop = crate::control::StopFlag::default();
     stop.set(crate::control::Stop::Cancelled);
-    let control = Control::of_task(None, stop, Box::new(|_, _, _, _| ()), None);
+    let control = Control::of_task(None, stop, Box::new(|_| ()), None);
     assert!(matches!(resolve(Path::new("org/tiny"), &world.args(), &control), Err(Error::Stopped)));
 }
 

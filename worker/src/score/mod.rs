@@ -160,7 +160,8 @@ pub fn score(setup: Setup<'_>, set: &DataSet, journal: &Path, beat: &mut dyn FnM
     let engine = Engine::new(&points, vectors, settings, left_out(settings, set, &gold)?);
 
     let packs = dataset::packs(scored.iter().copied(), settings.args.pack_tokens);
-    let bar = control.bar("score", scored.len() as u64);
+    let kept: usize = packs.iter().take(finished.len()).map(Vec::len).sum();
+    let bar = control.bar_from(kept as u64, "score", scored.len() as u64);
     let (mut raw_scored, mut references) = (Vec::with_capacity(scored.len()), Vec::new());
     for (i, pack) in packs.iter().enumerate() {
         let scores = match finished.get(i) {
@@ -177,10 +178,10 @@ pub fn score(setup: Setup<'_>, set: &DataSet, journal: &Path, beat: &mut dyn FnM
                     return Err(Error::record(&set.file, pack[bad].record, problem));
                 }
                 journal.append(std::slice::from_ref(&scores))?;
+                bar.inc(pack.len() as u64);
                 scores
             }
         };
-        bar.inc(pack.len() as u64);
         let PackScores { raw, reference, mut by_seed, mut layers } = scores;
         let part = |table: &mut Vec<Vec<f64>>, at| table.get_mut(at).map(std::mem::take).unwrap_or_default();
         for (at, score) in raw.into_iter().enumerate() {

@@ -18,7 +18,7 @@ use crate::cli::{self, Done};
 use crate::collective::ring::{self, Membership, Ring};
 use crate::collective::transport::{Aborter, ExchangeArgs, Met, Transport};
 use crate::collective::{Alone, Collective, nccl};
-use crate::control::{Control, Sink, Stop, StopFlag};
+use crate::control::{Control, Progress, Sink, Stop, StopFlag};
 use crate::error::{Error, Result};
 use crate::fault::Fault;
 use crate::fence::Attempt;
@@ -135,16 +135,16 @@ fn end(outcome: Result<Done>) -> How {
     match outcome {
         Ok(done) => How::Finished(Finished { summary_json: done.summary.to_string(), incomplete: done.incomplete }),
         Err(Error::Stopped) => How::Stopped(Stopped {}),
-        Err(error) => How::Failed(Failed { problem: error.to_string(), infrastructure: is_infrastructure(&error) }),
+        Err(error) => {
+            let held = matches!(error, Error::Shared(shared::Error::InUse { .. }));
+            let infrastructure = held || matches!(error, Error::Gang(_) | Error::TakenOver { .. });
+            How::Failed(Failed { problem: error.to_string(), infrastructure, held })
+        }
     }
 }
 
 /// Returns whether an attempt failed through no fault of its task: its gang broke, another process holds the files, or the
 /// next attempt has taken them over.
-fn is_infrastructure(error: &Error) -> bool {
-    matches!(error, Error::Gang(_) | Error::TakenOver { .. } | Error::Shared(shared::Error::InUse { .. }))
-}
-
 /// Names NCCL's communicators.
 struct Names {
     exchange: ExchangeArgs,
@@ -201,9 +201,8 @@ fn carry_out(
         submission: task.submission,
         attempt: task.attempt,
     };
-    let sink: Sink = Box::new(move |work, done, total, note| {
-        let (work, note) = (work.to_owned(), note.to_owned());
-        progress.send_replace(Some(TaskProgress { task: Some(task.clone()), done, total, note, work }));
+    let sink: Sink = Box::new(move |Progress { work, begun_at, done, total, note }| {
+        progress.send_replace(Some(TaskProgress { task: Some(task.clone()), done, total, note, work, begun_at }));
     });
     let control = Control::of_task(fault, handle.stop.clone(), sink, Some(attempt));
     let outcome = cli::carry_out(&command, &control, Some(&mut *members));

@@ -87,6 +87,7 @@ fn keep(
     if target.exists() {
         remove(&before)?;
         std::fs::rename(&target, &before).map_err(io)?;
+        pass("best.aside")?;
     }
     std::fs::rename(&beside, &target).map_err(io)?;
     std::fs::File::open(run_dir).and_then(|dir| dir.sync_all()).map_err(io)?;

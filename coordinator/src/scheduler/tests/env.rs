@@ -341,7 +341,7 @@ impl TestEnv {
         match worker.told {
             Some(StopReason::GangBroken) => {
                 let problem = "the gang is broken".into();
-                self.end(name, How::Failed(Failed { problem, infrastructure: true }));
+                self.end(name, How::Failed(Failed { problem, infrastructure: true, held: false }));
             }
             Some(_) => self.end(name, How::Stopped(Stopped {})),
             None if worker.stops => self.end(name, How::Stopped(Stopped {})),

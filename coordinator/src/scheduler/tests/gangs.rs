@@ -21,8 +21,12 @@ fn pass_in_beats(env: &mut TestEnv, ms: u64) {
 }
 
 fn tell(env: &mut TestEnv, name: &str, done: u64) {
+    tell_from(env, name, 0, done);
+}
+
+fn tell_from(env: &mut TestEnv, name: &str, begun_at: u64, done: u64) {
     let task = env.workers[name].running.clone().unwrap().task;
-    let progress = TaskProgress { task, done, total: 100, note: String::new(), work: "train".into() };
+    let progress = TaskProgress { task, done, total: 100, note: String::new(), work: "train".into(), begun_at };
     env.apply(Event::TaskProgressed { worker: name.into(), progress });
 }
 
@@ -43,9 +47,9 @@ fn while_a_gang_waits_or_forms_people_are_told_for_whom() {
     env.connect("w1");
     assert_eq!(gang(&env), ["w0", "w1"]);
     env.apply(Event::DrainAsked { worker: "w1".into() });
-    env.end("w0", How::Failed(Failed { problem: "a neighbour is gone".into(), infrastructure: true }));
+    env.end("w0", How::Failed(Failed { problem: "a neighbour is gone".into(), infrastructure: true, held: false }));
     assert_eq!(env.workers["w1"].told, Some(StopReason::GangBroken));
-    env.end("w1", How::Failed(Failed { problem: "the gang is broken".into(), infrastructure: true }));
+    env.end("w1", How::Failed(Failed { problem: "the gang is broken".into(), infrastructure: true, held: false }));
     pass_in_beats(&mut env, 200);
     assert_eq!(task_of(&env, 3, 0).note, "waiting: 1 of 2 workers; w1 draining");
     assert_eq!(env.scheduler.kept_for(), None, "two are never there: the free one may do other work");
@@ -105,7 +109,7 @@ fn a_member_that_leaves_costs_no_loss_and_the_rest_goes_on_where_it_may() {
 fn a_gang_told_to_stop_before_its_first_step_counts_no_loss() {
     let mut env = met(Some(1));
     env.apply(Event::PauseAsked { run: "r".into() });
-    env.end("w1", How::Failed(Failed { problem: "a neighbour is gone".into(), infrastructure: true }));
+    env.end("w1", How::Failed(Failed { problem: "a neighbour is gone".into(), infrastructure: true, held: false }));
     env.compute("w0");
     assert_eq!((task_of(&env, 3, 0).lost, task_of(&env, 3, 0).failed), (0, 0));
 }
@@ -136,7 +140,7 @@ fn a_gang_in_which_nobody_computes_and_nothing_moves_is_broken_within_five_heart
 
 /// Loses the gang's present attempt, and waits for the next.
 fn lose(env: &mut TestEnv) {
-    env.end("w0", How::Failed(Failed { problem: "a neighbour is gone".into(), infrastructure: true }));
+    env.end("w0", How::Failed(Failed { problem: "a neighbour is gone".into(), infrastructure: true, held: false }));
     env.compute("w1");
     for _ in 0..700 {
         if env.state() != RunState::Running || !gang(env).is_empty() {
@@ -160,6 +164,37 @@ fn a_task_that_loses_its_workers_twenty_times_in_vain_is_given_up_with_the_last_
     assert_eq!(env.state(), RunState::Failed);
     let reason = &env.scheduler.runs()["r"].reason;
     assert!(reason.contains("20 times without getting any further, the last time: a neighbour is gone"), "{reason}");
+}
+
+#[test]
+fn no_pause_after_a_loss_is_longer_than_it_takes_to_find_one() {
+    let mut env = TestEnv::new(2);
+    to_the_gang(&mut env);
+    for _ in 1..20 {
+        let before_ms = env.now_ms;
+        lose(&mut env);
+        assert!(env.now_ms - before_ms <= 700, "{} ms", env.now_ms - before_ms);
+    }
+}
+
+#[test]
+fn an_attempt_that_goes_on_from_a_later_checkpoint_shows_that_those_before_were_not_in_vain() {
+    let mut env = TestEnv::new(2);
+    to_the_gang(&mut env);
+    tell(&mut env, "w0", 90);
+    lose(&mut env);
+    // Killed between two tellings, and never as far again as was told once.
+    for kept in 1..=50 {
+        tell_from(&mut env, "w0", kept, kept);
+        lose(&mut env);
+        assert_eq!(task_of(&env, 3, 0).attempt, kept as u32 + 2);
+        assert_eq!(task_of(&env, 3, 0).in_vain, 1);
+    }
+    assert_eq!(env.state(), RunState::Running);
+    // Nor is one that only went on from where the last one did.
+    tell_from(&mut env, "w0", 50, 50);
+    lose(&mut env);
+    assert_eq!(task_of(&env, 3, 0).in_vain, 2);
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn a_task_that_fails_by_itself_three_times_fails_its_run_with_its_words() {
     let mut env = TestEnv::new(2);
     to_the_gang(&mut env);
     for _ in 0..3 {
-        env.end("w0", How::Failed(Failed { problem: "record 7 is NaN".into(), infrastructure: false }));
+        env.end("w0", How::Failed(Failed { problem: "record 7 is NaN".into(), infrastructure: false, held: false }));
         env.compute("w1");
         env.pass(100);
     }
@@ -132,7 +132,8 @@ fn what_a_lost_worker_holds_is_waited_for() {
         env.work();
     }
     env.disconnect("w0");
-    let held = || How::Failed(Failed { problem: "journal: is in use by process 7".into(), infrastructure: true });
+    let held =
+        || How::Failed(Failed { problem: "journal: is in use by process 7".into(), infrastructure: true, held: true });
     let begun_ms = env.now_ms;
     let mut starts = Vec::new();
     while env.now_ms < begun_ms + 20_000 {
@@ -275,7 +276,10 @@ fn a_stage_that_fails_stops_its_other_tasks() {
     // Shard 1 goes on at w1; w0 fails at shard 0 whenever it has that, and does another while it waits.
     while env.state() == RunState::Running {
         if env.workers["w0"].running.clone().unwrap().task.unwrap().task == "shard-0" {
-            env.end("w0", How::Failed(Failed { problem: "record 7 is NaN".into(), infrastructure: false }));
+            env.end(
+                "w0",
+                How::Failed(Failed { problem: "record 7 is NaN".into(), infrastructure: false, held: false }),
+            );
         } else {
             env.pass(100);
             env.compute("w0");

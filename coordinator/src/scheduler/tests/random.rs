@@ -112,7 +112,7 @@ fn step(env: &mut TestEnv, random: &mut KeyedRandom) {
             worker.still_ms = if in_four { 900 } else { 0 };
         }
         7 if in_six => {
-            let failed = Failed { problem: "bad luck".into(), infrastructure: random.below(2) == 0 };
+            let failed = Failed { problem: "bad luck".into(), infrastructure: random.below(2) == 0, held: false };
             env.end(&name, How::Failed(failed));
         }
         8 if in_four => env.apply(Event::PauseAsked { run }),
