@@ -3,8 +3,8 @@
 //! Workers and the coordinator are killed (SIGKILL) and started again at once, as a supervisor would; workers are stopped
 //! (SIGSTOP) for longer than the coordinator waits for a heartbeat, and go on; where namespaces can be made, workers are cut off
 //! from the network, for a moment or for longer than that. Which, and after how many steps, a seed says; within a step the moment
-//! is the machine's. The coordinator gives a run up after twenty losses without a step between them, so the kills are spread over
-//! several runs, each of them compared: weights, figures of every step, and the optimiser's state of the last checkpoint.
+//! is the machine's. The coordinator gives a run up after twenty losses without a step or a checkpoint between them, so the kills are
+//! spread over several runs, each of them compared: weights, figures of every step, and the optimiser's state of the last checkpoint.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -16,12 +16,21 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, poll_until};
 use crate::network::Network;
 use crate::runs::{is_done, stage, tiny};
+use crate::safetensors;
 
 const STEPS: u64 = 100;
 /// Disturbances of one run at most: fewer than the losses that end it, even where no step comes between them.
 const MOST: u32 = 12;
 const WORKERS: u64 = 3;
-const FILES: [&str; 3] = ["model.safetensors", "metrics.jsonl", "checkpoint-99/state.safetensors"];
+/// All weights are trained: the optimiser's state is in the ranks' parts of a checkpoint.
+const FILES: [&str; 6] = [
+    "model.safetensors",
+    "metrics.jsonl",
+    "checkpoint-99/state.json",
+    "checkpoint-99/shard-00000-of-00003.safetensors",
+    "checkpoint-99/shard-00001-of-00003.safetensors",
+    "checkpoint-99/shard-00002-of-00003.safetensors",
+];
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is asked for.
@@ -286,6 +295,12 @@ impl Chaos {
 
     fn compare(&mut self, run: &str) {
         for name in FILES {
+            if name.contains("shard-") {
+                let of_state = safetensors::f32s(&std::fs::read(self.file("whole", name)).expect("it is there"));
+                for kind in ["parameter.", "first.", "second."] {
+                    assert!(of_state.keys().any(|tensor| tensor.starts_with(kind)), "{name} has no {kind}");
+                }
+            }
             let read = |run: &str| {
                 let file = self.file(run, name);
                 std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))

@@ -22,6 +22,22 @@ pub fn f32s(bytes: &[u8]) -> BTreeMap<String, Vec<f32>> {
     entries.iter().filter(|(name, _)| *name != "__metadata__").map(numbers).collect()
 }
 
+/// Returns the types and numbers of elements of a file's tensors whose names begin so.
+///
+/// # Panics
+/// If the bytes are not those of such a file.
+pub fn sizes(bytes: &[u8], prefix: &str) -> Vec<(String, usize)> {
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).expect("the header is JSON");
+    let entries = header.as_object().expect("a header is an object").iter();
+    let of = |(_, entry): (&String, &Value)| {
+        let dimensions = entry["shape"].as_array().expect("a shape is an array").iter();
+        let numbers = dimensions.map(|n| n.as_u64().expect("dimensions are numbers") as usize).product();
+        (entry["dtype"].as_str().expect("a type is a text").to_owned(), numbers)
+    };
+    entries.filter(|(name, _)| *name != "__metadata__" && name.starts_with(prefix)).map(of).collect()
+}
+
 /// Rewrites a file with its header and data changed by `change`.
 ///
 /// # Panics

@@ -1,4 +1,5 @@
-//! A run that is paused leaves its workers free with a checkpoint, and goes on to its end when it is resumed.
+//! A run that is paused leaves its workers free with a checkpoint, and goes on to its end, with the bytes of an undisturbed one, when it is
+//! resumed.
 //!
 //! Deterministic because the commands wait for what they read in the run's status.
 #![allow(clippy::unwrap_used)]
@@ -6,13 +7,20 @@
 use std::path::Path;
 
 use cluster_tests::cluster::Cluster;
-use cluster_tests::runs::{is_training, stage};
+use cluster_tests::runs::{is_done, is_training, stage};
 
 #[test]
 fn a_paused_run_stops_with_a_checkpoint_and_goes_on_to_its_end() {
     let mut cluster = Cluster::new();
     cluster.start_all(3, 2);
-    let submitted = cluster.submit(&["--set", "base.step.sft.max_steps=60"]);
+    let settings = ["--set", "base.step.sft.max_steps=60"];
+    cluster.submit(&settings);
+    cluster.wait_for_stage("base-sft", "is done", is_done);
+    let products = ["base/model.safetensors", "base/metrics.jsonl"];
+    let undisturbed = products.map(|name| cluster.product(name));
+    cluster.cancel();
+    cluster.forget_stage("base-sft", &["base"]);
+    let submitted = cluster.submit(&settings);
     assert_eq!((&submitted["run"], &submitted["state"]), (&"tiny".into(), &"running".into()));
     cluster.wait_for_run("tiny", "training", is_training);
     assert_eq!(cluster.json(&["pause", "tiny"])["state"], "paused");
@@ -22,9 +30,14 @@ fn a_paused_run_stops_with_a_checkpoint_and_goes_on_to_its_end() {
     assert_eq!(stage(&paused, "base-sft")["state"], "running");
     let task = &stage(&paused, "base-sft")["tasks"][0];
     assert_eq!((&task["lost"], &task["failed"]), (&0.into(), &0.into()), "a pause is nobody's fault");
-    let checkpoints = std::fs::read_dir(cluster.path("artifacts/tiny/base")).unwrap();
-    assert!(checkpoints.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("checkpoint-")));
+    let steps = String::from_utf8(cluster.product("base/metrics.jsonl")).unwrap().lines().count();
+    let checkpoint = format!("artifacts/tiny/base/checkpoint-{steps}/state.json");
+    assert!(steps < 60 && cluster.path(&checkpoint).exists(), "no checkpoint after the last step, {steps}");
     assert_eq!(cluster.json(&["resume", "tiny"])["state"], "running");
+    cluster.wait_for_stage("base-sft", "is done", is_done);
+    for (name, undisturbed) in products.iter().zip(&undisturbed) {
+        assert!(cluster.product(name) == *undisturbed, "{name} differs after the pause");
+    }
 
     let (code, _, err) = cluster.command(&["watch", "tiny"], &[]);
     assert_eq!(code, Some(0), "{err}");

@@ -61,10 +61,48 @@ fn every_way_to_share_out_follows_the_curve_of_one_process() {
     }
 }
 
+/// Parts of bf16 weights, each rank with f32 masters of its own, are one process's weights to their rounding.
+#[test]
+fn bf16_weights_have_their_f32_masters_on_the_ranks() {
+    let folder = Folder::new();
+    let full = format!("{FULL} --dtype bf16");
+    folder.succeed(&format!("{full} --run-name alone"));
+    let expected = of(&folder, "alone", "loss");
+    for (mode, options) in MODES.iter().enumerate() {
+        folder.gang(&format!("{full} {options} --run-name {mode}"), 3);
+        let found = of(&folder, &mode.to_string(), "loss");
+        let furthest = expected.iter().zip(&found).map(|(a, b)| (a - b).abs() / a.abs()).fold(0.0, f64::max);
+        println!("3 ranks {options}: losses {furthest:.1e} off");
+        assert!(found.len() == 6 && furthest <= 1e-2, "3 ranks {options}: {found:?}, alone {expected:?}");
+        let masters = (0..3).map(|rank| {
+            let part = folder.bytes(&format!("runs/{mode}/checkpoint-4/shard-{rank:05}-of-00003.safetensors"));
+            safetensors::sizes(&part, "master.")
+                .into_iter()
+                .map(|(dtype, numbers)| {
+                    assert_eq!(dtype, "F32");
+                    numbers
+                })
+                .sum::<usize>()
+        });
+        let weights = safetensors::sizes(&folder.bytes(&format!("runs/{mode}/model.safetensors")), "");
+        let weights: usize = weights
+            .into_iter()
+            .map(|(dtype, numbers)| {
+                assert_eq!(dtype, "BF16");
+                numbers
+            })
+            .sum();
+        let masters: Vec<usize> = masters.collect();
+        assert_eq!(masters.iter().sum::<usize>(), weights, "every weight has one master: {masters:?}");
+        assert!(masters.iter().all(|part| part.abs_diff(weights / 3) < weights / 20), "{masters:?}");
+    }
+}
+
 #[test]
 fn a_member_may_die_at_any_point_of_a_sharded_run() {
     let folder = Folder::new();
-    for (mode, options) in MODES.iter().enumerate() {
+    let modes = MODES.iter().chain(&["--dtype bf16 --shard-parameters"]);
+    for (mode, options) in modes.enumerate() {
         let whole = format!("whole-{mode}");
         folder.gang(&format!("{FULL} {options} --run-name {whole}"), 2);
         let points = [(1, "train.step=3"), (0, "train.step=5"), (1, "checkpoint.begun=2"), (0, "checkpoint.written=2")];

@@ -109,8 +109,6 @@ fn a_killed_run_ends_with_the_same_best() {
         &["train.step=5", "train.validation=1", "train.step=3"],
         &["train.validation=4"],
         &["best.begun=1", "best.written=1"],
-        // From the beginning again, with one in place.
-        &["checkpoint.begun=1", "best.aside=1"],
     ] {
         let name = points.join("-").replace('=', "-");
         let command = format!("{TRAIN} {VALIDATE} --run-name {name}");
@@ -120,6 +118,18 @@ fn a_killed_run_ends_with_the_same_best() {
         folder.succeed(&command);
         folder.same_runs(&FILES, ["whole", &name], &format!("after {points:?}"));
     }
+    // What is trained on gets better and better: best/ is replaced, and a death between the two renames leaves none in place.
+    let better = format!("{TRAIN} {VALIDATE}").replace("held_out.json", "records.json");
+    folder.succeed(&format!("{better} --run-name better"));
+    let [first, second, ..] = losses(&folder, "better")[..] else { panic!("two validations and more") };
+    assert!(second < first, "{second} after {first}");
+    let command = format!("{better} --run-name aside");
+    folder.killed(&command, "best.aside=1");
+    assert!(folder.path("runs/aside/best.before").exists() && !folder.path("runs/aside/best").exists());
+    assert!(folder.path("runs/aside/checkpoint-3").exists(), "it goes on behind the best that is aside");
+    folder.succeed(&command);
+    folder.same_runs(&FILES, ["better", "aside"], "after a death between two renames");
+
     let before = format!("{TRAIN} {VALIDATE} --run-name lost");
     folder.killed(&before, "checkpoint.renamed=1");
     std::fs::remove_dir_all(folder.path("runs/lost/best")).unwrap();

@@ -7,6 +7,8 @@
 //! They freeze themselves on plan. The stages are done twice in one folder, first undisturbed.
 #![allow(clippy::unwrap_used)]
 
+use std::time::{Duration, Instant};
+
 use cluster_tests::cluster::Cluster;
 use cluster_tests::runs::is_done;
 use rustix::process::Signal;
@@ -34,7 +36,10 @@ fn a_run_goes_on_without_frozen_workers_and_takes_them_back_when_they_thaw() {
     let before = cluster.run_log().len();
     cluster.submit(&shards);
     cluster.wait_until_frozen("w2");
+    let frozen = Instant::now();
     cluster.wait_for_worker("w2", "lost");
+    // Five heartbeats of 100 ms, and the time of a busy machine.
+    assert!(frozen.elapsed() < Duration::from_secs(10), "found after {:?}", frozen.elapsed());
     cluster.wait_for_stage("base-sft", "is done", is_done);
     cluster.signal("w2", Signal::CONT);
     cluster.wait_until_frozen("w3");

@@ -192,7 +192,7 @@ pub(crate) enum TaskState {
 pub(crate) enum Broken {
     /// A worker is gone, or something else that is not the task's fault.
     Lost(String),
-    /// A worker that was taken for lost lives, and holds what the task needs.
+    /// Another process holds the files that the task needs.
     Held(String),
     Failed(String),
     /// It was told to stop.

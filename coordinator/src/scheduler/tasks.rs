@@ -12,8 +12,12 @@ use super::run::{Broken, Member, RunState, TaskState};
 use super::worker::WorkerState;
 use super::{FAILURES, LOSSES, Scheduler, running_tasks};
 
-/// Longest pause before an attempt where what was in the way may stay for long: none after a mere loss.
+/// Longest pause before an attempt.
 const LONGEST_PAUSE_MS: u64 = 60_000;
+
+/// Losses in vain, one after the other, that may be bad luck: after each of them the next attempt comes as soon as one can tell
+/// that a worker is lost.
+const BAD_LUCK: u32 = 10;
 
 /// Of NCCL's name of a communicator; more than that is none, and is not passed on.
 const NCCL_ID_BYTES: usize = 128;
@@ -262,7 +266,9 @@ impl Scheduler {
             if progress.work == own.plan.kind.name() && got_further {
                 own.furthest = own.furthest.max(progress.done);
                 own.kept = own.kept.max(progress.begun_at);
-                own.in_vain = 0;
+                if std::mem::take(&mut own.in_vain) > 0 {
+                    self.save(&task.run);
+                }
             }
         }
     }
@@ -389,8 +395,9 @@ impl Scheduler {
             Some(Broken::Lost(reason) | Broken::Held(reason)) => {
                 task.lost += 1;
                 task.in_vain += 1;
-                // A death costs seconds, however many came before it.
-                let longest_ms = if is_held { LONGEST_PAUSE_MS } else { timing.lost_after_ms };
+                // A death costs seconds, unless so many came to nothing that there must be something else.
+                let is_bad_luck = !is_held && task.in_vain <= BAD_LUCK;
+                let longest_ms = LONGEST_PAUSE_MS.min(if is_bad_luck { timing.lost_after_ms } else { u64::MAX });
                 let pause_ms = pause_ms(task.in_vain + task.failed, timing.heartbeat_ms, longest_ms);
                 task.not_before_ms = now_ms + pause_ms;
                 task.note = again(pause_ms, &reason);

@@ -203,14 +203,20 @@ fn an_order_that_comes_twice_is_one() {
 }
 
 #[test]
-fn progress_is_told_twice_a_second_at_most() {
+fn progress_is_told_twice_a_second_at_most_and_what_begins_at_once() {
     let mut link = joined();
     link.apply(1, order(1));
-    let progress =
-        |work: &str, done| TaskProgress { task: Some(task(1)), done, work: work.into(), ..TaskProgress::default() };
+    let of = |attempt, work: &str, done| TaskProgress {
+        task: Some(task(attempt)),
+        done,
+        work: work.into(),
+        ..TaskProgress::default()
+    };
+    let progress = |work: &str, done| of(1, work, done);
     let told = (0..30u64).map(|n| link.apply(100 * n, Event::Progressed(progress("score", n))).len());
     assert_eq!(told.sum::<usize>(), 6);
     // But that another work begins is told at once.
     assert_eq!(link.apply(2910, Event::Progressed(progress("train", 4))).len(), 1);
     assert_eq!(link.apply(2920, Event::Progressed(progress("train", 5))).len(), 0);
+    assert_eq!(link.apply(2930, Event::Progressed(of(2, "train", 4))).len(), 1);
 }

@@ -38,6 +38,8 @@ struct Communicator {
     status: AtomicI32,
     why: Mutex<String>,
     collectives: AtomicU64,
+    /// Given to a stream and not done: an end waits for them, so that their memory may be freed after it.
+    under_way: AtomicU64,
     is_finalized: AtomicBool,
     /// Set before the memory is there, and handed to it.
     aborted: Arc<AtomicBool>,
@@ -106,6 +108,9 @@ impl Communicator {
             self.status.store(SUCCESS, Ordering::SeqCst);
         }
         let shared = self.shared.get().expect("it was formed");
+        if self.aborted.load(Ordering::SeqCst) {
+            return;
+        }
         if self.plan.hang == Some(number) {
             return self.hang();
         }
@@ -263,7 +268,11 @@ fn begin(pending: Pending) -> Result<(), Status> {
         }
     }
     communicator.status.store(IN_PROGRESS, Ordering::SeqCst);
-    queue.give(move || pending.into_iter().for_each(|(own, _, collective)| own.carry_out(collective, number)));
+    communicator.under_way.fetch_add(1, Ordering::SeqCst);
+    queue.give(move || {
+        pending.into_iter().for_each(|(own, _, collective)| own.carry_out(collective, number));
+        communicator.under_way.fetch_sub(1, Ordering::SeqCst);
+    });
     Err(IN_PROGRESS)
 }
 
@@ -314,6 +323,7 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
         status: AtomicI32::new(IN_PROGRESS),
         why: Mutex::default(),
         collectives: AtomicU64::new(0),
+        under_way: AtomicU64::new(0),
         is_finalized: AtomicBool::new(false),
         aborted: Arc::default(),
     });
@@ -383,6 +393,9 @@ pub unsafe extern "C" fn ncclCommAbort(handle: *mut c_void) -> Status {
             loop {
                 std::thread::sleep(Duration::from_secs(1));
             }
+        }
+        while own.under_way.load(Ordering::SeqCst) > 0 {
+            std::thread::sleep(Duration::from_millis(1));
         }
         known().remove(&(handle as usize));
     }))

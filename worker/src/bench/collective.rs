@@ -168,6 +168,7 @@ fn world<'a>(way: &'a Way, ranks: usize, args: &CollectiveBench) -> Result<Vec<J
             lanes,
             form_deadline: PATIENCE,
             call_deadline: PATIENCE,
+            given_up: Arc::default(),
         };
         Box::new(move || Ok((Box::new(Ring::form(&listener, &membership)?) as Box<dyn Collective>, Device::Cpu)))
     };

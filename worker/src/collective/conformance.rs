@@ -3,7 +3,10 @@
 use half::bf16;
 use shared::keyed_random::KeyedRandom;
 
+use std::time::{Duration, Instant};
+
 use super::{Alone, Collective, Numbers, Op, shard};
+use crate::error::{Error, Result};
 
 /// Lengths around the borders of shards, of what one write holds, and of segments; the last ones take several.
 const LENGTHS: [usize; 9] = [0, 1, 3, 4, 1000, 4097, 65_536, 200_003, 700_001];
@@ -184,4 +187,45 @@ fn shards_cover_a_buffer_evenly() {
 fn a_world_of_one_keeps_its_numbers() {
     let left = calls::<f32>(&mut Alone, 5);
     assert!(left.reduced.iter().chain(&left.scattered).all(|numbers| *numbers == drawn::<f32>(0, 5)));
+}
+
+/// Ends the calls of a member from another thread.
+pub(super) type End = Box<dyn Fn() + Send>;
+
+/// A call of the first of two ranks to which the second has to do something.
+type Call = fn(&mut dyn Collective, &mut [f32]) -> Result<()>;
+
+const CALLS: [Call; 5] = [
+    |gang, numbers| gang.all_reduce(numbers.into(), Op::Sum),
+    |gang, numbers| gang.reduce_scatter(numbers.into(), Op::Max),
+    |gang, numbers| gang.all_gather(numbers.into()),
+    |gang, numbers| gang.broadcast(numbers.into(), 1),
+    |gang, _| gang.barrier(),
+];
+
+/// Checks that no call waits for longer than its deadline, and none after its end; `form` makes two ranks whose calls may take so long.
+pub(super) fn check_ends(form: &dyn Fn(Duration) -> Vec<(Box<dyn Collective>, End)>) {
+    // In one write, and over several connections in segments.
+    for (call, length) in CALLS.iter().flat_map(|call| [8, 1_000_000].map(|length| (call, length))) {
+        let begun = Instant::now();
+        let mut numbers = vec![1f32; length];
+        let mut ranks = form(Duration::from_millis(300));
+        let late = call(&mut *ranks[0].0, &mut numbers).unwrap_err();
+        assert!(matches!(late, Error::Gang(_)), "{late}");
+        assert!(begun.elapsed() >= Duration::from_millis(300), "{late}");
+        call(&mut *ranks[0].0, &mut numbers).unwrap_err();
+        drop(ranks);
+
+        let mut ranks = form(Duration::from_secs(60));
+        let (own, end) = &mut ranks[0];
+        own.check().unwrap();
+        std::thread::scope(|scope| {
+            let calling = scope.spawn(|| call(&mut **own, &mut numbers).unwrap_err());
+            end();
+            assert!(matches!(calling.join().unwrap(), Error::Gang(_)));
+        });
+        own.check().unwrap_err();
+        call(&mut **own, &mut numbers).unwrap_err();
+        assert!(begun.elapsed() < Duration::from_secs(30), "{length} numbers");
+    }
 }

@@ -29,6 +29,12 @@ pub trait Collective: Send {
     /// How many members there are.
     fn world_size(&self) -> usize;
 
+    /// Returns at once: an error where it is known that a member is gone. For long computations between two calls.
+    ///
+    /// # Errors
+    /// The calls were ended by another thread.
+    fn check(&self) -> Result<()>;
+
     /// Leaves in this rank's shard what all ranks' numbers there come to; the rest of the buffer is undefined.
     ///
     /// # Errors
@@ -96,6 +102,10 @@ impl Collective for Alone {
 
     fn world_size(&self) -> usize {
         1
+    }
+
+    fn check(&self) -> Result<()> {
+        Ok(())
     }
 
     fn reduce_scatter(&mut self, _: Numbers<'_>, _: Op) -> Result<()> {

@@ -131,6 +131,8 @@ pub fn start(means: Means, fault: Option<Fault>) -> Result<Device> {
     Ok(Device { work, progress, ready, ended })
 }
 
+/// Returns how an attempt ended. It is no fault of its task that its gang broke, another process holds the files, or the next
+/// attempt has taken them over.
 fn end(outcome: Result<Done>) -> How {
     match outcome {
         Ok(done) => How::Finished(Finished { summary_json: done.summary.to_string(), incomplete: done.incomplete }),
@@ -143,8 +145,6 @@ fn end(outcome: Result<Done>) -> How {
     }
 }
 
-/// Returns whether an attempt failed through no fault of its task: its gang broke, another process holds the files, or the
-/// next attempt has taken them over.
 /// Names NCCL's communicators.
 struct Names {
     exchange: ExchangeArgs,
@@ -185,7 +185,8 @@ fn carry_out(
             // Nobody listens any more where the process ends.
             let _ = ready.blocking_send(PeerReady { task: Some(task.clone()), address, nccl_id });
             let peers = peers_of(&peers, &handle)?;
-            let ring = join(&run, &task, &listener, peers.addresses, means.exchange.call_deadline())?;
+            let given_up = handle.broken.clone();
+            let ring = join(&run, &task, &listener, peers.addresses, means.exchange.call_deadline(), given_up)?;
             let met = Met::new(ring).watched(handle.pulse.clone(), fault.clone());
             *handle.aborter.lock().unwrap_or_else(PoisonError::into_inner) = Some(met.aborter()?);
             if handle.broken.load(Ordering::SeqCst) {
@@ -243,6 +244,7 @@ fn join(
     listener: &TcpListener,
     peers: Vec<String>,
     call_deadline: Duration,
+    given_up: Arc<AtomicBool>,
 ) -> Result<Ring> {
     let secret: [u8; 32] =
         run.gang_secret.as_slice().try_into().map_err(|_| {
@@ -262,6 +264,7 @@ fn join(
             lanes: ring::LANES,
             form_deadline: FORM_DEADLINE,
             call_deadline,
+            given_up,
         },
     )
 }

@@ -148,13 +148,13 @@ impl Checkpoints {
     }
 
     /// Has something written by the same thread while training goes on: the next checkpoint counts on it. An earlier one is waited
-    /// for.
+    /// for, and the time in which `prepare` copies what is to be written counts as waiting, too.
     ///
     /// # Errors
     /// What was being written could not be; the system has no thread left.
-    pub fn also(&mut self, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    pub fn also<W: FnOnce() -> Result<()> + Send + 'static>(&mut self, prepare: impl FnOnce() -> W) -> Result<()> {
         let begun = Instant::now();
-        self.writer()?.also(Box::new(work))?;
+        self.writer()?.also(Box::new(prepare()))?;
         self.waited += begun.elapsed();
         self.told.waited += begun.elapsed();
         Ok(())

@@ -1,6 +1,7 @@
 //! Options of a gang without a coordinator, and where a gang's time goes.
 
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -57,6 +58,7 @@ impl GangArgs {
             lanes: ring::LANES,
             form_deadline: Duration::from_secs(60),
             call_deadline: self.exchange.call_deadline(),
+            given_up: Arc::default(),
         };
         Met::new(Ring::form(&listener, &membership)?).travel(self.exchange, device()?, None)
     }

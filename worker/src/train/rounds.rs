@@ -244,6 +244,7 @@ impl Rounds {
     pub(super) fn objective(&self, policy: Policy<'_>, gang: &mut dyn Collective) -> Result<f64> {
         let mut sums = LossParts::default();
         for (i, pack) in dataset::packs(self.gold.iter(), self.settings.args.pack_tokens).iter().enumerate() {
+            gang.check()?;
             if i % gang.world_size() == gang.rank() {
                 let parts = step::evaluate(policy, pack, &self.objective);
                 sums.add(&parts.map_err(|bad| bad.in_file(&self.gold_file, ADVICE))?);
@@ -270,7 +271,7 @@ impl Rounds {
         let own: Vec<Item> =
             self.gold.chunks(rows).enumerate().filter(mine).flat_map(|(_, chunk)| chunk.to_vec()).collect();
         let (objective, direction) = point
-            .gradient(&own, &self.objective, rows, &mut || Ok(()))
+            .gradient(&own, &self.objective, rows, &mut || gang.check())
             .map_err(|bad| bad.in_file(&self.gold_file, ADVICE))?;
         let mut sum = [objective];
         gang.all_reduce(sum.as_mut_slice().into(), Op::Sum)?;
@@ -280,6 +281,7 @@ impl Rounds {
         let engine = Engine::new(&[point], vec![direction], &self.settings, HashMap::new());
         let mut deltas = Vec::with_capacity(items.len());
         for (i, pack) in dataset::packs(items.iter().copied(), self.settings.args.pack_tokens).iter().enumerate() {
+            gang.check()?;
             if i % world == rank {
                 deltas.extend(engine.scores(pack).map_err(|bad| bad.in_file(&self.records_file, ADVICE))?.raw);
             } else {

@@ -183,8 +183,10 @@ pub fn train(
                 if let Some(curves) = &mut curves
                     && curves.append_validation(&measured)?
                 {
-                    let save = saved::saver(policy, &args.model.model_name_or_path);
-                    checkpoints.also(best::keeper(run, Best::from(&measured), save, control.fault()))?;
+                    checkpoints.also(|| {
+                        let save = saved::saver(policy, &args.model.model_name_or_path);
+                        best::keeper(run, Best::from(&measured), save, control.fault())
+                    })?;
                 }
                 Ok(measured)
             })?;

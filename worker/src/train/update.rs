@@ -109,6 +109,7 @@ pub fn compute(
     match optimizer {
         Optimizer::Whole(_) => {
             for pass in own.iter().flatten() {
+                gang.check()?;
                 let dropout = dropout.filter(|_| !pass.is_replay);
                 let parts = step::accumulate(policy, &pass.pack, &args.objective(), pass.scale, dropout);
                 sums.add(args, pass, parts)?;
@@ -125,6 +126,7 @@ pub fn compute(
                         let has_anchors = of_ranks.flat_map(|pass| &pass.pack).any(|item| item.term == Term::Anchor);
                         let idle = Pass { pack: Vec::new(), scale: 1.0, is_replay: false };
                         let pass = own[part].get(at).unwrap_or(&idle);
+                        flow.check()?;
                         let streams = flow.of_pass(has_anchors);
                         sums.add(args, pass, step::stream(policy, streams, &pass.pack, &args.objective(), pass.scale))?;
                     }

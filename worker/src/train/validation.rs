@@ -130,6 +130,7 @@ impl Validation {
     ) -> Result<Figures> {
         let mut parts = LossParts::default();
         for (i, pack) in dataset::packs(self.items.iter(), args.score.pack_tokens).iter().enumerate() {
+            gang.check()?;
             if i % gang.world_size() == gang.rank() {
                 let sums = step::evaluate(policy, pack, &args.objective());
                 parts.add(

@@ -112,7 +112,8 @@ fn step(env: &mut TestEnv, random: &mut KeyedRandom) {
             worker.still_ms = if in_four { 900 } else { 0 };
         }
         7 if in_six => {
-            let failed = Failed { problem: "bad luck".into(), infrastructure: random.below(2) == 0, held: false };
+            let (infrastructure, held) = [(false, false), (true, false), (true, true)][random.below(3) as usize];
+            let failed = Failed { problem: "bad luck".into(), infrastructure, held };
             env.end(&name, How::Failed(failed));
         }
         8 if in_four => env.apply(Event::PauseAsked { run }),

@@ -176,6 +176,17 @@ impl Communicator {
         self.watch.over(Duration::ZERO)
     }
 
+    /// Returns at once: an error where another thread has asked for the end.
+    ///
+    /// # Errors
+    /// It has.
+    pub fn check(&self) -> Result<()> {
+        match self.abort.load(Ordering::SeqCst) {
+            true => Err(Error::Gang("a member is gone".into())),
+            false => Ok(()),
+        }
+    }
+
     /// Returns whether calls are still made.
     pub fn is_whole(&self) -> bool {
         self.broken.is_none()

@@ -223,6 +223,10 @@ impl Collective for NcclGang {
         self.world_size
     }
 
+    fn check(&self) -> Result<()> {
+        self.communicator.check()
+    }
+
     fn reduce_scatter(&mut self, numbers: Numbers<'_>, op: Op) -> Result<()> {
         let (shards, rank, world_size) = (self.shards(numbers.len()), self.rank, self.world_size);
         self.on("a reduce-scatter", numbers, |nccl, buffer, comm, stream| {

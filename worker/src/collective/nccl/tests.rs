@@ -105,6 +105,75 @@ fn a_call_that_hangs_ends_at_the_deadline_on_every_rank() {
 }
 
 #[test]
+fn every_call_ends_at_its_deadline_and_where_another_thread_ends_it() {
+    conformance::check_ends(&|call| {
+        world(2, "", Limits { call, ..LIMITS }, |_, gang, abort| {
+            let abort = abort.clone();
+            let end: conformance::End = Box::new(move || abort.store(true, Ordering::SeqCst));
+            (Box::new(gang.unwrap()) as Box<dyn Collective>, end)
+        })
+    });
+}
+
+/// A member that uses NCCL wrongly would suffer it in silence; the stand-in says so.
+#[test]
+fn the_stand_in_tells_of_every_misuse() {
+    let Libraries { nccl, cuda } = libraries();
+    let told = |status| nccl.checked("it", status).unwrap_err().to_string();
+    let id = nccl.unique_id().unwrap();
+    let mut config = library::Config::non_blocking();
+    let (mut comm, mut stream, mut event, mut numbers) = (null_mut(), null_mut(), null_mut(), null_mut());
+    let mut bad = Vec::new();
+    // SAFETY: pointers are to values of their types that outlive the calls, or refused before they are followed.
+    unsafe {
+        let mut init = |comm: &mut library::Comm| (nccl.init_rank_config)(comm, 1, id, 0, &raw mut config);
+        bad.push((told(init(&mut comm)), "has not set its device"));
+        assert_eq!((cuda.set_device)(0), 0);
+        plan("hang=1");
+        assert_eq!(init(&mut comm), library::IN_PROGRESS);
+        let settled = |comm| {
+            let begun = Instant::now();
+            let mut status = library::IN_PROGRESS;
+            while status == library::IN_PROGRESS {
+                assert!(begun.elapsed() < LIMITS.form, "in progress for ever");
+                assert_eq!((nccl.get_async_error)(comm, &raw mut status), 0);
+                std::thread::yield_now();
+            }
+        };
+        settled(comm);
+        assert_eq!((cuda.stream_create)(&raw mut stream, 1), 0);
+        assert_eq!((cuda.event_create)(&raw mut event, 2), 0);
+        assert_eq!((cuda.malloc)(&raw mut numbers, 32), 0);
+        let ready = || {
+            assert_eq!((cuda.event_record)(event, null_mut()), 0);
+            assert_eq!((cuda.stream_wait)(stream, event, 0), 0);
+        };
+        let sum = |count, kind, op, stream| (nccl.all_reduce)(numbers, numbers, count, kind, op, comm, stream);
+        bad.push((told(sum(8, 7, 0, stream)), "does not wait for what the default stream was given"));
+        ready();
+        bad.push((told(sum(8, 3, 0, stream)), "this type is not exchanged"));
+        bad.push((told(sum(8, 7, 1, stream)), "no such operation"));
+        bad.push((told((nccl.broadcast)(numbers, numbers, 8, 7, 1, comm, stream)), "no such operation or root"));
+        bad.push((told(sum(9, 7, 0, stream)), "not all on the device"));
+        bad.push((told(sum(8, 7, 0, null_mut())), "no such stream"));
+        bad.push((told((nccl.group_end)()), "was not begun"));
+        // The first hangs as planned, the second waits behind it.
+        assert_eq!(sum(8, 7, 0, stream), library::IN_PROGRESS);
+        settled(comm);
+        ready();
+        assert_eq!(sum(8, 7, 0, stream), library::IN_PROGRESS);
+        ready();
+        bad.push((told(sum(8, 7, 0, stream)), "is busy"));
+        bad.push((told((nccl.destroy)(comm)), "destroyed before it was finalized"));
+        bad.push((told((nccl.abort)(comm)), "not made, or destroyed"));
+        bad.push((told(sum(8, 7, 0, stream)), "not made, or destroyed"));
+    }
+    for (told, expected) in bad {
+        assert!(told.contains(expected), "{told:?} does not say {expected:?}");
+    }
+}
+
+#[test]
 fn what_nccl_finds_wrong_by_itself_is_told_with_its_words() {
     let limits = Limits { call: Duration::from_millis(500), ..LIMITS };
     let ends = world(2, "rank=0:fail=1", limits, |_, gang, _| gang.unwrap().barrier().unwrap_err().to_string());

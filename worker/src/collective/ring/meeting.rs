@@ -2,21 +2,24 @@
 //! they are of this attempt.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Membership, lost};
 use crate::error::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"trace-r2";
+/// Longest wait for one answer of whoever is at the other end: between two of them it is seen whether the ring is given up.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Dials the next member for a lane.
 pub(super) fn dial(membership: &Membership, lane: u8, until: Instant) -> Result<TcpStream> {
     let to = (membership.rank + 1) % membership.peers.len();
     let address = &membership.peers[to];
     let mut last = String::new();
-    while Instant::now() < until {
-        match TcpStream::connect(address) {
+    while is_awaited(membership, until)? {
+        match connect(address, until) {
             Ok(mut stream) => match introduce(&mut stream, membership, (to, lane), until) {
                 Ok(()) => return Ok(stream),
                 // The port may still be another program's; the member comes later.
@@ -36,7 +39,7 @@ pub(super) fn accept(listener: &TcpListener, membership: &Membership, until: Ins
     listener.set_nonblocking(true).map_err(|error| lost(rank, &error))?;
     let mut lanes: Vec<Option<TcpStream>> = (0..membership.lanes).map(|_| None).collect();
     let mut last = String::new();
-    while Instant::now() < until {
+    while is_awaited(membership, until)? {
         match listener.accept() {
             Ok((mut stream, address)) => match welcome(&mut stream, membership, from, until) {
                 Ok(lane) => {
@@ -56,6 +59,26 @@ pub(super) fn accept(listener: &TcpListener, membership: &Membership, until: Ins
     Err(Error::Gang(format!("rank {rank}: rank {from} did not join in time{last}")))
 }
 
+/// Returns whether there is time for the members to come.
+fn is_awaited(membership: &Membership, until: Instant) -> Result<bool> {
+    match membership.given_up.load(Ordering::SeqCst) {
+        true => Err(Error::Gang(format!("rank {}: a member is gone before the ring had formed", membership.rank))),
+        false => Ok(Instant::now() < until),
+    }
+}
+
+/// Connects, with a machine that does not answer, too, in a known time.
+fn connect(address: &str, until: Instant) -> std::io::Result<TcpStream> {
+    let mut failed = std::io::Error::other("the name has no address");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, patience(until)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
 /// Proves knowledge of the secret for one direction of one connection, a lane of so many.
 fn proof(membership: &Membership, (from, to, lane): (usize, usize, u8), challenge: &[u8; 32], side: &str) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_keyed(&membership.secret);
@@ -73,7 +96,7 @@ fn introduce(
     until: Instant,
 ) -> std::io::Result<()> {
     let connection = (membership.rank, to, lane);
-    patience(stream, until)?;
+    limit(stream, until)?;
     let challenge = random()?;
     stream.write_all(&[&MAGIC[..], &[lane], &challenge].concat())?;
     let mut answer = [0; 64];
@@ -87,7 +110,7 @@ fn introduce(
 /// The acceptor's side; returns the lane.
 fn welcome(stream: &mut TcpStream, membership: &Membership, from: usize, until: Instant) -> std::io::Result<u8> {
     stream.set_nonblocking(false)?;
-    patience(stream, until)?;
+    limit(stream, until)?;
     let mut hello = [0; MAGIC.len() + 1 + 32];
     stream.read_exact(&mut hello)?;
     let (magic, rest) = hello.split_at(MAGIC.len());
@@ -109,10 +132,13 @@ fn welcome(stream: &mut TcpStream, membership: &Membership, from: usize, until: 
     Ok(lane)
 }
 
-fn patience(stream: &TcpStream, until: Instant) -> std::io::Result<()> {
-    let left = until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), Duration::from_secs(5));
-    stream.set_read_timeout(Some(left))?;
-    stream.set_write_timeout(Some(left))
+fn patience(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), ANSWER)
+}
+
+fn limit(stream: &TcpStream, until: Instant) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(patience(until)))?;
+    stream.set_write_timeout(Some(patience(until)))
 }
 
 fn check(given: &[u8], wanted: &[u8; 32]) -> std::io::Result<()> {

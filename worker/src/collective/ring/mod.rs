@@ -12,6 +12,7 @@ mod meeting;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::numbers::{Number, Numbers, Op};
@@ -35,16 +36,21 @@ pub struct Ring {
     call_deadline: Duration,
     pulse: Arc<Pulse>,
     fault: Option<Arc<Fault>>,
+    is_aborted: Arc<AtomicBool>,
 }
 
 /// Ends a ring's calls from another thread.
 #[derive(Debug)]
-pub struct Aborter(Vec<TcpStream>);
+pub struct Aborter {
+    streams: Vec<TcpStream>,
+    is_aborted: Arc<AtomicBool>,
+}
 
 impl Aborter {
     /// Makes the present call, and every later one, fail at once; the other members notice.
     pub fn abort(&self) {
-        for stream in &self.0 {
+        self.is_aborted.store(true, Ordering::SeqCst);
+        for stream in &self.streams {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -68,13 +74,15 @@ pub struct Membership {
     /// How long a call may take. A dead process is noticed at once, by its closed connection; this is for a machine that vanished.
     /// Steps of a large model on a slow member must fit in.
     pub call_deadline: Duration,
+    /// Set by another thread when it is known that not all will come: the ring is not waited for any longer.
+    pub given_up: Arc<AtomicBool>,
 }
 
 impl Ring {
     /// Joins the ring: dials the next member and accepts the one before.
     ///
     /// # Errors
-    /// Not all members came in time, or someone else did.
+    /// Not all members came in time, someone else did, or the ring was given up.
     pub fn form(listener: &TcpListener, membership: &Membership) -> Result<Ring> {
         let Membership { rank, peers, lanes, .. } = membership;
         let world_size = peers.len();
@@ -96,7 +104,8 @@ impl Ring {
         }
         let lanes = next.into_iter().zip(previous).map(|(next, previous)| Lane::new(next, previous)).collect();
         let (pulse, call_deadline) = (Arc::default(), membership.call_deadline);
-        Ok(Ring { rank: *rank, world_size, lanes, call_deadline, pulse, fault: None })
+        let is_aborted = Arc::default();
+        Ok(Ring { rank: *rank, world_size, lanes, call_deadline, pulse, fault: None, is_aborted })
     }
 
     /// Lets `pulse` tell whether anything moves in the ring's calls. A plan may hang one of them: its point is `ring.call`.
@@ -111,7 +120,8 @@ impl Ring {
     pub fn aborter(&self) -> Result<Aborter> {
         let streams = self.lanes.iter().flat_map(|lane| [&lane.next, &lane.previous]);
         let copies: std::io::Result<Vec<TcpStream>> = streams.map(TcpStream::try_clone).collect();
-        Ok(Aborter(copies.map_err(|error| lost(self.rank, &error))?))
+        let streams = copies.map_err(|error| lost(self.rank, &error))?;
+        Ok(Aborter { streams, is_aborted: self.is_aborted.clone() })
     }
 
     /// Returns the rank so many places before this one.
@@ -212,6 +222,13 @@ impl Collective for Ring {
 
     fn world_size(&self) -> usize {
         self.world_size
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.is_aborted.load(Ordering::SeqCst) {
+            true => Err(Error::Gang(format!("rank {}: a member is gone", self.rank))),
+            false => Ok(()),
+        }
     }
 
     fn reduce_scatter(&mut self, numbers: Numbers<'_>, op: Op) -> Result<()> {

@@ -184,6 +184,7 @@ fn gang<T: Send>(world_size: usize, work: impl Fn(&mut dyn Collective) -> T + Sy
                     lanes: LANES,
                     form_deadline: patience,
                     call_deadline: patience,
+                    given_up: Arc::default(),
                 };
                 work(&mut Ring::form(&listener, &membership).unwrap())
             })
@@ -302,10 +303,10 @@ fn no_checkpoint_appears_without_what_it_counts_on() {
     let mut own = checkpoints(dir.path(), 2, (0, 1));
     let beside = dir.path().join("beside");
     let write = beside.clone();
-    own.also(move || std::fs::write(write, "x").map_err(|e| Error::Config(e.to_string()))).unwrap();
+    own.also(|| move || std::fs::write(write, "x").map_err(|e| Error::Config(e.to_string()))).unwrap();
     save(&mut own, 1, 10.0).unwrap();
     assert!(beside.exists() && steps(dir.path()) == [1]);
-    own.also(|| Err(Error::Config("no room".into()))).unwrap();
+    own.also(|| || Err(Error::Config("no room".into()))).unwrap();
     let error = save(&mut own, 2, 20.0).unwrap_err().to_string();
     assert!(error.contains("no room"), "{error}");
     let error = save(&mut own, 3, 30.0).unwrap_err().to_string();

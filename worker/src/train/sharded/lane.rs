@@ -4,12 +4,13 @@
 //! more; whoever waits for weights gets none, and the failure is told at the end.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use tch::Tensor;
 
-use super::share::{Rows, part};
+use super::share::part;
 use crate::collective::{Collective, Numbers, Op};
 use crate::error::{Error, Result};
 
@@ -44,14 +45,14 @@ impl Waits {
 pub struct Lane<'a> {
     jobs: SyncSender<Job>,
     waits: &'a Waits,
+    has_failed: Cell<bool>,
 }
 
 impl Lane<'_> {
     /// Asks for the other ranks' parts of a row; what comes is the whole one, or nothing after a failure.
     pub fn gather(&self, whole: Tensor) -> Receiver<Tensor> {
         let (done, wait) = mpsc::sync_channel(1);
-        // A thread that has ended has failed, and says so itself.
-        let _ = self.waits.of(|| self.jobs.send(Job::Gather { whole, done }));
+        self.ask(Job::Gather { whole, done });
         wait
     }
 
@@ -62,23 +63,37 @@ impl Lane<'_> {
 
     /// Asks for the sum of all ranks' f32 gradients of a row; this rank's part of it is added to what came before.
     pub fn reduce(&self, row: usize, flat: Tensor) {
-        let _ = self.waits.of(|| self.jobs.send(Job::Reduce { row, flat }));
+        self.ask(Job::Reduce { row, flat });
+    }
+
+    fn ask(&self, job: Job) {
+        // A thread that has ended has failed, and says so itself.
+        if self.waits.of(|| self.jobs.send(job)).is_err() {
+            self.has_failed.set(true);
+        }
+    }
+
+    /// Returns an error once a call was asked for after one that had failed: to go on computing is of no use.
+    ///
+    /// # Errors
+    /// It was; [`with`] returns the failure itself.
+    pub fn check(&self) -> Result<()> {
+        if self.has_failed.get() { Err(Error::Gang("its calls have ended".into())) } else { Ok(()) }
     }
 }
 
-/// Lets `work` ask for calls while it computes. Returns what it returned and, when all calls are made, this rank's parts of
+/// Lets `work` ask for calls while it computes; `owns` are this rank's parts of the rows. Returns what it returned and, when all calls are made, this rank's parts of
 /// the summed gradients, one a row.
 ///
 /// # Errors
 /// A call failed.
 pub fn with<T>(
     gang: &mut dyn Collective,
-    rows: &Rows,
+    owns: &[Range<usize>],
     waits: &Waits,
     work: impl FnOnce(&Lane<'_>) -> T,
 ) -> Result<(T, Vec<Option<Tensor>>)> {
     let (jobs, queue) = mpsc::sync_channel(AHEAD);
-    let owns: Vec<_> = rows.rows.iter().map(|row| row.own.clone()).collect();
     std::thread::scope(|scope| {
         let calls = std::thread::Builder::new().name("gang".into()).spawn_scoped(scope, move || {
             let mut sums: Vec<Option<Tensor>> = owns.iter().map(|_| None).collect();
@@ -102,10 +117,101 @@ pub fn with<T>(
             Ok::<_, Error>(sums)
         });
         let calls = calls.map_err(|e| Error::Config(format!("no thread for the gang's calls: {e}")))?;
-        let lane = Lane { jobs, waits };
+        let lane = Lane { jobs, waits, has_failed: Cell::new(false) };
         let done = work(&lane);
         drop(lane);
         let sums = waits.of(|| calls.join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok((done, sums))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// A rank whose calls last until they are let go.
+    struct Held {
+        begun: SyncSender<()>,
+        let_go: Mutex<Receiver<()>>,
+    }
+
+    impl Collective for Held {
+        fn rank(&self) -> usize {
+            0
+        }
+
+        fn world_size(&self) -> usize {
+            2
+        }
+
+        fn check(&self) -> Result<()> {
+            Ok(())
+        }
+
+        fn reduce_scatter(&mut self, _: Numbers<'_>, _: Op) -> Result<()> {
+            self.begun.send(()).unwrap();
+            let let_go = self.let_go.lock().unwrap().recv_timeout(PATIENCE);
+            let_go.map_err(|_| Error::Gang("nobody computed beside the call".into()))
+        }
+
+        fn all_gather(&mut self, _: Numbers<'_>) -> Result<()> {
+            unreachable!()
+        }
+
+        fn all_reduce(&mut self, _: Numbers<'_>, _: Op) -> Result<()> {
+            unreachable!()
+        }
+
+        fn broadcast(&mut self, _: Numbers<'_>, _: usize) -> Result<()> {
+            unreachable!()
+        }
+
+        fn barrier(&mut self) -> Result<()> {
+            unreachable!()
+        }
+    }
+
+    #[test]
+    fn who_computes_goes_on_while_a_call_is_made() {
+        let (begun, has_begun) = mpsc::sync_channel(8);
+        let (go, let_go) = mpsc::sync_channel(8);
+        let mut gang = Held { begun, let_go: Mutex::new(let_go) };
+        let numbers = |value: f64| Tensor::full([4], value, (Kind::Float, Device::Cpu));
+        let ((), sums) = with(&mut gang, &[0..2, 0..2], &Waits::default(), |lane| {
+            lane.reduce(1, numbers(1.0));
+            has_begun.recv_timeout(PATIENCE).unwrap();
+            // The next unit is computed and asked for while the first one's call is held.
+            lane.reduce(0, numbers(2.0));
+            lane.reduce(1, numbers(3.0));
+            (0..3).for_each(|_| go.send(()).unwrap());
+        })
+        .unwrap();
+        let sums: Vec<f64> = sums.iter().map(|sum| sum.as_ref().unwrap().double_value(&[0])).collect();
+        assert_eq!(sums, [2.0, 4.0]);
+    }
+
+    #[test]
+    fn a_call_that_failed_is_the_error_and_ends_the_work() {
+        let (begun, _has_begun) = mpsc::sync_channel(8);
+        let (go, let_go) = mpsc::sync_channel(8);
+        drop(go);
+        let mut gang = Held { begun, let_go: Mutex::new(let_go) };
+        let numbers = || Tensor::zeros([2], (Kind::Float, Device::Cpu));
+        let mut asked = 0;
+        let outcome = with(&mut gang, &[0..2], &Waits::default(), |lane| -> Result<()> {
+            loop {
+                lane.reduce(0, numbers());
+                asked += 1;
+                lane.check()?;
+            }
+        });
+        assert!(outcome.unwrap_err().to_string().contains("nobody computed beside the call"));
+        assert!(asked <= AHEAD + 2, "{asked}");
+    }
 }

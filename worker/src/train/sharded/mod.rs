@@ -75,7 +75,8 @@ impl Sharded {
     /// # Errors
     /// A member of the gang is gone, or what `work` reports.
     pub fn collect<T>(&mut self, gang: &mut dyn Collective, work: impl FnOnce(&Flow<'_>) -> Result<T>) -> Result<T> {
-        let (done, sums) = lane::with(gang, &self.rows, &self.waits, |lane| {
+        let owns: Vec<_> = self.rows.rows.iter().map(|row| row.own.clone()).collect();
+        let (done, sums) = lane::with(gang, &owns, &self.waits, |lane| {
             let of = |rows| RowStream::new(&self.config, rows, lane);
             work(&Flow { policy: of(&self.rows), reference: self.reference.as_ref().map(of) })
         })?;
@@ -178,6 +179,14 @@ pub struct Flow<'a> {
 }
 
 impl Flow<'_> {
+    /// Returns whether a call has failed: see [`Lane::check`].
+    ///
+    /// # Errors
+    /// One has.
+    pub fn check(&self) -> Result<()> {
+        self.policy.lane.check()
+    }
+
     /// Returns what a pass takes; `has_anchors` says whether any rank's pack has some.
     pub fn of_pass(&self, has_anchors: bool) -> Streams<'_> {
         let reference = self.reference.as_ref().map(|reference| reference as &dyn Stream);
