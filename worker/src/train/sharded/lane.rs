@@ -204,7 +204,7 @@ mod tests {
         let mut gang = Held { begun, let_go: Mutex::new(let_go) };
         let numbers = || Tensor::zeros([2], (Kind::Float, Device::Cpu));
         let mut asked = 0;
-        let outcome = with(&mut gang, &[0..2], &Waits::default(), |lane| -> Result<()> {
+        let outcome = with(&mut gang, std::slice::from_ref(&(0..2)), &Waits::default(), |lane| -> Result<()> {
             loop {
                 lane.reduce(0, numbers());
                 asked += 1;
