@@ -237,7 +237,8 @@ fn made(args: &PlanCommand) -> Result<Plan> {
         room,
         fixed,
         snapshot,
-        loading: if device == Device::Cpu { process + fixed.weights + file_bytes } else { 0.0 },
+        // All weights, before they are shared out.
+        loading: if device == Device::Cpu { process + fixed.weights.max(fixed.gathered) + file_bytes } else { 0.0 },
         pack: pack.clone(),
         pack_tokens: args.pack_tokens,
         max_length: args.max_length,
@@ -317,7 +318,7 @@ fn packs(args: &PlanCommand, config: &ModelConfig) -> Result<Vec<PackShape>> {
 impl Plan {
     /// Largest resident memory that is expected with or without recomputation, in bytes; while loading, pages of files count.
     fn peak(&self, work: &Work) -> f64 {
-        (self.room.taken(&self.fixed, work) + self.room.snapshot).max(self.loading)
+        self.room.peak(&self.fixed, work).max(self.loading)
     }
 
     fn fits(&self, work: &Work) -> bool {
@@ -342,6 +343,7 @@ impl Plan {
             "weights_gib": gib(self.fixed.weights), "adapter_gib": gib(self.fixed.adapter),
             "gradients_gib": gib(self.fixed.gradients), "optimiser_gib": gib(self.fixed.optimiser),
             "reference_gib": gib(self.fixed.reference), "loading_gib": gib(self.loading),
+            "gathered_gib": gib(self.room.while_gathered(&self.fixed, &self.recomputed)),
             "snapshot_gib": gib(self.snapshot),
             "pack_tokens": self.pack_tokens, "max_length": self.max_length, "pack_rows": self.pack.rows,
             "plain": work(&self.plain), "recomputed": work(&self.recomputed),

@@ -403,9 +403,8 @@ impl Scheduler {
                 task.note = again(pause_ms, &reason);
                 let note = task.note.clone();
                 if task.in_vain >= LOSSES {
-                    let problem = format!(
-                        "{name} lost its workers {LOSSES} times without getting any further, the last time: {reason}"
-                    );
+                    let problem =
+                        format!("{name} was tried {LOSSES} times without getting any further, the last time: {reason}");
                     self.stage_failed(now_ms, run, stage, problem);
                 } else {
                     self.log_stage(run, stage, &format!("{name}: {note}"));

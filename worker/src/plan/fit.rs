@@ -52,9 +52,23 @@ impl Room {
         self.process + fixed.total() + work.total() + self.holes(fixed, work)
     }
 
-    /// Returns whether an update fits, and a checkpoint's copy beside it.
+    /// Returns what the process takes at its peak, a checkpoint's copy included: in an update, or in the forward pass of a
+    /// validation with all weights gathered.
+    pub fn peak(&self, fixed: &Fixed, work: &Work) -> f64 {
+        self.taken(fixed, work).max(self.while_gathered(fixed, work)) + self.snapshot
+    }
+
+    /// Returns what is taken while all weights are gathered, in bytes; 0 where they are never shared out.
+    pub fn while_gathered(&self, fixed: &Fixed, work: &Work) -> f64 {
+        match fixed.while_gathered() {
+            Some(fixed) => self.process + fixed + work.activations + work.head,
+            None => 0.0,
+        }
+    }
+
+    /// Returns whether that fits.
     pub fn holds(&self, fixed: &Fixed, work: &Work) -> bool {
-        self.taken(fixed, work) + self.snapshot <= self.memory * PLANNED_SHARE
+        self.peak(fixed, work) <= self.memory * PLANNED_SHARE
     }
 
     /// Returns what the allocator leaves unused, in bytes.

@@ -88,6 +88,9 @@ pub struct Fixed {
     pub optimiser: f64,
     /// The frozen copy of the weights.
     pub reference: f64,
+    /// What comes on top where weights are shared out and all of them are gathered, for a validation, a round of scores, best/
+    /// or the end; gradients are gone then.
+    pub gathered: f64,
 }
 
 impl Fixed {
@@ -106,11 +109,12 @@ impl Fixed {
                     gradients: factors * F32,
                     optimiser: factors * 2.0 * F32,
                     reference,
+                    gathered: 0.0,
                 }
             }
             None => {
                 let masters = if setting.dtype == Kind::BFloat16 { F32 } else { 0.0 };
-                let Sharding { ranks, .. } = setting.sharding;
+                let Sharding { ranks, is_spread } = setting.sharding;
                 let kept = setting.sharding.kept();
                 Fixed {
                     weights: weights * kept,
@@ -118,14 +122,20 @@ impl Fixed {
                     gradients: if ranks > 1 { parameters * F32 / ranks as f64 } else { weights },
                     optimiser: parameters * (2.0 * F32 + masters) / ranks as f64,
                     reference: reference * kept,
+                    gathered: if is_spread { weights + reference } else { 0.0 },
                 }
             }
         }
     }
 
-    /// Returns their sum.
+    /// Returns the sum of what is there in an update.
     pub fn total(&self) -> f64 {
         self.weights + self.adapter + self.gradients + self.optimiser + self.reference
+    }
+
+    /// Returns what is there while all weights are gathered; none where they are never shared out.
+    pub fn while_gathered(&self) -> Option<f64> {
+        (self.gathered > 0.0).then(|| self.total() - self.gradients + self.gathered)
     }
 }
 

@@ -75,6 +75,14 @@ pub fn of(plan: &Plan) -> String {
             plan.loading / GIB
         );
     }
+    let gathered = room.while_gathered(fixed, recomputed);
+    if gathered > 0.0 {
+        text += &format!(
+            "While all weights are gathered (validation, rounds of scores, best/, the end) it is {:.3} GiB, which what fits leaves \
+             room for.\n",
+            gathered / GIB
+        );
+    }
     if plan.snapshot > 0.0 {
         let whose = if plan.device == "cpu" { ", which what fits leaves room for" } else { " of the host" };
         text += &format!(

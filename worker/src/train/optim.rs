@@ -135,8 +135,9 @@ impl AdamW {
         if squares.is_empty() { 0.0 } else { Tensor::stack(&squares, 0).sum(Kind::Double).double_value(&[]).sqrt() }
     }
 
-    /// Does one update with gradients scaled by `factor` (the clip). A parameter that no loss has reached yet has the
-    /// gradient 0: a step without any loss must move by the moments alone, in a resumed run as in an undisturbed one.
+    /// Does one update with gradients scaled by `factor` (the clip); those that were handed in are gone then. A parameter that no
+    /// loss has reached yet has the gradient 0: a step without any loss must move by the moments alone, in a resumed run as in
+    /// an undisturbed one.
     pub fn update(&mut self, learning_rate: f64, factor: f64) {
         self.step += 1;
         let AdamWSettings { beta1, beta2, epsilon, weight_decay } = self.settings;
@@ -145,6 +146,7 @@ impl AdamW {
         tch::no_grad(|| {
             for slot in &mut self.slots {
                 let gradient = slot.gradient().unwrap_or_else(|| slot.first.zeros_like());
+                slot.given = None;
                 let gradient = gradient.to_kind(Kind::Float) * factor;
                 let _ = slot.first.g_mul_scalar_(beta1).g_add_(&(&gradient * (1.0 - beta1)));
                 let _ = slot.second.g_mul_scalar_(beta2).g_add_(&(gradient.square() * (1.0 - beta2)));

@@ -155,8 +155,9 @@ impl RunFolder {
             false => Ok(InFlight::unkept()),
         };
         if gang.first_of(f64::from(u8::from(opened.is_err())))? != 0.0 && opened.is_ok() {
-            return Err(Error::Config(format!(
-                "{}: three attempts in a row died in one step; the gang's first rank names it",
+            // Its error is the one that is to be told, whichever rank ends first.
+            return Err(Error::Gang(format!(
+                "{}: three attempts in a row died in one step; the first rank names it",
                 records.display()
             )));
         }

@@ -167,21 +167,21 @@ fn a_task_that_loses_its_workers_twenty_times_in_vain_is_given_up_with_the_last_
 }
 
 #[test]
-fn that_files_are_held_outweighs_what_follows_from_it_in_whichever_order_members_end() {
-    let end = |env: &mut TestEnv, name: &str, problem: &str, held| {
-        env.end(name, How::Failed(Failed { problem: problem.into(), infrastructure: true, held }));
-    };
-    for order in [["w0", "w1"], ["w1", "w0"]] {
-        let mut env = met(None);
-        for name in order {
-            match name {
-                "w0" => end(&mut env, name, "journal: is in use by process 7", true),
-                _ => end(&mut env, name, "a neighbour is gone", false),
+fn the_cause_outweighs_what_follows_from_it_in_whichever_order_members_end() {
+    let of =
+        |problem: &str, infrastructure, held| How::Failed(Failed { problem: problem.into(), infrastructure, held });
+    let held = (of("journal: is in use by process 7", true, true), "will be tried again: journal: is in use", (1, 0));
+    let failed = (of("three died in step 3", false, false), "failed (1 of 3): three died in step 3", (0, 1));
+    for (cause, told, counts) in [held, failed] {
+        for order in [["w0", "w1"], ["w1", "w0"]] {
+            let mut env = met(None);
+            for name in order {
+                env.end(name, if name == "w0" { cause.clone() } else { of("a neighbour is gone", true, false) });
             }
+            assert_eq!((task_of(&env, 3, 0).lost, task_of(&env, 3, 0).failed), counts);
+            let log = env.log.join("\n");
+            assert!(log.contains(told), "{order:?}: {log}");
         }
-        assert_eq!((task_of(&env, 3, 0).lost, task_of(&env, 3, 0).failed), (1, 0));
-        let log = env.log.join("\n");
-        assert!(log.contains("will be tried again: journal: is in use by process 7"), "{order:?}: {log}");
     }
 }
 
