@@ -35,15 +35,17 @@ pub struct Holes {
     pub of_gradients: f64,
     /// For each byte of a chunk's logits, which come and go on top of the activations.
     pub of_logits: f64,
+    /// For each byte of weights that come and go layer by layer.
+    pub of_gathered: f64,
 }
 
 impl Holes {
     /// None.
-    pub const NONE: Holes = Holes { of_activations: 0.0, of_gradients: 0.0, of_logits: 0.0 };
+    pub const NONE: Holes = Holes { of_activations: 0.0, of_gradients: 0.0, of_logits: 0.0, of_gathered: 0.0 };
 
     /// The C library's heap, which holds tensors below 32 MiB: from peaks measured with it and without
     /// (docs/performance.md).
-    pub const HEAP: Holes = Holes { of_activations: 0.35, of_gradients: 0.4, of_logits: 2.2 };
+    pub const HEAP: Holes = Holes { of_activations: 0.35, of_gradients: 0.4, of_logits: 2.2, of_gathered: 1.0 };
 }
 
 impl Room {
@@ -73,8 +75,9 @@ impl Room {
 
     /// Returns what the allocator leaves unused, in bytes.
     pub fn holes(&self, fixed: &Fixed, work: &Work) -> f64 {
-        let Holes { of_activations, of_gradients, of_logits } = self.holes;
-        of_activations * work.activations + of_gradients * fixed.gradients + of_logits * work.logits
+        let Holes { of_activations, of_gradients, of_logits, of_gathered } = self.holes;
+        let of_work = of_activations * work.activations + of_logits * work.logits;
+        of_work + of_gradients * fixed.gradients + of_gathered * fixed.gathered
     }
 
     /// Returns the largest budget of tokens that fits, for sequences of at most `max_length`; none where not even one pair

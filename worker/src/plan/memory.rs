@@ -171,8 +171,13 @@ impl Work {
         let head = Head { setting, pack };
         let kept = activations.kept(is_recomputed);
         let forward = kept.at_head + head.peak();
-        let backward =
-            kept.on_the_way_back + activations.backward_buffers() + head.surrogate() + units(setting, is_recomputed);
+        let found = found(setting, is_recomputed);
+        let way_back = match is_recomputed {
+            true => kept.on_the_way_back + found,
+            // As gradients come activations go.
+            false => kept.on_the_way_back.max(found),
+        };
+        let backward = way_back + activations.backward_buffers() + head.surrogate() + units(setting);
         let peak = forward.max(backward).max(update_buffers(setting));
         let activations = kept.at_head.max(kept.on_the_way_back);
         let of_head = head.peak().min(peak - kept.at_head);
@@ -185,8 +190,18 @@ impl Work {
     }
 }
 
+/// Gradients that are known and not on their way to the other ranks yet: a layer's, or those of the whole graph.
+fn found(setting: &Setting<'_>, is_recomputed: bool) -> f64 {
+    let numbers = match is_recomputed {
+        _ if setting.sharding.ranks == 1 => 0.0,
+        true => layer_parameters(setting.config),
+        false => parameters(setting.config),
+    };
+    numbers * setting.store_bytes()
+}
+
 /// What units take that ranks share out: gradients that are on their way, and gathered weights.
-fn units(setting: &Setting<'_>, is_recomputed: bool) -> f64 {
+fn units(setting: &Setting<'_>) -> f64 {
     let Sharding { ranks, is_spread } = setting.sharding;
     if ranks == 1 {
         return 0.0;
@@ -195,13 +210,9 @@ fn units(setting: &Setting<'_>, is_recomputed: bool) -> f64 {
     let heads = if setting.config.tie_word_embeddings { 1.0 } else { 2.0 };
     // The embedding's gradient is whole, flat and f32 when the layers' are gone; until then, theirs are on their way.
     let flat = (Sharding::FLATS * layer * F32).max(embedding * F32);
-    let found = match is_recomputed {
-        true => layer * setting.store_bytes(),
-        false => parameters(setting.config) * setting.store_bytes(),
-    };
     let decoders = if setting.has_frozen_copy { 2.0 } else { 1.0 };
     let gathered = if is_spread { (2.0 * layer + heads * embedding) * setting.store_bytes() * decoders } else { 0.0 };
-    flat + found + gathered
+    flat + gathered
 }
 
 /// What the update of the largest tensor takes: gradient, root, quotient and step in f32.
