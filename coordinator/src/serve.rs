@@ -67,7 +67,12 @@ const INBOX: usize = 1024;
 fn timing(heartbeat_ms: u64) -> Timing {
     let lost_after_ms = 5 * heartbeat_ms;
     assert!(lost_after_ms >= 4 * heartbeat_ms, "a loss is never under four heartbeats");
-    Timing { heartbeat_ms, lost_after_ms, form_within_ms: (30 * heartbeat_ms).max(20_000) }
+    Timing {
+        heartbeat_ms,
+        lost_after_ms,
+        form_within_ms: (30 * heartbeat_ms).max(20_000),
+        leave_within_ms: (60 * heartbeat_ms).max(20_000),
+    }
 }
 
 /// Lets this process hold as many connections as the system allows: each is an open file, and the usual limit is 1024.

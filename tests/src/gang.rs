@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
-use crate::{Folder, worker};
+use crate::{Folder, after, worker};
 
 impl Folder {
     /// Starts the ranks of a gang, with words as [`Folder::run`] takes them; one rank may be planned to die, or to freeze. A world
@@ -27,24 +27,44 @@ impl Folder {
         fault: Option<(usize, &str)>,
         variables: &[(&str, &OsStr)],
     ) -> Vec<Child> {
+        let program = |_| Command::new(worker());
+        self.start_ranks(words, world, program, |rank, command| {
+            if let Some((_, fault)) = fault.filter(|(victim, _)| rank == *victim) {
+                command.args(["--fault", fault]);
+            }
+            command.envs(variables.iter().copied());
+        })
+    }
+
+    /// As [`Folder::start_gang`]; one rank begins with commands of the shell.
+    ///
+    /// # Panics
+    /// If a process cannot be started.
+    pub fn start_gang_after(&self, words: &str, world: usize, (who, before): (usize, &str)) -> Vec<Child> {
+        let program = |rank| if rank == who { after(before) } else { Command::new(worker()) };
+        self.start_ranks(words, world, program, |_, _| {})
+    }
+
+    /// `program` makes a rank's program, before its words, and `finish` adds to it.
+    fn start_ranks(
+        &self,
+        words: &str,
+        world: usize,
+        program: impl Fn(usize) -> Command,
+        finish: impl Fn(usize, &mut Command),
+    ) -> Vec<Child> {
         let listeners: Vec<TcpListener> =
             (0..world).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port is free")).collect();
         let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().expect("it is bound").to_string()).collect();
         drop(listeners);
         let start = |rank: usize| {
-            let mut command = Command::new(worker());
+            let mut command = program(rank);
             self.prepare(&mut command, words);
             if world > 1 {
                 command.args(["--rank", &rank.to_string(), "--peers", &peers.join(",")]);
             }
-            if let Some((_, fault)) = fault.filter(|(victim, _)| rank == *victim) {
-                command.args(["--fault", fault]);
-            }
-            command
-                .envs(variables.iter().copied())
-                .env("TRACE_GANG_SECRET", "known to us")
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped());
+            finish(rank, &mut command);
+            command.env("TRACE_GANG_SECRET", "known to us").stdout(Stdio::null()).stderr(Stdio::piped());
             command.spawn().expect("the program can be started")
         };
         (0..world).map(start).collect()

@@ -149,6 +149,13 @@ impl Default for Folder {
     }
 }
 
+/// Returns the worker as a shell starts it after some commands.
+fn after(before: &str) -> Command {
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &format!("{before}; exec \"$0\" \"$@\"")]).arg(worker());
+    shell
+}
+
 impl Folder {
     /// Makes the folder, with `records.json` in it: [`records`].
     pub fn new() -> Self {
@@ -227,9 +234,7 @@ impl Folder {
 
     /// As [`Folder::run`], under a shell that first does `before` (limits, traps).
     pub fn run_after(&self, before: &str, words: &str) -> Outcome {
-        let mut shell = Command::new("bash");
-        shell.args(["-c", &format!("{before}; exec \"$0\" \"$@\"")]).arg(worker());
-        self.run_program(shell, words)
+        self.run_program(after(before), words)
     }
 
     fn run_program(&self, mut program: Command, words: &str) -> Outcome {

@@ -2,7 +2,10 @@
 //! them all: every member waits in its call and goes on to beat. The attempt is broken within about five heartbeats, not at the
 //! deadline of the call, and the next one goes on from the last checkpoint to the same bytes.
 //!
-//! The call that hangs is planned. The training is done three times in one folder, first undisturbed.
+//! And a device that hangs in a computation: the others leave at their call's deadline, and after a while the next attempt begins
+//! without the worker, whose process lives.
+//!
+//! What hangs is planned. The training is done four times in one folder, first undisturbed.
 #![allow(clippy::unwrap_used)]
 
 use cluster_tests::cluster::Cluster;
@@ -29,7 +32,12 @@ fn a_gang_whose_network_swallows_everything_is_broken_soon_and_goes_on_to_the_sa
         ((&[], &[]), (&["--fault", "ring.call=10:hang"], &[]), "hung as planned"),
         ((over_nccl, &nccl), (over_nccl, &hanging), "exchanges over NCCL"),
     ];
-    for (first, second, told) in ways {
+    let same_bytes = |cluster: &Cluster, what: &str| {
+        for (name, undisturbed) in PRODUCTS.iter().zip(&undisturbed) {
+            assert!(cluster.product(name) == *undisturbed, "{name} differs after the hang ({what})");
+        }
+    };
+    let train_again = |cluster: &mut Cluster, first: Side<'_>, second: Side<'_>| {
         cluster.forget_stage("base-sft", &["base"]);
         for (name, (options, variables)) in [("w1", first), ("w2", second)] {
             cluster.replace_worker(name, options, variables);
@@ -37,7 +45,10 @@ fn a_gang_whose_network_swallows_everything_is_broken_soon_and_goes_on_to_the_sa
         let before = cluster.run_log().len();
         cluster.submit(&[]);
         cluster.wait_for_stage("base-sft", "is done", is_done);
-        let log = cluster.run_log()[before..].to_owned();
+        cluster.run_log()[before..].to_owned()
+    };
+    for (first, second, told) in ways {
+        let log = train_again(&mut cluster, first, second);
         let words = "nothing has moved between them for ";
         let (_, rest) = log.split_once(words).unwrap_or_else(|| panic!("{words:?} is not in\n{log}"));
         let still_ms: u64 = rest.split(' ').next().unwrap().parse().unwrap();
@@ -45,9 +56,16 @@ fn a_gang_whose_network_swallows_everything_is_broken_soon_and_goes_on_to_the_sa
         assert!((501..2000).contains(&still_ms), "found after {still_ms} ms");
         assert!(log.contains("attempt 2 on w1, w2"), "{log}");
         assert!(cluster.log("w2").contains(told), "{}", cluster.log("w2"));
-        for (name, undisturbed) in PRODUCTS.iter().zip(&undisturbed) {
-            assert!(cluster.product(name) == *undisturbed, "{name} differs after the hang ({told})");
-        }
+        same_bytes(&cluster, told);
         cluster.cancel();
     }
+
+    cluster.start_worker("w3", &[], &[]);
+    cluster.wait_for_worker("w3", "idle");
+    let soon: &[&str] = &["--call-deadline-s", "5"];
+    let log = train_again(&mut cluster, (soon, &[]), (&["--fault", "train.step=10:hang"], &[]));
+    for words in ["attempt 1 is over, and w2 has not left it within 20 s", "attempt 2 on w1, w3"] {
+        assert!(log.contains(words), "{words:?} is not in\n{log}");
+    }
+    same_bytes(&cluster, "of a device");
 }

@@ -62,6 +62,25 @@ fn in_a_gang_the_first_rank_names_the_step_in_which_another_died() {
 }
 
 #[test]
+fn a_rank_that_cannot_write_its_part_of_a_checkpoint_is_no_death_of_the_step() {
+    let folder = Folder::new();
+    let command = "train --model-name-or-path {tied} --dataset-json-path records.json --output-dir runs --run-name r --full \
+                   --method no-impact --batch-size 2 --gradient-accumulation-steps 1 --max-steps 4 --save-steps 2";
+    // A disk that is full for one rank, more often than a step may kill.
+    for turn in 0..4 {
+        let children = folder.start_gang_after(command, 2, (1, "trap '' XFSZ; ulimit -f 1"));
+        let ends = children.into_iter().map(|child| child.wait_with_output().unwrap());
+        let ends: Vec<_> =
+            ends.map(|end| (end.status.code(), String::from_utf8_lossy(&end.stderr).into_owned())).collect();
+        assert!(ends.iter().all(|(code, _)| *code == Some(1)), "{turn}: {ends:?}");
+        assert!(ends[0].1.contains("the gang is broken"), "{turn}: {}", ends[0].1);
+        assert!(ends[1].1.contains("File too large"), "{turn}: {}", ends[1].1);
+    }
+    folder.gang(command, 2);
+    assert!(!folder.path("runs/r/train.in_flight.excused").exists());
+}
+
+#[test]
 fn a_pack_that_kills_three_attempts_is_named() {
     let folder = Folder::new();
     folder.succeed(&format!("{SCORE} --out whole.json"));

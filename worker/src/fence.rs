@@ -6,8 +6,8 @@
 //! its own, so that whatever the old process still writes into its open file goes nowhere. The old process looks before
 //! everything it does to other files whether the name still leads to its inode, and ends where it does not.
 //!
-//! Between that look and the write there is a moment. What is written then are the bytes that the new attempt writes too:
-//! a task's results follow from its inputs alone.
+//! Between that look and the write there is a moment. What is written then are the bytes that the new attempt writes too: a task's
+//! results follow from its inputs alone, but for a gang that may be smaller, where they follow to rounding.
 //!
 //! A command that a person started has no number: it takes nothing over, and nothing is taken from it.
 

@@ -5,7 +5,8 @@
 //! and without a sync: what a killed process wrote is still there. An attempt that ends otherwise (done, told to stop, an error
 //! of its own) takes the note back. So a piece that the next attempt finds there ended the last one. In a gang the first rank
 //! has the file; it leaves the note, too, where another member died or hung while the ranks computed a step together,
-//! since any of them may have died of its records. Deaths by other causes count as well; they seldom come three times at one place.
+//! since any of them may have died of its records. One that ends by an error of its own excuses the piece by an empty file beside
+//! the note. Deaths by other causes count as well; they seldom come three times at one place.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -85,6 +86,13 @@ struct Note {
     suspect: Option<Suspect>,
 }
 
+/// The file beside a note that excuses the piece of the attempt that ended last.
+fn excuse_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".excused");
+    name.into()
+}
+
 /// Returns what an attempt has to suspect, by the note that the one before left.
 fn suspect(left: Note) -> Option<Suspect> {
     let Some(piece) = left.at else { return left.suspect };
@@ -120,14 +128,27 @@ impl InFlight {
         InFlight::default()
     }
 
+    /// Says, of a member of a gang that is not the first, that it ends by an error of its own and not of the piece: the first one
+    /// sees only that it is gone.
+    pub fn excuse(path: &Path) {
+        let excuse = excuse_of(path);
+        if let Err(error) = File::create(&excuse) {
+            tracing::warn!("{}: {error}; the step counts as one in which an attempt died", excuse.display());
+        }
+    }
+
     /// Reads what the attempt before left. `key` is the work's; `records` is the file that is named.
     ///
     /// # Errors
-    /// Three attempts in a row died in one piece.
+    /// Three attempts in a row died in one piece, or the note cannot be written.
     pub fn open(path: &Path, key: &str, records: &Path) -> Result<InFlight> {
         // A note that was torn, or of a later version, says nothing.
-        let left: Note =
+        let mut left: Note =
             std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let is_excused = excuse_of(path).exists();
+        if is_excused {
+            left.at = None;
+        }
         let suspect = if left.key == key { suspect(left) } else { None };
         if let Some(Suspect { piece, deaths }) = suspect.as_ref().filter(|suspect| suspect.deaths >= DEATHS) {
             let named = if piece.records.is_empty() { String::new() } else { format!(", records {:?}", piece.records) };
@@ -143,6 +164,11 @@ impl InFlight {
         }
         let mut own = InFlight::unkept();
         (own.path, own.key, own.is_kept, own.suspect) = (path.to_owned(), key.to_owned(), true, suspect);
+        if is_excused {
+            own.write(None)?;
+            let excuse = excuse_of(path);
+            std::fs::remove_file(&excuse).map_err(|error| Error::model(&excuse, error.to_string()))?;
+        }
         Ok(own)
     }
 
@@ -281,6 +307,22 @@ mod tests {
         attempt(&path, 1..=2, true).unwrap();
         InFlight::open(&path, "k", Path::new("r")).unwrap().done();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_piece_that_is_excused_does_not_count_and_those_before_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("in_flight");
+        attempt(&path, 1..=4, true).unwrap();
+        attempt(&path, 4..=4, true).unwrap();
+        for _ in 0..3 {
+            attempt(&path, 4..=4, true).unwrap();
+            InFlight::excuse(&path);
+        }
+        attempt(&path, 4..=4, true).unwrap();
+        let said = attempt(&path, 4..=4, true).unwrap_err().to_string();
+        assert!(said.contains("3 attempts in a row died in pack 4"), "{said}");
+        assert!(!excuse_of(&path).exists());
     }
 
     #[test]

@@ -343,7 +343,7 @@ impl Plan {
             "weights_gib": gib(self.fixed.weights), "adapter_gib": gib(self.fixed.adapter),
             "gradients_gib": gib(self.fixed.gradients), "optimiser_gib": gib(self.fixed.optimiser),
             "reference_gib": gib(self.fixed.reference), "loading_gib": gib(self.loading),
-            "gathered_gib": gib(self.room.while_gathered(&self.fixed, &self.recomputed)),
+            "while_gathered_gib": gib(self.room.while_gathered(&self.fixed, &self.recomputed)),
             "snapshot_gib": gib(self.snapshot),
             "pack_tokens": self.pack_tokens, "max_length": self.max_length, "pack_rows": self.pack.rows,
             "plain": work(&self.plain), "recomputed": work(&self.recomputed),

@@ -38,7 +38,8 @@ pub(crate) struct Args {
 const RUN: &str = "load";
 const STAGE: &str = "generate-base";
 const WORKERS: usize = 200;
-const TIMING: Timing = Timing { heartbeat_ms: 1000, lost_after_ms: 5000, form_within_ms: 30_000 };
+const TIMING: Timing =
+    Timing { heartbeat_ms: 1000, lost_after_ms: 5000, form_within_ms: 30_000, leave_within_ms: 60_000 };
 
 #[derive(Debug, Serialize)]
 struct Figures {

@@ -15,6 +15,8 @@ pub(super) enum Why<'a> {
     Unusable,
     Away,
     Joining,
+    /// It has not left an attempt that is over.
+    Staying,
     /// With a task of this run and stage.
     Busy(&'a str, &'a str),
     Left,
@@ -28,6 +30,7 @@ impl Why<'_> {
             Why::Unusable => "unusable".to_owned(),
             Why::Away => "away".to_owned(),
             Why::Joining => "joining".to_owned(),
+            Why::Staying => "has not left an attempt that is over".to_owned(),
             Why::Busy(run, stage) => format!("busy with {run}/{stage}"),
             Why::Left => "left".to_owned(),
         }

@@ -34,6 +34,8 @@ pub(crate) struct Timing {
     pub(crate) lost_after_ms: u64,
     /// A gang's members must have found each other within so long.
     pub(crate) form_within_ms: u64,
+    /// Members of an attempt that is over must have left it within so long: some load a model or compute a pack first.
+    pub(crate) leave_within_ms: u64,
 }
 
 /// Failures of its own after which a task fails its stage.

@@ -178,8 +178,11 @@ pub(crate) enum TaskState {
         since_ms: u64,
         /// All members know each other's addresses.
         met: bool,
-        /// Set once the attempt cannot succeed: it ends when every member has ended.
+        /// Set once the attempt cannot succeed: it ends when every member has ended, or has had the time to.
         broken: Option<Broken>,
+        /// When its members were told to leave it.
+        #[serde(default)]
+        told_to_leave_ms: Option<u64>,
         /// It was told to stop at a checkpoint, to start again with more members.
         #[serde(default)]
         growing: bool,

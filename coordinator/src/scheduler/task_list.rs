@@ -248,7 +248,14 @@ mod tests {
             let task = all.get_mut(index);
             task.state = match random.below(3) {
                 0 => TaskState::Waiting,
-                1 => TaskState::Running { members: vec![], since_ms: 1, met: true, broken: None, growing: false },
+                1 => TaskState::Running {
+                    members: vec![],
+                    since_ms: 1,
+                    met: true,
+                    broken: None,
+                    told_to_leave_ms: None,
+                    growing: false,
+                },
                 _ => TaskState::Done,
             };
             (task.done, task.total) = (random.below(5), random.below(3) * 10);

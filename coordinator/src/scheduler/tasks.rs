@@ -6,10 +6,10 @@ use proto::coordinator::{
     EndedStored, Peers, RunTask, StopReason, StopTask, TaskEnded, TaskKind, TaskProgress, TaskRef,
 };
 
-use super::gang;
+use super::gang::{self, Why};
 use super::place::{Decision, Placed, Wanted, place};
 use super::run::{Broken, Member, RunState, TaskState};
-use super::worker::WorkerState;
+use super::worker::{Worker, WorkerState};
 use super::{FAILURES, LOSSES, Scheduler, running_tasks};
 
 /// Longest pause before an attempt.
@@ -126,13 +126,17 @@ impl Scheduler {
     }
 
     /// Says what a task waits for.
-    fn waits_for(&self, wanted: Wanted, free: usize, is_behind: bool) -> String {
+    fn waits_for<'a>(&'a self, wanted: Wanted, free: usize, is_behind: bool) -> String {
         match &self.kept_for {
             Some(first) if is_behind => format!("waiting: free workers are kept for {first}"),
             _ if wanted.most == 1 && free == 0 && !self.workers.is_empty() => "waiting for a free worker".to_owned(),
             _ => {
                 let others = self.workers.iter();
-                let others = others.filter_map(|(name, worker)| Some((name.as_str(), worker.why_not_free()?)));
+                let why = |name: &str, worker: &'a Worker| match (worker.why_not_free()?, &worker.state) {
+                    (Why::Busy(..), WorkerState::Busy { task }) if !self.is_member(name, task) => Some(Why::Staying),
+                    (why, _) => Some(why),
+                };
+                let others = others.filter_map(|(name, worker)| Some((name.as_str(), why(name, worker)?)));
                 let fewer = if wanted.least < wanted.most { "; fewer will do in a moment" } else { "" };
                 gang::waiting(wanted.most, free, others) + if wanted.is_patient { fewer } else { "" }
             }
@@ -183,7 +187,8 @@ impl Scheduler {
         let met = members.len() == 1;
         task.note = if met { String::new() } else { gang::forming(members.iter().map(|m| (m.worker.as_str(), false))) };
         (task.done, task.total) = (0, 0);
-        task.state = TaskState::Running { met, members, since_ms: now_ms, broken: None, growing: false };
+        task.state =
+            TaskState::Running { met, members, since_ms: now_ms, broken: None, told_to_leave_ms: None, growing: false };
         let plan = task.plan.clone();
         let reference = self.task_ref(run, stage, index);
         let world_size = workers.len() as u32;
@@ -259,9 +264,13 @@ impl Scheduler {
         let Some(task) = progress.task else { return };
         let Some((stage, index)) = self.member(worker, &task) else { return };
         let own = self.task_mut(&task.run, stage, index);
+        let is_over = matches!(own.state, TaskState::Running { broken: Some(_), .. });
         // The first rank speaks for its gang.
         if own.members().first().is_some_and(|first| first.worker == worker) {
-            (own.done, own.total, own.note) = (progress.done, progress.total, progress.note);
+            (own.done, own.total) = (progress.done, progress.total);
+            if !is_over {
+                own.note = progress.note;
+            }
             let got_further = progress.done > own.furthest || progress.begun_at > own.kept;
             if progress.work == own.plan.kind.name() && got_further {
                 own.furthest = own.furthest.max(progress.done);
@@ -306,7 +315,7 @@ impl Scheduler {
                     *broken = now_broken;
                 }
                 if first && is_broken {
-                    self.break_gang(&task.run, stage, index);
+                    self.break_gang(now_ms, &task.run, stage, index);
                 }
             }
             debug_assert_eq!(attempt, task.attempt);
@@ -328,7 +337,7 @@ impl Scheduler {
             let name = task.plan.name.clone();
             self.log_stage(run, stage, &format!("{name}: worker {worker} is lost: {why}"));
             if first {
-                self.break_gang(run, stage, index);
+                self.break_gang(now_ms, run, stage, index);
             }
         }
         self.settle(now_ms, run, stage, index);
@@ -336,8 +345,11 @@ impl Scheduler {
     }
 
     /// Tells the members that are left to leave the gang at once.
-    fn break_gang(&mut self, run: &str, stage: usize, index: usize) {
+    fn break_gang(&mut self, now_ms: u64, run: &str, stage: usize, index: usize) {
         let reference = self.task_ref(run, stage, index);
+        if let TaskState::Running { told_to_leave_ms, .. } = &mut self.task_mut(run, stage, index).state {
+            *told_to_leave_ms = Some(now_ms);
+        }
         let left: Vec<String> = self.runs[run].stages[stage].tasks()[index]
             .members()
             .iter()
@@ -375,7 +387,12 @@ impl Scheduler {
         let timing = self.timing;
         let task = self.task_mut(run, stage, index);
         let TaskState::Running { members, broken, .. } = &task.state else { return };
-        if members.iter().any(|member| !member.ended) {
+        let left: Vec<&str> =
+            members.iter().filter(|member| !member.ended).map(|member| member.worker.as_str()).collect();
+        if !left.is_empty() {
+            if broken.is_some() {
+                task.note = format!("waiting for {} to leave attempt {}, which is over", left.join(", "), task.attempt);
+            }
             return;
         }
         let broken = broken.clone();
@@ -457,14 +474,14 @@ impl Scheduler {
             if let TaskState::Running { broken, .. } = &mut task.state {
                 *broken = Some(Broken::Lost("the members did not find each other in time".into()));
             }
-            self.break_gang(&run, stage, index);
+            self.break_gang(now_ms, &run, stage, index);
             self.save(&run);
         }
     }
 
     /// Breaks gangs of which no member computes and between whom nothing moves: the network swallows what they send, or a
     /// call hangs.
-    pub(super) fn break_stuck_gangs(&mut self) {
+    pub(super) fn break_stuck_gangs(&mut self, now_ms: u64) {
         let limit_ms = self.timing.lost_after_ms;
         let still_ms = |member: &Member| match self.workers.get(&member.worker) {
             Some(worker) if worker.connected && worker.hello.instance == member.instance => worker.still_ms,
@@ -488,7 +505,35 @@ impl Scheduler {
                 *broken = Some(Broken::Lost(why.clone()));
             }
             self.log_stage(&run, stage, &format!("{name} is stuck: {why}"));
-            self.break_gang(&run, stage, index);
+            self.break_gang(now_ms, &run, stage, index);
+            self.save(&run);
+        }
+    }
+
+    /// Goes on without members that do not leave an attempt that is over: their processes live, and their devices or disks
+    /// hang. They get no other task until they have left it.
+    pub(super) fn leave_stragglers(&mut self, now_ms: u64) {
+        let limit_ms = self.timing.leave_within_ms;
+        let mut late = Vec::new();
+        for (name, run) in &self.runs {
+            for (stage, index, task) in run.stages.iter().enumerate().flat_map(running_tasks) {
+                let TaskState::Running { told_to_leave_ms: Some(told_ms), .. } = task.state else { continue };
+                // What they said while the coordinator was away has yet to be heard.
+                if now_ms.saturating_sub(told_ms.max(self.started_ms)) > limit_ms {
+                    late.push((name.clone(), stage, index));
+                }
+            }
+        }
+        for (run, stage, index) in late {
+            let task = self.task_mut(&run, stage, index);
+            let about = format!("{} attempt {}", task.plan.name, task.attempt);
+            let TaskState::Running { members, .. } = &mut task.state else { continue };
+            let stay = members.iter_mut().filter(|member| !member.ended);
+            let names: Vec<String> = stay.map(|member| (member.ended = true, member.worker.clone()).1).collect();
+            let seconds = limit_ms as f64 / 1000.0;
+            let who = names.join(", ");
+            self.log_stage(&run, stage, &format!("{about} is over, and {who} has not left it within {seconds:.0} s"));
+            self.settle(now_ms, &run, stage, index);
             self.save(&run);
         }
     }

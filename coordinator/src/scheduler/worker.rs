@@ -233,7 +233,8 @@ impl Scheduler {
             self.worker_lost(now_ms, &name, "it was silent for five heartbeats");
         }
         self.expire_gangs(now_ms);
-        self.break_stuck_gangs();
+        self.break_stuck_gangs(now_ms);
+        self.leave_stragglers(now_ms);
     }
 
     pub(super) fn worker_lost(&mut self, now_ms: u64, name: &str, why: &str) {

@@ -294,7 +294,9 @@ impl World {
             _ => How::Stopped(Stopped {}),
         };
         self.member_gone(&key, rank);
-        let after_ms = self.draw(1, 300);
+        // Its device may hang.
+        let is_slow = reason == StopReason::GangBroken && self.rarely(30);
+        let after_ms = if is_slow { self.draw(1000, 100_000) } else { self.draw(1, 300) };
         self.machine_after(index, after_ms, MachineEvent::Ends(key, how));
     }
 }

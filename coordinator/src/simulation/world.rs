@@ -16,7 +16,8 @@ use super::wire::{Way, Wire};
 use super::{Counts, Mistake};
 use crate::scheduler::Timing;
 
-pub(super) const TIMING: Timing = Timing { heartbeat_ms: 1000, lost_after_ms: 5000, form_within_ms: 30_000 };
+pub(super) const TIMING: Timing =
+    Timing { heartbeat_ms: 1000, lost_after_ms: 5000, form_within_ms: 30_000, leave_within_ms: 60_000 };
 /// When a history begins.
 const BEGIN_MS: u64 = 1_000_000_000;
 /// Faults happen within so long.

@@ -88,8 +88,8 @@ pub struct Fixed {
     pub optimiser: f64,
     /// The frozen copy of the weights.
     pub reference: f64,
-    /// What comes on top where weights are shared out and all of them are gathered, for a validation, a round of scores, best/
-    /// or the end; gradients are gone then.
+    /// What comes on top where weights are shared out and all of them are gathered, for a validation, best/ or the end; gradients
+    /// are gone then.
     pub gathered: f64,
 }
 

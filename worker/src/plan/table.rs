@@ -78,7 +78,7 @@ pub fn of(plan: &Plan) -> String {
     let gathered = room.while_gathered(fixed, recomputed);
     if gathered > 0.0 {
         text += &format!(
-            "While all weights are gathered (validation, rounds of scores, best/, the end) it is {:.3} GiB, which what fits leaves \
+            "While all weights are gathered (validation, best/, the end) it is {:.3} GiB, which what fits leaves \
              room for.\n",
             gathered / GIB
         );

@@ -6,13 +6,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::metrics::Figures;
 use super::run_folder::RunFolder;
+use super::saved;
 use crate::error::{Error, Result};
 use crate::fault::{self, Fault};
 use crate::model::adapter_file;
@@ -75,23 +75,21 @@ fn keep(
 ) -> Result<()> {
     pass("best.begun")?;
     let [target, before] = [FOLDER, BEFORE].map(|name| run_dir.join(name));
-    // A name of this process's own, in other containers too.
-    let moment = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
-    let beside = run_dir.join(format!("best.{}.{moment}.tmp", std::process::id()));
+    let beside = saved::beside(run_dir, FOLDER);
     let io = |e: std::io::Error| Error::model(&target, format!("could not be written: {e}"));
-    remove_unfinished(run_dir)?;
+    saved::remove_unfinished(run_dir, FOLDER)?;
     std::fs::create_dir_all(&beside).map_err(io)?;
     save(&beside)?;
     shared::output::write_json(&beside.join("validation.json"), &best)?;
     pass("best.written")?;
     if target.exists() {
-        remove(&before)?;
+        saved::remove(&before)?;
         std::fs::rename(&target, &before).map_err(io)?;
         pass("best.aside")?;
     }
     std::fs::rename(&beside, &target).map_err(io)?;
     std::fs::File::open(run_dir).and_then(|dir| dir.sync_all()).map_err(io)?;
-    remove(&before)
+    saved::remove(&before)
 }
 
 /// Makes sure that the folder is there for a run that goes on with this best so far.
@@ -100,11 +98,11 @@ fn keep(
 /// It is not there, or the run's folder cannot be written.
 pub(super) fn recover(run_dir: &Path, best: Option<Best>) -> Result<()> {
     let [target, before] = [FOLDER, BEFORE].map(|name| run_dir.join(name));
-    remove_unfinished(run_dir)?;
+    saved::remove_unfinished(run_dir, FOLDER)?;
     if before.exists() && !target.exists() {
         std::fs::rename(&before, &target).map_err(|e| Error::model(&target, e.to_string()))?;
     }
-    remove(&before)?;
+    saved::remove(&before)?;
     match best {
         Some(best) if !target.join("validation.json").exists() => Err(Error::model(
             &target,
@@ -139,26 +137,6 @@ pub(super) fn load(run_dir: &Path, is_adapter: bool, trained: &[(String, Tensor)
             return Err(Error::model(&folder, problem));
         }
         tch::no_grad(|| tensor.shallow_clone().copy_(&stored));
-    }
-    Ok(())
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::model(folder, e.to_string())),
-        _ => Ok(()),
-    }
-}
-
-/// Removes what was being written when a process ended.
-fn remove_unfinished(run_dir: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(run_dir).map_err(|e| Error::model(run_dir, e.to_string()))? {
-        let entry = entry.map_err(|e| Error::model(run_dir, e.to_string()))?;
-        let name = entry.file_name();
-        let is_ours = name.to_str().and_then(|name| name.strip_prefix("best.")?.strip_suffix(".tmp"));
-        if is_ours.is_some_and(|own| own.chars().all(|c| c.is_ascii_digit() || c == '.')) {
-            remove(&entry.path())?;
-        }
     }
     Ok(())
 }

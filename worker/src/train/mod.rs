@@ -233,9 +233,11 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
     let sets = Sets { items: &mut items, groups: &groups, replay: &replay, validation: validation.as_ref(), u2a };
     let mut in_flight = run.in_flight(&set.file, gang)?;
     let trained = steps::train(args, &run, policy, sets, &mut optimizer, &mut in_flight, control, gang);
-    if matches!(trained, Err(Error::Gang(_))) && control.stop().is_none() {
+    match &trained {
         // A member died or hung, perhaps of what it had to compute.
-        in_flight.leave();
+        Err(Error::Gang(_)) if control.stop().is_none() => in_flight.leave(),
+        Ok(_) | Err(Error::Gang(_) | Error::Stopped) => {}
+        Err(_) => run.excuse_step(),
     }
     let Trained { tokens, best, last, checkpoints, times } = trained?;
     in_flight.done();
@@ -277,7 +279,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         if args.validation.load_best {
             best::load(&run.path, adapter.is_some(), &handles)?;
         }
-        saved::save(policy, model_dir, &run.path)?;
+        saved::save(policy, model_dir, &run)?;
         if let Some(adapter) = &adapter
             && let Some(sequence) = items.iter().flatten().find_map(|item| item.sequences.first())
         {

@@ -19,6 +19,9 @@ use crate::error::{Error, Result};
 use crate::fence::{Attempt, Place, Wish};
 use crate::in_flight::InFlight;
 
+/// The note of what is computed, in the folder.
+const IN_FLIGHT: &str = "train.in_flight";
+
 /// An open run folder.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -151,7 +154,7 @@ impl RunFolder {
     /// Three attempts in a row died in one piece, which the first rank names; a member of the gang is gone.
     pub(super) fn in_flight(&self, records: &Path, gang: &mut dyn Collective) -> Result<InFlight> {
         let opened = match self.is_owned() {
-            true => InFlight::open(&self.path.join("train.in_flight"), &self.key, records),
+            true => InFlight::open(&self.path.join(IN_FLIGHT), &self.key, records),
             false => Ok(InFlight::unkept()),
         };
         if gang.first_of(f64::from(u8::from(opened.is_err())))? != 0.0 && opened.is_ok() {
@@ -162,6 +165,13 @@ impl RunFolder {
             )));
         }
         opened
+    }
+
+    /// Says, of a rank that is not the first, that it ends by an error of its own, not of the step's records.
+    pub(super) fn excuse_step(&self) {
+        if !self.is_owned() {
+            InFlight::excuse(&self.path.join(IN_FLIGHT));
+        }
     }
 
     /// Writes what was set aside of the records, the replay and the validation.

@@ -9,7 +9,7 @@ use crate::records::{Found, Records};
 use crate::scheduler::event::*;
 use crate::scheduler::*;
 
-const TIMING: Timing = Timing { heartbeat_ms: 100, lost_after_ms: 500, form_within_ms: 2000 };
+const TIMING: Timing = Timing { heartbeat_ms: 100, lost_after_ms: 500, form_within_ms: 2000, leave_within_ms: 3000 };
 
 pub(super) struct TestEnv {
     pub(super) scheduler: Scheduler,

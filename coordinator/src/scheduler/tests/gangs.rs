@@ -186,6 +186,35 @@ fn the_cause_outweighs_what_follows_from_it_in_whichever_order_members_end() {
 }
 
 #[test]
+fn who_does_not_leave_an_attempt_that_is_over_is_waited_for_so_long_and_gets_nothing_until_it_has() {
+    let mut env = met(None);
+    env.workers.entry("w2".into()).or_default();
+    env.connect("w2");
+    let loss = || How::Failed(Failed { problem: "the call's deadline".into(), infrastructure: true, held: false });
+    // Its device hangs, its heartbeats go on.
+    env.end("w0", loss());
+    assert_eq!(env.workers["w1"].told, Some(StopReason::GangBroken));
+    assert_eq!(task_of(&env, 3, 0).note, "waiting for w1 to leave attempt 1, which is over");
+    pass_in_beats(&mut env, 3000);
+    assert_eq!(task_of(&env, 3, 0).attempt, 1);
+    pass_in_beats(&mut env, 200);
+    assert_eq!((task_of(&env, 3, 0).attempt, gang(&env)), (2, vec!["w0".to_owned(), "w2".to_owned()]));
+    assert_eq!((task_of(&env, 3, 0).lost, task_of(&env, 3, 0).failed), (1, 0));
+    let log = env.log.join("\n");
+    assert!(log.contains("attempt 1 is over, and w1 has not left it within 3 s"), "{log}");
+    // The next attempt loses one for good.
+    ["w0", "w2"].iter().for_each(|name| env.compute(name));
+    env.die("w2");
+    env.end("w0", loss());
+    pass_in_beats(&mut env, 1000);
+    let note = &task_of(&env, 3, 0).note;
+    assert_eq!(note, "waiting: 1 of 2 workers; w2 lost, w1 has not left an attempt that is over");
+    // It wakes: what it says of the old attempt changes nothing, and it is free.
+    env.end("w1", loss());
+    assert_eq!((task_of(&env, 3, 0).attempt, gang(&env)), (3, vec!["w0".to_owned(), "w1".to_owned()]));
+}
+
+#[test]
 fn a_gang_whose_members_do_not_meet_in_time_is_broken_and_that_is_a_loss() {
     let mut env = TestEnv::new(2);
     to_the_gang(&mut env);

@@ -323,7 +323,11 @@ fn write(terms: &Terms, job: Job) -> Result<(Snapshot, Ready)> {
             Ok((snapshot, Ready { unfinished, state, sync }))
         }
         Err(error) => {
-            unfinished.give_up();
+            // Other ranks may still write into it: they would report that it is gone, and not what went wrong. What stays is
+            // removed before the next checkpoint.
+            if shards == 0 {
+                unfinished.give_up();
+            }
             Err(error)
         }
     }
