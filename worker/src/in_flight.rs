@@ -129,7 +129,8 @@ impl InFlight {
     }
 
     /// Says, of a member of a gang that is not the first, that it ends by an error of its own and not of the piece: the first one
-    /// sees only that it is gone.
+    /// sees only that it is gone. One of an attempt that was left behind may so excuse a step of the next: one death less is
+    /// counted.
     pub fn excuse(path: &Path) {
         let excuse = excuse_of(path);
         if let Err(error) = File::create(&excuse) {

@@ -54,8 +54,8 @@ pub(crate) struct Scheduler {
     runs: BTreeMap<String, Run>,
     workers: BTreeMap<String, Worker>,
     next_ticket: u64,
-    /// When this process began: its workers get the time to come back.
-    started_ms: u64,
+    /// Since when this process hears its workers: they get the time to come back, and to say what they had to say meanwhile.
+    listens_since_ms: u64,
     /// For whom free workers are kept, `RUN/STAGE`.
     kept_for: Option<String>,
     /// Gang secrets are derived from it.
@@ -93,7 +93,7 @@ impl Scheduler {
             runs,
             workers: BTreeMap::new(),
             next_ticket,
-            started_ms: 0,
+            listens_since_ms: 0,
             kept_for: None,
             seed,
             maybe_free: BTreeSet::new(),
@@ -196,7 +196,7 @@ impl Scheduler {
 
     /// Work of this process died with its last life and is done again; tasks on workers may still run.
     fn started(&mut self, now_ms: u64) {
-        self.started_ms = now_ms;
+        self.listens_since_ms = now_ms;
         // A paused run may have been finishing a stage.
         let unfinished = self.runs.iter().filter(|(_, run)| !run.state.is_ended());
         for name in unfinished.map(|(name, _)| name.clone()).collect::<Vec<_>>() {

@@ -6,10 +6,10 @@ use proto::coordinator::{
     EndedStored, Peers, RunTask, StopReason, StopTask, TaskEnded, TaskKind, TaskProgress, TaskRef,
 };
 
-use super::gang::{self, Why};
+use super::gang;
 use super::place::{Decision, Placed, Wanted, place};
 use super::run::{Broken, Member, RunState, TaskState};
-use super::worker::{Worker, WorkerState};
+use super::worker::WorkerState;
 use super::{FAILURES, LOSSES, Scheduler, running_tasks};
 
 /// Longest pause before an attempt.
@@ -77,7 +77,7 @@ impl Scheduler {
                 for index in may_begin.take(some) {
                     let task = &tasks[index];
                     let (most, least) = task.plan.members();
-                    let since_ms = task.waits_since_ms.max(task.not_before_ms).max(self.started_ms);
+                    let since_ms = task.waits_since_ms.max(task.not_before_ms).max(self.listens_since_ms);
                     // As long as it takes to find that a worker is lost.
                     let is_patient = now_ms.saturating_sub(since_ms) <= self.timing.lost_after_ms;
                     waiting.push((name.clone(), stage_index, index, Wanted { most, least, is_patient }));
@@ -126,17 +126,13 @@ impl Scheduler {
     }
 
     /// Says what a task waits for.
-    fn waits_for<'a>(&'a self, wanted: Wanted, free: usize, is_behind: bool) -> String {
+    fn waits_for(&self, wanted: Wanted, free: usize, is_behind: bool) -> String {
         match &self.kept_for {
             Some(first) if is_behind => format!("waiting: free workers are kept for {first}"),
             _ if wanted.most == 1 && free == 0 && !self.workers.is_empty() => "waiting for a free worker".to_owned(),
             _ => {
                 let others = self.workers.iter();
-                let why = |name: &str, worker: &'a Worker| match (worker.why_not_free()?, &worker.state) {
-                    (Why::Busy(..), WorkerState::Busy { task }) if !self.is_member(name, task) => Some(Why::Staying),
-                    (why, _) => Some(why),
-                };
-                let others = others.filter_map(|(name, worker)| Some((name.as_str(), why(name, worker)?)));
+                let others = others.filter_map(|(name, worker)| Some((name.as_str(), worker.why_not_free()?)));
                 let fewer = if wanted.least < wanted.most { "; fewer will do in a moment" } else { "" };
                 gang::waiting(wanted.most, free, others) + if wanted.is_patient { fewer } else { "" }
             }
@@ -288,6 +284,9 @@ impl Scheduler {
             && matches!(&known.state, WorkerState::Busy { task: own } if *own == task)
         {
             known.state = WorkerState::Idle;
+            if std::mem::take(&mut known.stays) {
+                self.usable = None;
+            }
             self.maybe_free.insert(worker.to_owned());
         }
         if let Some((stage, index)) = self.member(worker, &task) {
@@ -475,6 +474,7 @@ impl Scheduler {
                 *broken = Some(Broken::Lost("the members did not find each other in time".into()));
             }
             self.break_gang(now_ms, &run, stage, index);
+            self.settle(now_ms, &run, stage, index);
             self.save(&run);
         }
     }
@@ -506,6 +506,7 @@ impl Scheduler {
             }
             self.log_stage(&run, stage, &format!("{name} is stuck: {why}"));
             self.break_gang(now_ms, &run, stage, index);
+            self.settle(now_ms, &run, stage, index);
             self.save(&run);
         }
     }
@@ -519,17 +520,24 @@ impl Scheduler {
             for (stage, index, task) in run.stages.iter().enumerate().flat_map(running_tasks) {
                 let TaskState::Running { told_to_leave_ms: Some(told_ms), .. } = task.state else { continue };
                 // What they said while the coordinator was away has yet to be heard.
-                if now_ms.saturating_sub(told_ms.max(self.started_ms)) > limit_ms {
+                if now_ms.saturating_sub(told_ms.max(self.listens_since_ms)) > limit_ms {
                     late.push((name.clone(), stage, index));
                 }
             }
         }
         for (run, stage, index) in late {
+            // An earlier one of these may have failed the run.
+            if self.runs[&run].stages[stage].work().is_none() {
+                continue;
+            }
             let task = self.task_mut(&run, stage, index);
             let about = format!("{} attempt {}", task.plan.name, task.attempt);
             let TaskState::Running { members, .. } = &mut task.state else { continue };
             let stay = members.iter_mut().filter(|member| !member.ended);
             let names: Vec<String> = stay.map(|member| (member.ended = true, member.worker.clone()).1).collect();
+            for name in names.iter().filter(|name| self.workers.contains_key(*name)).cloned().collect::<Vec<_>>() {
+                self.worker_mut(&name).stays = true;
+            }
             let seconds = limit_ms as f64 / 1000.0;
             let who = names.join(", ");
             self.log_stage(&run, stage, &format!("{about} is over, and {who} has not left it within {seconds:.0} s"));

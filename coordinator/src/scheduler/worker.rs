@@ -27,6 +27,8 @@ pub(crate) struct Worker {
     pub(crate) still_ms: u64,
     /// It gets no new task, and why.
     pub(crate) leaving: Option<String>,
+    /// It has not left an attempt that is over: nobody knows when it can take another task.
+    pub(crate) stays: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +50,15 @@ impl Worker {
     /// A worker that ran a task when the coordinator was last alive, and may say Hello again.
     pub(crate) fn expected(name: &str, instance: &str, now_ms: u64) -> Worker {
         let hello = Hello { name: name.to_owned(), instance: instance.to_owned(), ..Hello::default() };
-        Worker { hello, state: WorkerState::Joining, connected: false, heard_ms: now_ms, still_ms: 0, leaving: None }
+        Worker {
+            hello,
+            state: WorkerState::Joining,
+            connected: false,
+            heard_ms: now_ms,
+            still_ms: 0,
+            leaving: None,
+            stays: false,
+        }
     }
 
     /// Returns why it is not free; none where it is.
@@ -60,6 +70,7 @@ impl Worker {
             (WorkerState::Unusable { .. }, _) => Why::Unusable,
             (_, Some(_)) => Why::Draining,
             _ if !self.connected => Why::Away,
+            (WorkerState::Busy { .. }, _) if self.stays => Why::Staying,
             (WorkerState::Busy { task }, _) => Why::Busy(&task.run, &task.stage),
             (WorkerState::Joining | WorkerState::Idle, _) => Why::Joining,
         })
@@ -72,7 +83,7 @@ impl Worker {
 
     fn is_usable(&self) -> bool {
         let works = matches!(self.state, WorkerState::Idle | WorkerState::Busy { .. } | WorkerState::Joining);
-        works && self.leaving.is_none()
+        works && self.leaving.is_none() && !self.stays
     }
 }
 
@@ -117,6 +128,7 @@ impl Scheduler {
             heard_ms: now_ms,
             still_ms: 0,
             leaving: None,
+            stays: false,
         };
         if let Some(old) = self.workers.get(&name).filter(|old| old.state != WorkerState::Lost) {
             worker.leaving = old.leaving.clone();
@@ -140,7 +152,8 @@ impl Scheduler {
                 // Of an attempt that is over: it takes no other task before it has ended that.
                 let stop = StopTask { task: Some(task.clone()), reason: StopReason::Cancelled.into() };
                 self.send(&name, Message::Stop(stop));
-                self.worker_mut(&name).state = WorkerState::Busy { task };
+                let worker = self.worker_mut(&name);
+                (worker.state, worker.stays) = (WorkerState::Busy { task }, true);
                 self.gone_without_word(now_ms, &name);
             }
             None => self.gone_without_word(now_ms, &name),
@@ -219,6 +232,7 @@ impl Scheduler {
         if gap_ms > 2 * self.timing.heartbeat_ms {
             // It was this process that was away (its disk, its machine): what workers said meanwhile has yet to be read.
             self.workers.values_mut().for_each(|worker| worker.heard_ms = (worker.heard_ms + gap_ms).min(now_ms));
+            self.listens_since_ms = now_ms;
         }
         let silent = |heard_ms: u64| now_ms.saturating_sub(heard_ms) > self.timing.lost_after_ms;
         let lost: Vec<String> = self

@@ -76,6 +76,11 @@ impl Checkpoints {
         // So many bits are a number of the gang's exchange without loss.
         own[..6].copy_from_slice(&blake3::hash(format!("{} {moment}", std::process::id()).as_bytes()).as_bytes()[..6]);
         let token = gang.first_of(u64::from_le_bytes(own) as f64)? as u64;
+        if gang.rank() == 0 {
+            // They may be what fills the disk.
+            run.check()?;
+            Unfinished::new(&run.path, 0, token).remove_others()?;
+        }
         let guard = run.guard();
         let mut checkpoints = Checkpoints {
             run_dir: run.path.clone(),

@@ -19,6 +19,7 @@ use crate::objective::step::Policy;
 /// # Errors
 /// The folder cannot be written, or is another attempt's now.
 pub(super) fn save(policy: Policy<'_>, model_dir: &Path, run: &RunFolder) -> Result<()> {
+    run.check()?;
     remove_unfinished(&run.path, RESULT)?;
     let beside = beside(&run.path, RESULT);
     let moved = write(policy, model_dir, &beside).and_then(|()| {

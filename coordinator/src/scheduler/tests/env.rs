@@ -25,6 +25,8 @@ pub(super) struct TestEnv {
     records: Records,
     /// Of the gang's task.
     pub(super) min_workers: Option<u32>,
+    /// Tasks of the gangs' stage.
+    pub(super) gangs: usize,
     /// Attempts that were ordered, by submission: none is ordered twice.
     ordered: BTreeSet<(u64, String, String, u32, u32)>,
 }
@@ -66,14 +68,14 @@ pub(super) fn plan_named(run: &str) -> Plan {
     Plan { run: run.into(), stages }
 }
 
-pub(super) fn tasks(stage: usize, min_workers: Option<u32>) -> Vec<PlanTask> {
+pub(super) fn tasks(stage: usize, min_workers: Option<u32>, gangs: usize) -> Vec<PlanTask> {
     let task = |name: String, kind, world_size| {
         let min_workers = min_workers.filter(|_| kind == Kind::Train);
         PlanTask { name, kind, args: vec![], world_size, min_workers, outputs: vec![] }
     };
     match stage {
         2 => (0..5).map(|n| task(format!("shard-{n}"), Kind::Score, 1)).collect(),
-        3 => vec![task("train".into(), Kind::Train, 2)],
+        3 => ["train", "train-2"].iter().take(gangs).map(|name| task((*name).into(), Kind::Train, 2)).collect(),
         4 => (0..3).map(|n| task(format!("shard-{n}"), Kind::Generate, 1)).collect(),
         _ => vec![],
     }
@@ -97,6 +99,7 @@ impl TestEnv {
             saved: BTreeMap::new(),
             records: Records::default(),
             min_workers: None,
+            gangs: 1,
             ordered: BTreeSet::new(),
         };
         for n in 0..workers {
@@ -308,7 +311,10 @@ impl TestEnv {
         match self.begun.remove(0) {
             StageWork::Begin { stage, ticket, .. } => {
                 self.starts += 1;
-                self.apply(Event::StageBegun { ticket, begun: Ok(Begun::Todo(tasks(stage, self.min_workers))) });
+                self.apply(Event::StageBegun {
+                    ticket,
+                    begun: Ok(Begun::Todo(tasks(stage, self.min_workers, self.gangs))),
+                });
             }
             StageWork::CarryOut { ticket, .. } => self.apply(Event::StageCarriedOut { ticket, done: Ok(()) }),
             StageWork::Finish { ticket, .. } => self.apply(Event::StageFinished { ticket, done: Ok(outcome) }),

@@ -209,9 +209,37 @@ fn who_does_not_leave_an_attempt_that_is_over_is_waited_for_so_long_and_gets_not
     pass_in_beats(&mut env, 1000);
     let note = &task_of(&env, 3, 0).note;
     assert_eq!(note, "waiting: 1 of 2 workers; w2 lost, w1 has not left an attempt that is over");
+    assert_eq!(env.scheduler.kept_for(), None, "nobody knows when there are two: the free one may do other work");
     // It wakes: what it says of the old attempt changes nothing, and it is free.
     env.end("w1", loss());
     assert_eq!((task_of(&env, 3, 0).attempt, gang(&env)), (3, vec!["w0".to_owned(), "w1".to_owned()]));
+}
+
+#[test]
+fn a_run_that_fails_by_one_gang_waits_for_nobody_who_stays_in_another() {
+    let mut env = TestEnv::new(4);
+    env.gangs = 2;
+    to_the_gang(&mut env);
+    let members = |env: &TestEnv, index| -> Vec<String> {
+        task_of(env, 3, index).members().iter().map(|member| member.worker.clone()).collect()
+    };
+    let failed =
+        |infrastructure| How::Failed(Failed { problem: "record 7 is NaN".into(), infrastructure, held: false });
+    for failure in 1..=3 {
+        let (first, second) = (members(&env, 0), members(&env, 1));
+        assert_eq!((first.len(), second.len()), (2, 2), "failure {failure}");
+        env.end(&first[0], failed(false));
+        if failure < 3 {
+            env.end(&first[1], failed(true));
+            pass_in_beats(&mut env, 1000);
+        } else {
+            // One stays in each, and the first gang's end is the run's.
+            env.end(&second[0], failed(true));
+            pass_in_beats(&mut env, 3300);
+        }
+    }
+    assert_eq!(env.state(), RunState::Failed);
+    assert_eq!(env.scheduler.runs()["r"].reason, "stage train: train: record 7 is NaN");
 }
 
 #[test]

@@ -24,8 +24,8 @@ fn to_the_gang(env: &mut TestEnv) {
         if !env.scheduler.runs()["r"].stages[3].tasks().is_empty() {
             return;
         }
-        for name in ["w0", "w1"] {
-            env.compute(name);
+        for name in env.workers.keys().cloned().collect::<Vec<_>>() {
+            env.compute(&name);
         }
     }
 }
