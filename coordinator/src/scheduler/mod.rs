@@ -5,6 +5,7 @@
 
 pub(crate) mod event;
 mod gang;
+mod overdue;
 mod place;
 pub(crate) mod run;
 pub(crate) mod task_list;
