@@ -36,7 +36,7 @@ pub(super) enum Seen {
     Joined {
         again: bool,
     },
-    /// A task came, so long after it had said that the one before had ended; `None` for its first.
+    /// A task came, so long after the one before had ended; `None` for its first.
     Assigned {
         task: TaskRef,
         waited: Option<Waited>,
@@ -53,7 +53,7 @@ pub(super) enum Seen {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Waited {
     pub(super) time: Duration,
-    /// The connection was lost in between.
+    /// The connection was lost in between, or there was none.
     pub(super) across: bool,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct Worker {
     running: Option<Running>,
     /// The last end, until the coordinator has stored it.
     ended: Option<TaskEnded>,
-    /// When it said so, on which connection.
+    /// Since when it waits for the next, and on which connection, the last one where it had none.
     free: Option<(Instant, u32)>,
     connections: u32,
 }
@@ -166,7 +166,6 @@ impl Worker {
                 },
                 () = sleep_until(ends), if self.running.is_some() => {
                     self.end();
-                    self.free = Some((Instant::now(), self.connections));
                     self.ended.clone().is_none_or(|ended| send(outgoing, Said::Ended(ended)))
                 }
                 _ = progress.tick(), if self.running.is_some() => self.tell_progress(outgoing),
@@ -247,6 +246,7 @@ impl Worker {
             Err(error) => How::Failed(Failed { problem: error.to_string(), infrastructure: false, held: false }),
         };
         self.ended = Some(TaskEnded { task: Some(running.task), how: Some(how) });
+        self.free = Some((Instant::now(), self.connections));
     }
 
     fn saw(&self, seen: Seen) {
