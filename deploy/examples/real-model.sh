@@ -3,7 +3,7 @@
 #
 #   deploy/examples/real-model.sh MODEL PAIRS OUT [f32|bf16] [N]
 #
-# MODEL  a Hugging Face folder of the Llama family
+# MODEL  a Hugging Face folder of a family in the README
 # PAIRS  JSON array or JSON lines of {prompt, chosen, rejected}
 # N      the first N pairs (60)
 # Run again, it goes on where it was. Needs the release build (cargo build --release).

@@ -1,7 +1,8 @@
 //! A member of a training gang killed in the middle: the others leave the gang at once, the stage waits for enough workers,
 //! and its next attempt goes on from the last checkpoint to the bytes of an undisturbed training.
 //!
-//! The death is planned, two steps after a checkpoint. The training is done twice in one folder, first undisturbed.
+//! The weights are shared out, too. The death is planned, two steps after a checkpoint. The training is done twice in one
+//! folder, first undisturbed.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -9,13 +10,14 @@ use std::time::Duration;
 use cluster_tests::cluster::{Cluster, poll_until};
 use cluster_tests::runs::is_done;
 
+const SETTINGS: [&str; 2] = ["--set", "base.step.sft.shard_parameters=true"];
 const PRODUCTS: [&str; 2] = ["base/model.safetensors", "base/metrics.jsonl"];
 
 #[test]
 fn a_gang_whose_member_was_killed_goes_on_from_its_checkpoint() {
     let mut cluster = Cluster::new();
     cluster.start_all(3, 2);
-    cluster.submit(&[]);
+    cluster.submit(&SETTINGS);
     cluster.wait_for_stage("base-sft", "is done", is_done);
     let undisturbed = PRODUCTS.map(|name| cluster.product(name));
     cluster.cancel();
@@ -23,7 +25,7 @@ fn a_gang_whose_member_was_killed_goes_on_from_its_checkpoint() {
 
     cluster.replace_worker("w2", &["--fault", "train.step=5"], &[]);
     let before = cluster.run_log().len();
-    cluster.submit(&[]);
+    cluster.submit(&SETTINGS);
     assert_eq!(cluster.wait_for_death("w2"), Some(9));
     let waiting = cluster.wait_for_stage("base-sft", "waits for a second worker", |stage| {
         stage["note"].as_str().unwrap().contains("waiting: 1 of 2 workers")

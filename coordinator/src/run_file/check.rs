@@ -66,6 +66,8 @@ pub(super) fn variant(method: Option<Method>, options: &Options, layers: &Layers
         for key in LORA.into_iter().chain(["init_adapter"]).filter(|key| options.has(key)) {
             refuse(key, format!("contradicts {full} = true: all weights are trained, there is no adapter"));
         }
+    } else if options.is_on("shard_parameters") {
+        refuse("shard_parameters", "has an effect with full = true only: an adapter's base is not shared out".into());
     }
     training(method, options, layers, problems);
 }

@@ -127,6 +127,8 @@ pub(crate) const KEYS: &[Key] = &[
     key(Section::Train, "mask", SCORE | TRAIN, Kind::Choice(&["exact", "reference"])),
     key(Section::Train, "full", TRAIN, Kind::Flag),
     key(Section::Train, "from_scratch", TRAIN, Kind::Flag),
+    key(Section::Train, "recompute", TRAIN, Kind::Flag),
+    key(Section::Train, "shard_parameters", TRAIN, Kind::Flag),
     key(Section::Train, "init_adapter", SCORE | TRAIN, Kind::Adapter),
     key(Section::Train, "lora_r", SCORE | TRAIN, Kind::Count(1)),
     key(Section::Train, "lora_alpha", SCORE | TRAIN, Kind::Number(Range::NotZero)),

@@ -244,6 +244,14 @@ fn a_filter_that_acts_is_in_the_name_of_the_weights() {
 }
 
 #[test]
+fn memory_of_a_training_is_a_matter_of_the_run_file_too() {
+    let saving = "full = true\nrecompute = true\nshard_parameters = true";
+    let file = read(&small("", "", saving, "")).unwrap();
+    let args = file.variants[0].train.options.args(keys::TRAIN, Path::new("/run")).join(" ");
+    assert!(args.contains("--full --recompute --shard-parameters"), "{args}");
+}
+
+#[test]
 fn syntax_errors_have_lines_too() {
     let found = problems("[run]\nname = \"x\nseed = 1\n[data\n");
     assert!(found[0].starts_with("run.toml:2: ") && found.len() > 1, "{found:?}");
@@ -255,6 +263,10 @@ fn contradictions_name_the_key_that_was_written() {
         (small("", "", "label_smoothing = 0.1", ""), "run.toml:10: train.label_smoothing: has an effect with"),
         (small("", "", "", "train.loss = \"rdpo\""), "run.toml:13: variant.trace.train.loss: the loss rdpo with"),
         (small("", "", "full = true\nlora_r = 8", ""), "run.toml:11: train.lora_r: contradicts train.full = true"),
+        (
+            small("", "", "shard_parameters = true", ""),
+            "run.toml:10: train.shard_parameters: has an effect with full = true only",
+        ),
         (small("", "", "max_steps = 5\nwarmup_steps = 5", ""), "run.toml:11: train.warmup_steps: is 5, the run has 5"),
         (small("", "", "replay_weight = 1", ""), "run.toml:10: train.replay_weight: has no effect without"),
         (small("", "", "decay_steps = 5", ""), "run.toml:10: train.decay_steps: has no effect without hold_until_loss"),
