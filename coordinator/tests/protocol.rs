@@ -29,7 +29,7 @@ impl Drop for Coordinator {
 fn start() -> Coordinator {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
-    command.args(["serve", "--listen", "127.0.0.1:0", "--heartbeat-ms", "100"]).current_dir(folder.path());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--heartbeat-ms", "1500"]).current_dir(folder.path());
     let mut child = command.env_remove("TRACE_TOKEN").stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -93,7 +93,7 @@ async fn who_does_not_begin_with_hello_is_told_so_and_nonsense_breaks_nothing() 
     let Some(Told::Welcome(welcome)) = answers.message().await.unwrap().unwrap().message else {
         panic!("no welcome");
     };
-    assert_eq!(welcome.heartbeat_ms, 100);
+    assert_eq!(welcome.heartbeat_ms, 1500);
     assert_eq!(std::fs::read_to_string(&welcome.probe_file).unwrap(), welcome.probe_content);
     // An end of a task that never was, and one without a name or a kind of end.
     let task = TaskRef { run: "none".into(), stage: "s".into(), task: "t".into(), attempt: 7, submission: 1 };

@@ -65,11 +65,11 @@ fn cases() -> Vec<Case> {
         },
         Case { name: "500", plan: "[[fault]]\nfrom = 2\nto = 7\nevery = 2\nwhat = '500'", unpaid: 3..=3, ..ONLINE },
         Case { name: "503", plan: "[[fault]]\nrequest = 4\nwhat = '503'", unpaid: 1..=1, ..ONLINE },
-        // Cut off by the deadline of a second, and asked again.
+        // Cut off by the deadline of some seconds, and asked again.
         Case {
             name: "a reply that hangs",
             plan: "[[fault]]\nrequest = 3\nwhat = 'hang'",
-            more: &["--request-timeout-s", "1"],
+            more: &["--request-timeout-s", "5"],
             unpaid: 1..=1,
             lost: true,
             ..ONLINE

@@ -102,7 +102,7 @@ fn killed_in_mid_triage_only_what_was_in_flight_is_sent_again() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     world(folder, 100);
-    let mock = Server::mock(folder, &["--latency-ms", "20"]);
+    let mock = Server::mock(folder, &["--latency-ms", "60"]);
     let api = mock.api();
     let command_line = [&triage("gold.json", &by_model(&api))[..], &["--concurrency", "4", "--json"]].concat();
     for calls in [30, 90] {
@@ -228,9 +228,8 @@ fn an_api_that_is_away_is_named_after_some_tries() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     world(folder, 1);
-    // A port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let api = format!("http://127.0.0.1:{port}/v1");
+    // Nobody listens there.
+    let api = "http://127.0.0.1:1/v1".to_owned();
     let mut child = command(folder, &triage("gold.json", &by_model(&api)));
     // The whole patience is minutes; that it keeps trying, and says what it waits for, is seen at once.
     let mut child = child.env("RUST_LOG", "debug").stderr(std::process::Stdio::piped()).spawn().unwrap();

@@ -59,7 +59,7 @@ async fn a_service_killed_in_the_middle_asks_again_for_what_was_in_flight_only()
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     world(folder, 80);
-    let mock = Server::mock(folder, &["--latency-ms", "20"]);
+    let mock = Server::mock(folder, &["--latency-ms", "80"]);
     let mut first = service(folder, "state");
     let named = |bill: &str| Job { bill: bill.into(), ..triage_job(folder, &mock, "gold.json") };
     let mut events = client(&first, None).run(named("r/triage@1")).await.unwrap().into_inner();
@@ -218,6 +218,7 @@ async fn a_job_at_its_cost_limit_pauses_within_it_and_goes_on_when_it_is_raised(
     let paid = |bill: &Value| {
         bill["prompt_tokens"].as_f64().unwrap() * 1e-6 + bill["completion_tokens"].as_f64().unwrap() * 4e-6
     };
+    while status(folder, &service)["jobs"][0]["in_flight"] != 0 {}
     let bill = mock.bill();
     assert!(paid(&bill) <= cap && paid(&bill) > cap / 4.0, "{} of {cap}", paid(&bill));
     let shown = status(folder, &service);
@@ -235,7 +236,7 @@ async fn a_job_paused_by_an_operator_sends_nothing_until_it_is_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     world(folder, 60);
-    let (mock, service) = (Server::mock(folder, &["--latency-ms", "20"]), service(folder, "state"));
+    let (mock, service) = (Server::mock(folder, &["--latency-ms", "100"]), service(folder, "state"));
     let mut events = client(&service, None).run(triage_job(folder, &mock, "gold.json")).await.unwrap().into_inner();
     succeed(folder, &["pause", "--service", &service.url]);
     until_noted(&mut events, "operator").await;

@@ -23,6 +23,8 @@ const FIRST_WAIT_MS: u64 = 100;
 const LONGEST_WAIT_MS: u64 = 5_000;
 /// A worker that leaves waits so long for the coordinator to store its last end.
 const FAREWELL_MS: u64 = 10_000;
+/// A folder that could not be used is looked at again after so many heartbeats.
+const LOOK_AGAIN_BEATS: u64 = 5;
 /// Between two heartbeats until the coordinator has said how often it wants them.
 const FIRST_HEARTBEAT_MS: u64 = 1_000;
 
@@ -77,7 +79,8 @@ pub enum Act {
     Dial,
     /// Say something on the connection.
     Say(Said),
-    /// See whether the artifact folder can be used from here. [`Event::FolderSeen`] follows.
+    /// See whether the artifact folder can be used from here, which may take a while. [`Event::FolderSeen`] follows, unless the
+    /// connection is lost before.
     LookAtFolder(Welcome),
     /// Give a task to the device. A gang's listens first: [`Event::Listening`] or [`Event::NotBegun`] follows.
     Begin(RunTask),
@@ -139,6 +142,10 @@ struct Open {
     told_progress: Option<(u64, TaskRef, String)>,
     /// Since when a leaving worker only waits to be let go.
     farewell_since_ms: Option<u64>,
+    /// What the artifact folder is known by.
+    welcome: Box<Welcome>,
+    /// When the folder is looked at again, because it could not be used.
+    look_again_ms: Option<u64>,
     /// An idle worker that says it leaves waits for the coordinator to close: a word of his may still be on the way.
     waits: bool,
 }
@@ -181,7 +188,7 @@ impl Link {
             Event::Connected => self.connected(now_ms),
             Event::Disconnected => self.disconnected(now_ms),
             Event::Told(told) => self.told(now_ms, told),
-            Event::FolderSeen { problem } => self.folder_seen(problem),
+            Event::FolderSeen { problem } => self.folder_seen(now_ms, problem),
             Event::Listening { task, address, nccl_id } => {
                 if let Some(running) = self.running_as(Some(&task)) {
                     let ready = PeerReady { task: Some(task), address, nccl_id };
@@ -211,6 +218,8 @@ impl Link {
             next_heartbeat_ms: now_ms,
             told_progress: None,
             farewell_since_ms: None,
+            welcome: Box::default(),
+            look_again_ms: None,
             waits: self.leaving.is_some() && self.running.is_none(),
         });
         let (running, ended) = (self.running().cloned(), self.ended.clone());
@@ -242,6 +251,12 @@ impl Link {
             Connection::Open(open) if open.next_heartbeat_ms <= now_ms => {
                 // After a standstill they go on at their pace instead of being made up for.
                 open.next_heartbeat_ms = now_ms + open.heartbeat_ms;
+                // What ran there was told to stop, and may still hold what it had opened.
+                let looks = self.running.is_none() && open.look_again_ms.is_some_and(|at_ms| at_ms <= now_ms);
+                if looks {
+                    open.look_again_ms = None;
+                    self.acts.push(Act::LookAtFolder(Welcome::clone(&open.welcome)));
+                }
                 let running = self.running().cloned();
                 self.say(Said::Heartbeat(Heartbeat { running, still_ms }));
             }
@@ -256,6 +271,7 @@ impl Link {
             Told::Welcome(welcome) => {
                 open.heartbeat_ms = u64::from(welcome.heartbeat_ms.max(10));
                 open.next_heartbeat_ms = now_ms;
+                *open.welcome = welcome.clone();
                 self.acts.push(Act::LookAtFolder(welcome));
             }
             Told::Refused(refused) => {
@@ -286,7 +302,10 @@ impl Link {
         }
     }
 
-    fn folder_seen(&mut self, problem: String) {
+    fn folder_seen(&mut self, now_ms: u64, problem: String) {
+        if let Connection::Open(open) = &mut self.connection {
+            open.look_again_ms = (!problem.is_empty()).then(|| now_ms + LOOK_AGAIN_BEATS * open.heartbeat_ms);
+        }
         self.say(Said::FolderSeen(FolderSeen { problem }));
         // What was said on an earlier connection may not have arrived.
         if let Some(ready) = self.running.as_ref().and_then(|running| running.listening.clone()) {

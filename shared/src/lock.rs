@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
@@ -15,10 +16,13 @@ use crate::error::{Error, Result};
 /// can do than wait: `choose another output`.
 ///
 /// # Errors
-/// Another process has it: the message names its id.
+/// Another process has it: the message names its id. The file system knows no such locks.
 pub fn take(file: &File, path: &Path, instead: &str) -> Result<()> {
-    if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-        return Ok(());
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => return Ok(()),
+        Err(Errno::WOULDBLOCK) => {}
+        // A mount without locks, above all.
+        Err(error) => return Err(Error::io("lock (flock)", path, error.into())),
     }
     let holder = holder(file).map_or("another process".to_owned(), |pid| format!("process {pid}"));
     Err(Error::InUse { file: path.to_owned(), holder, instead: instead.to_owned() })
@@ -85,5 +89,13 @@ mod tests {
         }
         drop(first);
         take(&second, &path, "choose another").unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_locked_is_not_said_to_be_in_use() {
+        // A path alone is no open file to the kernel.
+        let path = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        let error = take(&File::from(path), Path::new("/"), "choose another").unwrap_err().to_string();
+        assert!(error.contains("lock") && !error.contains("in use"), "{error}");
     }
 }

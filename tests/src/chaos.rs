@@ -236,9 +236,10 @@ impl Chaos {
 
     /// Waits for the first step of an attempt after the one with these rows. A worker that was stopped may not have been missed:
     /// then the old attempt goes on.
-    fn wait_for_attempt(&self, run: &str, before: Rows) {
+    fn wait_for_attempt(&mut self, run: &str, before: Rows) {
         let mut first = before;
         poll_until(&format!("{run}: a step of the next attempt"), PATIENCE, || {
+            self.supervise();
             let now = self.rows(run);
             if now.inode != first.inode && now.inode != 0 {
                 // It begins with the rows of its checkpoint.
@@ -248,6 +249,17 @@ impl Chaos {
                 if first.inode == before.inode { now.steps > before.steps + 8 } else { now.steps > first.steps };
             (goes_on || self.is_over(run)).then_some(())
         });
+    }
+
+    /// Starts workers again that have ended by themselves: one that comes back before the end of its last connection was noticed is
+    /// refused.
+    fn supervise(&mut self) {
+        for worker in (1..=WORKERS).map(|number| format!("w{number}")) {
+            if self.cluster.ended(&worker).is_some() {
+                self.tell(&format!("{worker} is started again"));
+                self.cluster.restart(&worker);
+            }
+        }
     }
 
     fn kill_coordinator(&mut self, run: &str, before: Rows) {

@@ -61,6 +61,9 @@ pub struct Cluster {
 /// Clusters that compute run one after the other: together they would only wait for each other's processors.
 static COMPUTING: Mutex<()> = Mutex::new(());
 
+/// Long enough for a busy machine to lose nobody, short enough to wait for a loss.
+const HEARTBEAT_MS: u32 = 500;
+
 /// Off loopback the coordinator wants one.
 const TOKEN: (&str, &str) = ("TRACE_TOKEN", "of-this-network");
 
@@ -102,7 +105,15 @@ impl Cluster {
     pub fn new() -> Cluster {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let (coordinator, mock) = (String::new(), String::new());
-        Cluster { folder, children: BTreeMap::new(), coordinator, mock, heartbeat_ms: 100, network: None, alone: None }
+        Cluster {
+            folder,
+            children: BTreeMap::new(),
+            coordinator,
+            mock,
+            heartbeat_ms: HEARTBEAT_MS,
+            network: None,
+            alone: None,
+        }
     }
 
     /// Returns a path in the cluster's folder.
@@ -354,6 +365,17 @@ impl Cluster {
         assert_eq!(self.wait(name), Some(0), "{}", self.log(name));
         self.start_worker(name, options, variables);
         self.wait_for_worker(name, "idle");
+    }
+
+    /// Waits until the coordinator has noticed that a worker's connection is gone, so that another of its name may join.
+    #[track_caller]
+    pub fn wait_until_away(&self, name: &str) {
+        poll_until(&format!("worker {name} is away"), Duration::from_secs(60), || {
+            let workers = self.json(&["workers"]);
+            let worker = workers.as_array()?.iter().find(|worker| worker["name"] == name)?;
+            let is_away = worker["state"] == "lost" || worker["note"] == "its connection is away";
+            is_away.then_some(())
+        });
     }
 
     /// Returns the cluster's folder.

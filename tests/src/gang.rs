@@ -3,8 +3,22 @@
 use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::{Folder, after, worker};
+
+/// Returns an address that nobody listens at and no other gang of this process gets: below the ports that systems give by themselves.
+fn free_address() -> String {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() % 1000 * 10;
+    loop {
+        let port = 20_000 + (first + u32::from(NEXT.fetch_add(1, Ordering::Relaxed))) % 12_000;
+        let address = format!("127.0.0.1:{port}");
+        if TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
+}
 
 impl Folder {
     /// Starts the ranks of a gang, with words as [`Folder::run`] takes them; one rank may be planned to die, or to freeze. A world
@@ -53,10 +67,7 @@ impl Folder {
         program: impl Fn(usize) -> Command,
         finish: impl Fn(usize, &mut Command),
     ) -> Vec<Child> {
-        let listeners: Vec<TcpListener> =
-            (0..world).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port is free")).collect();
-        let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().expect("it is bound").to_string()).collect();
-        drop(listeners);
+        let peers: Vec<String> = (0..world).map(|_| free_address()).collect();
         let start = |rank: usize| {
             let mut command = program(rank);
             self.prepare(&mut command, words);

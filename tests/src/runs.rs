@@ -39,6 +39,9 @@ pub fn is_done(stage: &Value) -> bool {
     stage["state"] == "done"
 }
 
+/// A first training that outlasts some commands on any machine.
+pub const LONG: [&str; 2] = ["--set", "base.step.sft.max_steps=300"];
+
 impl Cluster {
     /// Submits the tiny run file with these options.
     #[track_caller]

@@ -6,15 +6,14 @@
 use std::time::Duration;
 
 use cluster_tests::cluster::{Cluster, poll_until};
-use cluster_tests::runs::{is_training, stage, tiny};
+use cluster_tests::runs::{LONG, is_training, stage, tiny};
 use serde_json::Value;
 
 #[test]
 fn a_cancelled_run_is_over_and_starts_again_from_what_is_there() {
     let mut cluster = Cluster::new();
     cluster.start_all(3, 2);
-    let steps = ["--set", "base.step.sft.max_steps=60"];
-    cluster.submit(&steps);
+    cluster.submit(&LONG);
     cluster.wait_for_run("tiny", "training", is_training);
     let (code, _, err) = cluster.command(&["submit", &tiny(), "--set", "run.seed=4"], &[]);
     assert!(code == Some(1) && err.contains("cancel it first"), "{err}");
@@ -31,7 +30,7 @@ fn a_cancelled_run_is_over_and_starts_again_from_what_is_there() {
     });
     assert_eq!(cluster.json(&["status", "tiny"])["state"], "cancelled");
 
-    cluster.submit(&steps);
+    cluster.submit(&LONG);
     let done = cluster.wait_for_run("tiny", "done", |status| status["state"] == "done");
     assert_eq!(stage(&done, "world")["state"], "skipped");
     // Cancelled in its middle, triage is done again, and pays for what had no answer only.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use cluster_tests::cluster::Cluster;
-use cluster_tests::runs::{is_done, is_training, stage};
+use cluster_tests::runs::{LONG, is_done, is_training, stage};
 
 #[test]
 fn a_free_worker_leaves_and_one_that_is_not_there_is_told() {
@@ -23,7 +23,7 @@ fn a_free_worker_leaves_and_one_that_is_not_there_is_told() {
 fn a_run_goes_on_without_the_workers_that_were_drained() {
     let mut cluster = Cluster::new();
     cluster.start_all(3, 3);
-    cluster.submit(&["--set", "base.step.sft.max_steps=40"]);
+    cluster.submit(&LONG);
     let training = cluster.wait_for_run("tiny", "training", is_training);
     let members = stage(&training, "base-sft")["tasks"][0]["workers"].as_array().unwrap().clone();
     assert_eq!(members.len(), 2, "{training}");

@@ -68,7 +68,7 @@ fn merging_keeps_the_earlier_model() {
     folder.copy_golden("tied", "merged");
     let before = folder.snapshot();
     let outcome = with_room(&folder, 50, command);
-    check_refusal(command, &outcome, &["merged/model.safetensors", "untouched"]);
+    check_refusal(command, &outcome, &["merged/", "model.safetensors", "untouched"]);
     assert!(folder.snapshot() == before);
     folder.succeed(command);
     assert!(folder.snapshot() != before);

@@ -2,7 +2,7 @@
 //! the last checkpoint; a worker that comes in its place joins at a checkpoint. The log and the metrics tell who trained what,
 //! and the losses are those of a training that nothing happened to.
 //!
-//! The death is planned, two steps after a checkpoint. The training is done twice in one folder, first undisturbed. It is long
+//! The death is planned, after a checkpoint that a later one has waited for. The training is done twice in one folder, first undisturbed. It is long
 //! enough for the gang to grow again: not before it has run for thirty heartbeats.
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ const SETTINGS: [&str; 10] = [
     "--set",
     "base.batch_size=64",
     "--set",
-    "base.step.sft.max_steps=150",
+    "base.step.sft.max_steps=200",
     "--set",
     "base.step.sft.save_steps=10",
     "--set",
@@ -28,13 +28,14 @@ fn metrics(cluster: &Cluster) -> Vec<(f64, u64)> {
     let text = String::from_utf8(cluster.product("base/metrics.jsonl")).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let steps: Vec<u64> = lines.iter().map(|line| line["step"].as_u64().unwrap()).collect();
-    assert_eq!(steps, (1..=150).collect::<Vec<_>>(), "every step is there once");
+    assert_eq!(steps, (1..=200).collect::<Vec<_>>(), "every step is there once");
     lines.iter().map(|line| (line["loss"].as_f64().unwrap(), line["world_size"].as_u64().unwrap())).collect()
 }
 
 #[test]
 fn a_gang_goes_on_with_fewer_workers_and_takes_another_in_at_a_checkpoint() {
     let mut cluster = Cluster::new();
+    cluster.heartbeat_ms = 200;
     cluster.start_all(3, 2);
     cluster.submit(&SETTINGS);
     cluster.wait_for_stage("base-sft", "is done", is_done);
@@ -43,7 +44,7 @@ fn a_gang_goes_on_with_fewer_workers_and_takes_another_in_at_a_checkpoint() {
     cluster.cancel();
     cluster.forget_stage("base-sft", &["base"]);
 
-    cluster.replace_worker("w2", &["--fault", "train.step=12"], &[]);
+    cluster.replace_worker("w2", &["--fault", "train.step=22"], &[]);
     let before = cluster.run_log().len();
     cluster.submit(&SETTINGS);
     assert_eq!(cluster.wait_for_death("w2"), Some(9));

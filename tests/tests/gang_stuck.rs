@@ -16,6 +16,7 @@ const PRODUCTS: [&str; 2] = ["base/model.safetensors", "base/metrics.jsonl"];
 #[test]
 fn a_gang_whose_network_swallows_everything_is_broken_soon_and_goes_on_to_the_same_bytes() {
     let mut cluster = Cluster::new();
+    cluster.heartbeat_ms = 200;
     cluster.start_all(3, 2);
     cluster.submit(&[]);
     cluster.wait_for_stage("base-sft", "is done", is_done);
@@ -52,8 +53,8 @@ fn a_gang_whose_network_swallows_everything_is_broken_soon_and_goes_on_to_the_sa
         let words = "nothing has moved between them for ";
         let (_, rest) = log.split_once(words).unwrap_or_else(|| panic!("{words:?} is not in\n{log}"));
         let still_ms: u64 = rest.split(' ').next().unwrap().parse().unwrap();
-        // Five heartbeats of 100 ms, the one that told, and what a busy machine takes.
-        assert!((501..2000).contains(&still_ms), "found after {still_ms} ms");
+        // Five heartbeats of 200 ms, the one that told, and what a busy machine takes; the call's deadline is ten minutes.
+        assert!((1001..30_000).contains(&still_ms), "found after {still_ms} ms");
         assert!(log.contains("attempt 2 on w1, w2"), "{log}");
         assert!(cluster.log("w2").contains(told), "{}", cluster.log("w2"));
         same_bytes(&cluster, told);

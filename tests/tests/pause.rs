@@ -7,20 +7,19 @@
 use std::path::Path;
 
 use cluster_tests::cluster::Cluster;
-use cluster_tests::runs::{is_done, is_training, stage};
+use cluster_tests::runs::{LONG, is_done, is_training, stage};
 
 #[test]
 fn a_paused_run_stops_with_a_checkpoint_and_goes_on_to_its_end() {
     let mut cluster = Cluster::new();
     cluster.start_all(3, 2);
-    let settings = ["--set", "base.step.sft.max_steps=60"];
-    cluster.submit(&settings);
+    cluster.submit(&LONG);
     cluster.wait_for_stage("base-sft", "is done", is_done);
     let products = ["base/model.safetensors", "base/metrics.jsonl"];
     let undisturbed = products.map(|name| cluster.product(name));
     cluster.cancel();
     cluster.forget_stage("base-sft", &["base"]);
-    let submitted = cluster.submit(&settings);
+    let submitted = cluster.submit(&LONG);
     assert_eq!((&submitted["run"], &submitted["state"]), (&"tiny".into(), &"running".into()));
     cluster.wait_for_run("tiny", "training", is_training);
     assert_eq!(cluster.json(&["pause", "tiny"])["state"], "paused");
@@ -32,7 +31,7 @@ fn a_paused_run_stops_with_a_checkpoint_and_goes_on_to_its_end() {
     assert_eq!((&task["lost"], &task["failed"]), (&0.into(), &0.into()), "a pause is nobody's fault");
     let steps = String::from_utf8(cluster.product("base/metrics.jsonl")).unwrap().lines().count();
     let checkpoint = format!("artifacts/tiny/base/checkpoint-{steps}/state.json");
-    assert!(steps < 60 && cluster.path(&checkpoint).exists(), "no checkpoint after the last step, {steps}");
+    assert!(steps < 300 && cluster.path(&checkpoint).exists(), "no checkpoint after the last step, {steps}");
     assert_eq!(cluster.json(&["resume", "tiny"])["state"], "running");
     cluster.wait_for_stage("base-sft", "is done", is_done);
     for (name, undisturbed) in products.iter().zip(&undisturbed) {

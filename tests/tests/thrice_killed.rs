@@ -108,6 +108,7 @@ fn a_run_ends_with_the_records_of_a_step_that_kills_three_attempts_of_its_gang()
     cluster.submit(&[]);
     for death in 1..=3 {
         assert_eq!(cluster.wait_for_death("w2"), Some(9), "death {death}");
+        cluster.wait_until_away("w2");
         cluster.plan_death("w2", (death < 3).then_some(dies.1));
         cluster.restart("w2");
     }

@@ -38,8 +38,8 @@ fn a_run_goes_on_without_frozen_workers_and_takes_them_back_when_they_thaw() {
     cluster.wait_until_frozen("w2");
     let frozen = Instant::now();
     cluster.wait_for_worker("w2", "lost");
-    // Five heartbeats of 100 ms, and the time of a busy machine.
-    assert!(frozen.elapsed() < Duration::from_secs(10), "found after {:?}", frozen.elapsed());
+    // Five heartbeats of 500 ms, and the time of a busy machine.
+    assert!(frozen.elapsed() < Duration::from_secs(20), "found after {:?}", frozen.elapsed());
     cluster.wait_for_stage("base-sft", "is done", is_done);
     cluster.signal("w2", Signal::CONT);
     cluster.wait_until_frozen("w3");

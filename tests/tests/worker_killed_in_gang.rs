@@ -1,7 +1,7 @@
 //! A member of a training gang killed in the middle: the others leave the gang at once, the stage waits for enough workers,
 //! and its next attempt goes on from the last checkpoint to the bytes of an undisturbed training.
 //!
-//! The weights are shared out, too. The death is planned, two steps after a checkpoint. The training is done twice in one
+//! The weights are shared out, too. The death is planned, after a checkpoint that a later one has waited for. The training is done twice in one
 //! folder, first undisturbed.
 #![allow(clippy::unwrap_used)]
 
@@ -23,7 +23,7 @@ fn a_gang_whose_member_was_killed_goes_on_from_its_checkpoint() {
     cluster.cancel();
     cluster.forget_stage("base-sft", &["base"]);
 
-    cluster.replace_worker("w2", &["--fault", "train.step=5"], &[]);
+    cluster.replace_worker("w2", &["--fault", "train.step=8"], &[]);
     let before = cluster.run_log().len();
     cluster.submit(&SETTINGS);
     assert_eq!(cluster.wait_for_death("w2"), Some(9));

@@ -1,6 +1,7 @@
 //! The worker: everything that computes with the model. One-machine commands; only this crate links libtorch.
 
 mod bench;
+mod beside;
 mod cli;
 mod collective;
 mod control;

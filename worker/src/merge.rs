@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde_json::json;
 use tch::{Device, Kind};
 
+use crate::beside;
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::fence::{Place, Wish};
 use crate::hub::HubArgs;
 use crate::model::adapter_file;
 use crate::model::config::ModelConfig;
@@ -17,7 +20,8 @@ use crate::model_folder;
 
 /// Merges an adapter into its base model: W + (α/r)·B·A, computed in f32, stored in the base's own type.
 ///
-/// Embeddings are never resized. The result is a full model folder with the tokenizer.
+/// Embeddings are never resized. The result is a full model folder with the tokenizer; it is written beside and replaces an earlier
+/// one when it is whole.
 #[derive(Debug, Clone, Args)]
 pub struct MergeCommand {
     /// The base model's folder, or ORG/NAME[@REVISION] on the hub.
@@ -67,7 +71,11 @@ pub fn run(args: &MergeCommand, control: &Control) -> Result<PathBuf> {
         .collect::<Result<Vec<Planned>>>()?;
     let max_bytes = (args.max_shard_gb * 1e9) as u64;
     let bar = control.bar("merge", planned.len() as u64);
-    model_folder::save_made(&args.base_model_path, &output, &planned, max_bytes, |name| {
+    std::fs::create_dir_all(&output).map_err(|e| Error::model(&output, e.to_string()))?;
+    let wish = Wish { attempt: control.attempt(), named: &output, instead: "choose another --output-path" };
+    let first_line = format!("{}\n", json!({"holder": control.attempt()}));
+    let place = Place::take(&output.join("merge.lock"), &wish, |_| Ok(first_line.into()))?;
+    let make = |name: &str| {
         control.go_on()?;
         let stored = checkpoint.stored(name)?;
         bar.inc(1);
@@ -78,7 +86,19 @@ pub fn run(args: &MergeCommand, control: &Control) -> Result<PathBuf> {
             }
             None => stored,
         })
-    })?;
+    };
+    let merged = beside::fill(
+        &output,
+        || place.check(),
+        |to| {
+            model_folder::save_made(&args.base_model_path, to, &planned, max_bytes, make)?;
+            control.pass("merge.written");
+            Ok(())
+        },
+    );
+    // One that cannot be removed is taken again by the next merge.
+    let _ = place.remove();
+    merged?;
     bar.finish_and_clear();
     Ok(output)
 }

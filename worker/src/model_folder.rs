@@ -76,7 +76,7 @@ pub fn save(base: &Path, out: &Path, tensors: &[(String, Tensor)], kind: Kind) -
     save_made(base, out, &planned, shards::MAX_BYTES, |name| Ok(by_name[name].detach().to_kind(kind)))
 }
 
-/// Writes a full model folder: weights, in files of at most `max_bytes`, the base's tokenizer files, and its config.json,
+/// Writes a full model folder into one that holds no weights: weights, in files of at most `max_bytes`, the base's tokenizer files, and its config.json,
 /// which names the type of most weights: readers follow it whatever the tensors' own type is. `tensor` makes a tensor
 /// when it is needed: those of one file are in memory together.
 ///
@@ -89,7 +89,6 @@ pub fn save_made(
     max_bytes: u64,
     tensor: impl FnMut(&str) -> Result<Tensor>,
 ) -> Result<()> {
-    std::fs::create_dir_all(out).map_err(|e| Error::model(out, e.to_string()))?;
     shards::write(out, tensors, max_bytes, tensor)?;
     copy_text_files(base, out)?;
     let mut config: Map<String, Value> = shared::input::read_json(&base.join("config.json"))?;

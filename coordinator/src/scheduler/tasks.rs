@@ -43,12 +43,14 @@ fn stop_reason(met: bool, reason: StopReason) -> StopReason {
     if met { reason } else { StopReason::Cancelled }
 }
 
-/// Returns how near to the cause of an attempt's end a member's own end is: what the task did wrong, or found held, outweighs
-/// what followed from it in the gang.
+/// Returns how near to the cause of an attempt's end a member's own end is: what the task did wrong, found held, or was told
+/// outweighs what followed from it in the gang.
 fn cause(broken: &Option<Broken>) -> u8 {
     match broken {
-        Some(Broken::Failed(_)) => 2,
-        Some(Broken::Held(_)) => 1,
+        Some(Broken::Failed(_)) => 3,
+        Some(Broken::Held(_)) => 2,
+        // Who stops before there is a step to agree on leaves the others without a neighbour.
+        Some(Broken::Stopped) => 1,
         _ => 0,
     }
 }
@@ -299,7 +301,6 @@ impl Scheduler {
                 }
                 let now_broken = match ended.how {
                     Some(How::Finished(_)) => None,
-                    // Who stops before there is a step to agree on leaves the others without a neighbour.
                     Some(How::Failed(failed)) if failed.infrastructure && (is_paused || *growing) => {
                         Some(Broken::Stopped)
                     }
@@ -450,6 +451,14 @@ impl Scheduler {
             let TaskState::Running { members, met, .. } = &task.state else { continue };
             let (met, members) = (*met, members.clone());
             for member in members.into_iter().filter(|member| !member.ended) {
+                if reason == StopReason::Cancelled
+                    && let Some(worker) = self.workers.get_mut(&member.worker)
+                    && matches!(&worker.state, WorkerState::Busy { task } if *task == reference)
+                {
+                    // The task is forgotten: nobody waits for its end, nor for who does not come to it.
+                    worker.stays = true;
+                    self.usable = None;
+                }
                 let stop = StopTask { task: Some(reference.clone()), reason: stop_reason(met, reason).into() };
                 self.send(&member.worker, Message::Stop(stop));
             }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Hello ─▶ Joining ─(sees the folder)─▶ Idle ⇄ Busy          any ─(silent for five heartbeats)─▶ Lost
-//!              └(does not)─▶ Unusable
+//!              └(does not)─▶ Unusable ─(sees it)─▶ Idle
 //! ```
 //! A connection that ends is no loss yet: the same process may come back until it has been silent too long. Another
 //! process under the same name means that the first one is gone.
@@ -14,6 +14,9 @@ use super::Scheduler;
 use super::event::Effect;
 use super::gang::Why;
 use super::run::{StageState, TaskState};
+
+/// A lost worker is told of for a day.
+pub(super) const FORGOTTEN_MS: u64 = 24 * 3600 * 1000;
 
 /// A worker as the coordinator knows it.
 #[derive(Debug, Clone, PartialEq)]
@@ -174,7 +177,8 @@ impl Scheduler {
         };
         if problem.is_empty() {
             if worker.state == WorkerState::Joining || matches!(worker.state, WorkerState::Unusable { .. }) {
-                worker.state = WorkerState::Idle;
+                // A worker looks again when nothing runs there any more.
+                (worker.state, worker.stays) = (WorkerState::Idle, false);
                 self.maybe_free.insert(name.to_owned());
             }
         } else {
@@ -246,6 +250,9 @@ impl Scheduler {
             self.worker_mut(&name).leaving = None;
             self.worker_lost(now_ms, &name, "it was silent for five heartbeats");
         }
+        // Names of processes that come and go for months: who was lost so long ago is news to nobody.
+        let is_news = |worker: &Worker| now_ms.saturating_sub(worker.heard_ms) <= FORGOTTEN_MS;
+        self.workers.retain(|_, worker| worker.state != WorkerState::Lost || is_news(worker));
         self.expire_gangs(now_ms);
         self.break_stuck_gangs(now_ms);
         self.leave_stragglers(now_ms);

@@ -260,9 +260,12 @@ impl World {
                 self.send(outgoing, Way::ToMachine, Parcel::End);
             }
             Act::Log { run, text } => {
-                for (words, what) in
-                    [("is back", "attempt adopted"), ("is stuck", "gang stuck"), ("of 3 workers)", "smaller gang")]
-                {
+                for (words, what) in [
+                    ("is back", "attempt adopted"),
+                    ("is stuck", "gang stuck"),
+                    ("of 3 workers)", "smaller gang"),
+                    ("has not left it", "member left behind"),
+                ] {
                     if text.contains(words) {
                         self.count(what);
                     }

@@ -216,7 +216,14 @@ impl World {
                 self.send(wire, Way::ToControl, Parcel::Said(message));
                 None
             }
-            Act::LookAtFolder(_) => Some(Event::FolderSeen { problem: String::new() }),
+            Act::LookAtFolder(_) => {
+                let is_bad = !self.is_calm && self.rarely(12);
+                if is_bad {
+                    self.count("folder unusable");
+                }
+                let problem = if is_bad { "input/output error".to_owned() } else { String::new() };
+                Some(Event::FolderSeen { problem })
+            }
             Act::Begin(run) => self.begin(index, run),
             Act::Meet(peers) => {
                 self.meet(index, &peers);
@@ -295,8 +302,8 @@ impl World {
         };
         self.member_gone(&key, rank);
         // Its device may hang.
-        let is_slow = reason == StopReason::GangBroken && self.rarely(30);
-        let after_ms = if is_slow { self.draw(1000, 100_000) } else { self.draw(1, 300) };
+        let after_ms = if self.rarely(8) { self.draw(1000, 200_000) } else { self.draw(1, 300) };
+        self.hangs_until_ms = self.hangs_until_ms.max(self.now_ms + after_ms);
         self.machine_after(index, after_ms, MachineEvent::Ends(key, how));
     }
 }

@@ -64,7 +64,7 @@ const MISTAKES: [(Mistake, &str); 7] = [
     (Mistake::NoTicks, "never end"),
     (Mistake::NoStops, "stands still"),
     (Mistake::StoppedIsFinished, "has no output"),
-    (Mistake::RunningUntold, "for nobody"),
+    (Mistake::RunningUntold, "this worker is busy with"),
 ];
 
 /// Counts of what happened, by what it is called.

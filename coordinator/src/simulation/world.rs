@@ -30,7 +30,7 @@ const REST_MS: u64 = 60_000;
 const AT_ONCE: u32 = 20_000;
 
 /// What histories must hold now and then, or they show nothing.
-pub(super) const MUST_HAPPEN: [&str; 21] = [
+pub(super) const MUST_HAPPEN: [&str; 23] = [
     "worker killed",
     "worker gone without a word",
     "worker told to stop",
@@ -52,6 +52,8 @@ pub(super) const MUST_HAPPEN: [&str; 21] = [
     "attempt fenced",
     "gang stuck",
     "smaller gang",
+    "member left behind",
+    "folder unusable",
 ];
 
 /// Something that is going to happen.
@@ -94,6 +96,8 @@ pub(super) struct World {
     pub(super) faults: Faults,
     pub(super) checks: Checks,
     pub(super) counts: Counts,
+    /// Until when devices hang that were told to stop.
+    pub(super) hangs_until_ms: u64,
     told: Option<Vec<String>>,
 }
 
@@ -122,6 +126,7 @@ impl World {
             faults,
             checks: Checks::default(),
             counts: Counts::new(),
+            hangs_until_ms: 0,
             told: told.then(Vec::new),
         };
         world.start_control();
@@ -205,7 +210,7 @@ impl World {
                 let runs = self.control.describe();
                 return self.checks.fail(&format!("runs never end: {runs}"));
             }
-            if self.is_calm && self.all_have_ended() {
+            if self.is_calm && self.all_have_ended() && self.now_ms > self.hangs_until_ms {
                 if self.now_ms > *rest_from.get_or_insert(self.now_ms) + REST_MS {
                     return self.check_rest();
                 }

@@ -111,6 +111,28 @@ fn where_it_listens_is_said_again_until_the_gang_has_met() {
 }
 
 #[test]
+fn a_folder_that_could_not_be_used_is_looked_at_again() {
+    let mut link = Link::new(Hello::default());
+    link.apply(0, TICK);
+    link.apply(0, Event::Connected);
+    let welcome = Welcome { heartbeat_ms: 1000, probe_content: "c".into(), ..Welcome::default() };
+    link.apply(0, Event::Told(Told::Welcome(welcome.clone())));
+    let seen = |problem: &str| Event::FolderSeen { problem: problem.into() };
+    assert_eq!(link.apply(100, seen("no such folder")).len(), 1);
+    let looks = |acts: &[Act]| acts.iter().any(|act| *act == Act::LookAtFolder(welcome.clone()));
+    let looked: Vec<u64> = (0..20).filter(|n| looks(&link.apply(n * 1000, TICK))).collect();
+    assert_eq!(looked, [6], "until it was seen again");
+    link.apply(19_500, seen("no such folder"));
+    // Not while something that was begun before still runs here.
+    link.apply(19_600, order(1));
+    assert!((20..30).all(|n| !looks(&link.apply(n * 1000, TICK))));
+    link.apply(30_000, Event::Ended(finished(1)));
+    assert!(looks(&link.apply(31_000, TICK)));
+    link.apply(31_001, seen(""));
+    assert!((32..50).all(|n| !looks(&link.apply(n * 1000, TICK))), "all is well");
+}
+
+#[test]
 fn orders_of_other_attempts_change_nothing_and_a_second_task_is_refused() {
     let mut link = joined();
     link.apply(1, order(2));

@@ -200,8 +200,8 @@ mod tests {
     use crate::model::pack::Want;
     use crate::text::Sequence;
 
-    /// Output of attention over two blocks, one with two responses, and the gradients of q, k and v.
-    fn outputs(kernel: Kernel, window: Option<i64>) -> Vec<Tensor> {
+    /// Two blocks, one with two responses.
+    fn pack() -> Pack {
         let sequence = |tokens: usize, prompt_len: usize| Sequence {
             tokens: (0..tokens as i64).collect(),
             scored: vec![prompt_len],
@@ -211,14 +211,14 @@ mod tests {
         };
         let (first, second, alone) = (sequence(9, 4), sequence(7, 4), sequence(5, 2));
         let want = Want::LOG_PROB;
-        let pack = Pack::new(&[vec![(&first, want), (&second, want)], vec![(&alone, want)]], Device::Cpu);
-        let n = pack.rows.len() as i64;
-        tch::manual_seed(3);
-        let draw = |heads: i64| Tensor::randn([n, heads, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let (q, k, v) = (draw(6), draw(2), draw(2));
-        let slopes = Tensor::randn([n, 48], (Kind::Float, Device::Cpu));
+        Pack::new(&[vec![(&first, want), (&second, want)], vec![(&alone, want)]], Device::Cpu)
+    }
+
+    /// Output of attention to q, k and v, and their gradients.
+    fn outputs(kernel: Kernel, window: Option<i64>, pack: &Pack, qkv: &[Tensor; 3], slopes: &Tensor) -> Vec<Tensor> {
+        let [q, k, v] = qkv.each_ref().map(|tensor| tensor.copy().set_requires_grad(true));
         let rule = AttentionRule { scale: 0.3, softcap: None, window };
-        let masks = masks(&pack, window, Kind::Float, Device::Cpu);
+        let masks = masks(pack, window, Kind::Float, Device::Cpu);
         let out = packed(kernel, rule, &masks, &q, &k, &v);
         let gradients = Tensor::run_backward(&[(&out * slopes).sum(Kind::Float)], &[&q, &k, &v], false, false);
         std::iter::once(out.detach()).chain(gradients).collect()
@@ -226,8 +226,14 @@ mod tests {
 
     #[test]
     fn both_kernels_give_the_same_numbers_and_gradients() {
+        let pack = pack();
+        let n = pack.rows.len() as i64;
+        // Drawn once: other tests draw from the same generator meanwhile.
+        let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let (qkv, slopes) = ([6, 2, 2].map(|heads| draw(&[n, heads, 8])), draw(&[n, 48]));
         for window in [None, Some(3)] {
-            let (products, fused) = (outputs(Kernel::Products, window), outputs(Kernel::Fused, window));
+            let [products, fused] =
+                [Kernel::Products, Kernel::Fused].map(|kernel| outputs(kernel, window, &pack, &qkv, &slopes));
             for (what, (a, b)) in ["out", "q", "k", "v"].iter().zip(products.iter().zip(&fused)) {
                 let apart = (a - b).abs().max().double_value(&[]) / a.abs().max().double_value(&[]);
                 assert!(apart < 1e-5, "{what} with window {window:?}: {apart:e}");

@@ -12,9 +12,9 @@ use crate::error::{Error, Result};
 pub const MAX_BYTES: u64 = 5_000_000_000;
 
 /// The name of an only file.
-const SINGLE: &str = "model.safetensors";
+pub const SINGLE: &str = "model.safetensors";
 /// The name of the list of several.
-const INDEX: &str = "model.safetensors.index.json";
+pub const INDEX: &str = "model.safetensors.index.json";
 
 /// A tensor that is to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,9 +52,8 @@ fn cut(tensors: &[Planned], max_bytes: u64) -> Vec<&[Planned]> {
     files
 }
 
-/// Writes the weights of a model folder; `tensor` makes one when it is needed. Where there are several files, an earlier
-/// output's list is removed first, so that what is half written is not read as a whole model, and the new list is written
-/// last. Weights of an earlier output that are not part of this one are removed at the end.
+/// Writes the weights of a model into a folder that holds none; `tensor` makes one when it is needed. Where there are several
+/// files, their list is written last.
 ///
 /// # Errors
 /// A tensor cannot be made, or a file cannot be written.
@@ -69,14 +68,6 @@ pub fn write(
         1 => vec![SINGLE.to_owned()],
         n => (1..=n).map(|i| format!("model-{i:05}-of-{n:05}.safetensors")).collect(),
     };
-    let earlier = weight_files(folder)?;
-    let remove = |name: &str| {
-        let file = folder.join(name);
-        std::fs::remove_file(&file).map_err(|e| Error::model(&file, e.to_string()))
-    };
-    if names.len() > 1 {
-        earlier.iter().filter(|name| [SINGLE, INDEX].contains(&name.as_str())).try_for_each(|name| remove(name))?;
-    }
     let mut weight_map = Map::new();
     for (file, name) in files.iter().zip(&names) {
         let made = file
@@ -91,12 +82,14 @@ pub fn write(
         let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
         shared::output::write_json(&folder.join(INDEX), &index)?;
     }
-    let is_part = |name: &String| names.contains(name) || (names.len() > 1 && name == INDEX);
-    earlier.iter().filter(|name| !is_part(name) && folder.join(name).exists()).try_for_each(|name| remove(name))
+    Ok(())
 }
 
 /// Lists what readers take for a model's weights, by name.
-fn weight_files(folder: &Path) -> Result<Vec<String>> {
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn files(folder: &Path) -> Result<Vec<String>> {
     let io = |e: std::io::Error| Error::model(folder, e.to_string());
     let is_one = |name: &str| {
         let part = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
@@ -116,8 +109,6 @@ fn weight_files(folder: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::weights::Checkpoint;
-    use tch::Device;
 
     fn planned(sizes: &[u64]) -> Vec<Planned> {
         let named = sizes.iter().enumerate();
@@ -130,34 +121,5 @@ mod tests {
         assert_eq!(sizes(&[1, 2, 3], 24), [3]);
         assert_eq!(sizes(&[1, 2, 3], 23), [2, 1]);
         assert_eq!(sizes(&[9, 1, 1, 9, 1], 12), [1, 2, 1, 1]);
-    }
-
-    #[test]
-    fn several_files_read_back_as_one_and_the_other_form_goes() {
-        let dir = tempfile::tempdir().unwrap();
-        let tensors = planned(&[4, 4, 8]);
-        let make = |name: &str| {
-            let at: usize = name[1..].parse().unwrap();
-            Ok(Tensor::full([tensors[at].numel as i64], at as f64, (Kind::Float, Device::Cpu)))
-        };
-        for (max, files) in [(1 << 20, 0), (16, 3), (32, 2), (1 << 20, 0), (32, 2)] {
-            write(dir.path(), &tensors, max, make).unwrap();
-            let mut expected: Vec<String> =
-                (1..=files).map(|i| format!("model-{i:05}-of-{files:05}.safetensors")).collect();
-            expected.push(if files == 0 { SINGLE } else { INDEX }.to_owned());
-            assert_eq!(weight_files(dir.path()).unwrap(), expected, "{max}");
-            let checkpoint = Checkpoint::open(dir.path()).unwrap();
-            assert_eq!(checkpoint.stored("t2").unwrap().size(), [8]);
-            assert_eq!(checkpoint.stored("t2").unwrap().double_value(&[3]), 2.0);
-        }
-        let index: serde_json::Value = shared::input::read_json(&dir.path().join(INDEX)).unwrap();
-        assert_eq!(index["metadata"]["total_size"], 64);
-        assert_eq!(index["weight_map"]["t1"], "model-00001-of-00002.safetensors");
-        // Interrupted while the second file is made: there is no model, rather than one of two outputs.
-        let cut_off = write(dir.path(), &tensors, 32, |name| match name {
-            "t2" => Err(Error::Stopped),
-            other => make(other),
-        });
-        assert!(cut_off.is_err() && Checkpoint::open(dir.path()).is_err());
     }
 }

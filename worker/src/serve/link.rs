@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::mpsc as std_mpsc;
+use std::thread;
 use std::time::Duration;
 
 use proto::coordinator::from_worker::Message as Said;
@@ -16,7 +17,7 @@ use proto::coordinator::workers_client::WorkersClient;
 use proto::coordinator::{FromWorker, Hello, PeerReady, Peers, RunTask, StopReason, TaskEnded, ToWorker, Welcome};
 use shared::link::{Act, Event, Link as State, name};
 use shared::net::{SendToken, Token};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +46,34 @@ pub struct Link {
     handle: Handle,
     /// The gang's task that waits for the addresses of all.
     waits: Option<std_mpsc::Sender<Peers>>,
+    /// A look at the artifact folder, which may hang; one at a time.
+    looking: Option<oneshot::Receiver<Option<String>>>,
+    /// What is to be looked at when that has come to an end, on a later connection.
+    looks_next: Option<Welcome>,
+    /// The connection is not the one that the present look is for.
+    looks_in_vain: bool,
+    /// The gang's task that is to listen, once the host's name is resolved.
+    listening: Option<oneshot::Receiver<(RunTask, Listening)>>,
+}
+
+/// A port of the system's choice, or why there is none.
+type Listening = std::io::Result<(TcpListener, u16)>;
+
+/// Does on a thread of its own what may take long, so that heartbeats go on.
+fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
+    let (done, receiver) = oneshot::channel();
+    thread::spawn(move || {
+        let _ = done.send(work());
+    });
+    receiver
+}
+
+/// Waits for what is done aside: for ever where nothing is.
+async fn done<T>(aside: &mut Option<oneshot::Receiver<T>>) -> Option<T> {
+    let Some(receiver) = aside else { return std::future::pending().await };
+    let found = receiver.await;
+    *aside = None;
+    found.ok()
 }
 
 enum Connection {
@@ -74,6 +103,10 @@ impl Link {
             connection: Connection::None,
             handle: Handle::default(),
             waits: None,
+            looking: None,
+            looks_next: None,
+            looks_in_vain: false,
+            listening: None,
         })
     }
 
@@ -99,6 +132,8 @@ impl Link {
                     let PeerReady { task, address, nccl_id } = ready;
                     task.map(|task| Event::Listening { task, address, nccl_id })
                 }
+                Some(problem) = done(&mut self.looking) => self.looked(problem),
+                Some((run, listening)) = done(&mut self.listening) => self.listens(run, listening),
                 () = sleep_until(wake.unwrap_or(begun)), if wake.is_some() => {
                     let still_ms = self.state.running().map_or(0, |_| self.handle.still().as_millis() as u64);
                     Some(Event::Tick { still_ms })
@@ -144,7 +179,34 @@ impl Link {
     fn lost(&mut self, why: &str) -> Event {
         tracing::warn!(coordinator = self.url, why, "no connection to the coordinator; dialling again");
         self.connection = Connection::None;
+        (self.looks_in_vain, self.looks_next) = (true, None);
         Event::Disconnected
+    }
+
+    /// Looks at the artifact folder, once an earlier look has come to an end.
+    fn look(&mut self, welcome: Welcome) {
+        if self.looking.is_some() {
+            self.looks_next = Some(welcome);
+        } else {
+            let instance = self.instance.clone();
+            self.looks_in_vain = false;
+            self.looking = Some(aside(move || folder_problem(&welcome, &instance)));
+        }
+    }
+
+    fn looked(&mut self, problem: Option<String>) -> Option<Event> {
+        if let Some(welcome) = self.looks_next.take() {
+            self.look(welcome);
+            return None;
+        }
+        if self.looks_in_vain {
+            return None;
+        }
+        match &problem {
+            Some(problem) => tracing::error!("{problem}"),
+            None => tracing::info!(coordinator = self.url, name = self.name, "joined"),
+        }
+        Some(Event::FolderSeen { problem: problem.unwrap_or_default() })
     }
 
     /// Does what was decided, and returns what came of it at once.
@@ -159,14 +221,19 @@ impl Link {
             }
             Act::Say(message) => self.say(message),
             Act::LookAtFolder(welcome) => {
-                let problem = folder_problem(&welcome, &self.instance);
-                match &problem {
-                    Some(problem) => tracing::error!("{problem}"),
-                    None => tracing::info!(coordinator = self.url, name = self.name, "joined"),
-                }
-                Some(Event::FolderSeen { problem: problem.unwrap_or_default() })
+                self.look(welcome);
+                None
             }
-            Act::Begin(run) => self.begin(run),
+            Act::Begin(run) => {
+                self.handle = Handle::default();
+                if run.world_size > 1 {
+                    let host = self.peer_host.clone();
+                    self.listening = Some(aside(move || (run, listen(&host))));
+                } else {
+                    self.begin(run, None);
+                }
+                None
+            }
             Act::Meet(peers) => {
                 if let Some(waits) = self.waits.take() {
                     let _ = waits.send(peers);
@@ -197,30 +264,33 @@ impl Link {
         }
     }
 
-    fn begin(&mut self, run: RunTask) -> Option<Event> {
-        let task = run.task.clone()?;
-        let mut gang = None;
-        if run.world_size > 1 {
-            let listening = TcpListener::bind((self.peer_host.as_str(), 0)).and_then(|listener| {
-                let port = listener.local_addr()?.port();
-                Ok((listener, port))
-            });
-            let (listener, port) = match listening {
-                Ok(listening) => listening,
-                Err(error) => {
-                    let problem = format!("cannot listen at --peer-addr {}: {error}", self.peer_host);
-                    return Some(Event::NotBegun { task, problem });
-                }
-            };
-            let (sender, receiver) = std_mpsc::channel();
-            self.waits = Some(sender);
-            gang = Some(Gang { listener, address: format!("{}:{port}", self.peer_host), peers: receiver });
+    /// A gang's task begins where it can listen.
+    fn listens(&mut self, run: RunTask, listening: Listening) -> Option<Event> {
+        match listening {
+            Ok((listener, port)) => {
+                let (sender, peers) = std_mpsc::channel();
+                self.waits = Some(sender);
+                self.begin(run, Some(Gang { listener, address: format!("{}:{port}", self.peer_host), peers }));
+                None
+            }
+            Err(error) => {
+                let problem = format!("cannot listen at --peer-addr {}: {error}", self.peer_host);
+                run.task.map(|task| Event::NotBegun { task, problem })
+            }
         }
-        tracing::info!(task = name(&task), rank = run.rank, world_size = run.world_size, "task begins");
-        self.handle = Handle::default();
-        self.device.begin(Work { run, handle: self.handle.clone(), gang });
-        None
     }
+
+    fn begin(&mut self, run: RunTask, gang: Option<Gang>) {
+        let task = run.task.as_ref().map(name);
+        tracing::info!(task, rank = run.rank, world_size = run.world_size, "task begins");
+        self.device.begin(Work { run, handle: self.handle.clone(), gang });
+    }
+}
+
+fn listen(host: &str) -> Listening {
+    let listener = TcpListener::bind((host, 0))?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
 }
 
 /// What happened on a connection.

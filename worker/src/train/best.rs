@@ -12,7 +12,7 @@ use tch::Tensor;
 
 use super::metrics::Figures;
 use super::run_folder::RunFolder;
-use super::saved;
+use crate::beside;
 use crate::error::{Error, Result};
 use crate::fault::{self, Fault};
 use crate::model::adapter_file;
@@ -75,21 +75,27 @@ fn keep(
 ) -> Result<()> {
     pass("best.begun")?;
     let [target, before] = [FOLDER, BEFORE].map(|name| run_dir.join(name));
-    let beside = saved::beside(run_dir, FOLDER);
+    let unfinished = beside::name(run_dir, FOLDER);
     let io = |e: std::io::Error| Error::model(&target, format!("could not be written: {e}"));
-    saved::remove_unfinished(run_dir, FOLDER)?;
-    std::fs::create_dir_all(&beside).map_err(io)?;
-    save(&beside)?;
-    shared::output::write_json(&beside.join("validation.json"), &best)?;
+    beside::remove_unfinished(run_dir, FOLDER);
+    std::fs::create_dir_all(&unfinished).map_err(io)?;
+    save(&unfinished)?;
+    shared::output::write_json(&unfinished.join("validation.json"), &best)?;
     pass("best.written")?;
     if target.exists() {
-        saved::remove(&before)?;
+        beside::remove(&before)?;
         std::fs::rename(&target, &before).map_err(io)?;
-        pass("best.aside")?;
+        if let Err(problem) = pass("best.aside") {
+            // What was moved may be the newer attempt's.
+            if !target.exists() {
+                let _ = std::fs::rename(&before, &target);
+            }
+            return Err(problem);
+        }
     }
-    std::fs::rename(&beside, &target).map_err(io)?;
+    std::fs::rename(&unfinished, &target).map_err(io)?;
     std::fs::File::open(run_dir).and_then(|dir| dir.sync_all()).map_err(io)?;
-    saved::remove(&before)
+    beside::remove(&before)
 }
 
 /// Makes sure that the folder is there for a run that goes on with this best so far.
@@ -98,11 +104,11 @@ fn keep(
 /// It is not there, or the run's folder cannot be written.
 pub(super) fn recover(run_dir: &Path, best: Option<Best>) -> Result<()> {
     let [target, before] = [FOLDER, BEFORE].map(|name| run_dir.join(name));
-    saved::remove_unfinished(run_dir, FOLDER)?;
+    beside::remove_unfinished(run_dir, FOLDER);
     if before.exists() && !target.exists() {
         std::fs::rename(&before, &target).map_err(|e| Error::model(&target, e.to_string()))?;
     }
-    saved::remove(&before)?;
+    beside::remove(&before)?;
     match best {
         Some(best) if !target.join("validation.json").exists() => Err(Error::model(
             &target,

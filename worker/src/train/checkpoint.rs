@@ -79,7 +79,7 @@ impl Checkpoints {
         if gang.rank() == 0 {
             // They may be what fills the disk.
             run.check()?;
-            Unfinished::new(&run.path, 0, token).remove_others()?;
+            Unfinished::new(&run.path, 0, token).remove_others(|| run.check())?;
         }
         let guard = run.guard();
         let mut checkpoints = Checkpoints {

@@ -1,13 +1,13 @@
 //! What a run leaves for others to read: an adapter folder, or a model folder where all weights are trained.
 
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::path::Path;
 
 use tch::Tensor;
 
 use super::checkpoint::snapshot;
 use super::run_folder::RunFolder;
-use crate::error::{Error, Result};
+use crate::beside;
+use crate::error::Result;
 use crate::model::adapter_file;
 use crate::model::lora::Lora;
 use crate::model_folder;
@@ -19,57 +19,7 @@ use crate::objective::step::Policy;
 /// # Errors
 /// The folder cannot be written, or is another attempt's now.
 pub(super) fn save(policy: Policy<'_>, model_dir: &Path, run: &RunFolder) -> Result<()> {
-    run.check()?;
-    remove_unfinished(&run.path, RESULT)?;
-    let beside = beside(&run.path, RESULT);
-    let moved = write(policy, model_dir, &beside).and_then(|()| {
-        run.check()?;
-        move_all(&beside, &run.path)
-    });
-    moved.and(remove(&beside))
-}
-
-/// What is being written beside.
-const RESULT: &str = "result";
-
-/// Returns a folder's name of this process's own, in other containers too, that [`remove_unfinished`] knows.
-pub(super) fn beside(run_dir: &Path, stem: &str) -> PathBuf {
-    let moment = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
-    run_dir.join(format!("{stem}.{}.{moment}.tmp", std::process::id()))
-}
-
-/// Removes what was being written when a process ended.
-///
-/// # Errors
-/// The folder cannot be read, or something in it not be removed.
-pub(super) fn remove_unfinished(run_dir: &Path, stem: &str) -> Result<()> {
-    for entry in std::fs::read_dir(run_dir).map_err(|e| Error::model(run_dir, e.to_string()))? {
-        let entry = entry.map_err(|e| Error::model(run_dir, e.to_string()))?;
-        let name = entry.file_name();
-        let is_ours = name.to_str().and_then(|name| name.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(".tmp"));
-        if is_ours.is_some_and(|own| own.chars().all(|c| c.is_ascii_digit() || c == '.')) {
-            remove(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes a folder, if it is there.
-pub(super) fn remove(folder: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::model(folder, e.to_string())),
-        _ => Ok(()),
-    }
-}
-
-/// Gives all files of a folder their names in another one.
-fn move_all(from: &Path, to: &Path) -> Result<()> {
-    let io = |e: std::io::Error| Error::model(to, format!("could not be written: {e}"));
-    let entries: std::io::Result<Vec<_>> = std::fs::read_dir(from).map_err(io)?.collect();
-    for name in entries.map_err(io)?.into_iter().map(|entry| entry.file_name()) {
-        std::fs::rename(from.join(&name), to.join(&name)).map_err(io)?;
-    }
-    std::fs::File::open(to).and_then(|folder| folder.sync_all()).map_err(io)
+    beside::fill(&run.path, || run.check(), |to| write(policy, model_dir, to))
 }
 
 fn write(policy: Policy<'_>, model_dir: &Path, to: &Path) -> Result<()> {

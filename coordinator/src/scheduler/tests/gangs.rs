@@ -216,6 +216,36 @@ fn who_does_not_leave_an_attempt_that_is_over_is_waited_for_so_long_and_gets_not
 }
 
 #[test]
+fn who_does_not_leave_a_cancelled_run_keeps_no_free_worker_from_another() {
+    let mut env = met(None);
+    env.apply(Event::CancelAsked { run: "r".into() });
+    env.compute("w0");
+    // The other one's device hangs, its heartbeats go on.
+    env.submit();
+    while env.scheduler.runs()["r"].stages[3].tasks().is_empty() {
+        env.work();
+        env.compute("w0");
+    }
+    pass_in_beats(&mut env, 1000);
+    assert_eq!(task_of(&env, 3, 0).note, "waiting: 1 of 2 workers; w1 has not left an attempt that is over");
+    assert_eq!(env.scheduler.kept_for(), None);
+    env.compute("w1");
+    assert_eq!(gang(&env), ["w0", "w1"]);
+}
+
+#[test]
+fn who_was_told_to_stop_before_the_first_step_is_the_cause_and_no_loss() {
+    let lost = || How::Failed(Failed { problem: "a neighbour is gone".into(), infrastructure: true, held: false });
+    for order in [["w0", "w1"], ["w1", "w0"]] {
+        let mut env = met(None);
+        for name in order {
+            env.end(name, if name == "w0" { How::Stopped(Stopped {}) } else { lost() });
+        }
+        assert_eq!((task_of(&env, 3, 0).lost, task_of(&env, 3, 0).failed), (0, 0), "{order:?}");
+    }
+}
+
+#[test]
 fn a_run_that_fails_by_one_gang_waits_for_nobody_who_stays_in_another() {
     let mut env = TestEnv::new(4);
     env.gangs = 2;

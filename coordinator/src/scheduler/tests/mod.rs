@@ -6,7 +6,7 @@ mod invariants;
 mod random;
 
 use proto::coordinator::task_ended::How;
-use proto::coordinator::{Failed, Finished, Hello, TaskEnded, TaskProgress, TaskRef};
+use proto::coordinator::{Failed, Finished, Hello, Stopped, TaskEnded, TaskProgress, TaskRef};
 
 use super::event::*;
 use super::*;
@@ -242,6 +242,24 @@ fn a_member_that_was_away_when_its_run_was_paused_is_told_what_the_others_were()
     env.apply(Event::PauseAsked { run: "r".into() });
     env.connect("w1");
     assert_eq!((env.workers["w0"].told, env.workers["w1"].told), (Some(StopReason::Paused), env.workers["w0"].told));
+}
+
+#[test]
+fn who_was_lost_is_told_of_for_a_day() {
+    let mut env = TestEnv::new(2);
+    env.now_ms += 2 * worker::FORGOTTEN_MS;
+    env.pass(100);
+    env.die("w1");
+    env.pass(1000);
+    assert_eq!(env.scheduler.workers()["w1"].state, WorkerState::Lost);
+    // Nearly a day passes.
+    env.scheduler.workers.get_mut("w1").unwrap().heard_ms = env.now_ms - worker::FORGOTTEN_MS + 500;
+    env.pass(400);
+    assert!(env.scheduler.workers().contains_key("w1"));
+    env.pass(200);
+    assert!(!env.scheduler.workers().contains_key("w1") && env.scheduler.workers().contains_key("w0"));
+    env.connect("w1");
+    assert!(env.scheduler.workers().contains_key("w1"));
 }
 
 #[test]

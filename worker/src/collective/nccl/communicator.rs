@@ -89,7 +89,7 @@ impl Communicator {
     ) -> Result<Communicator> {
         let devices = libraries.cuda.devices()?;
         if device >= devices {
-            return Err(Error::Gang(format!("NCCL needs the CUDA device {device}; there are {devices}")));
+            return Err(Error::Config(format!("NCCL needs the CUDA device {device}; there are {devices}")));
         }
         let mut own = Communicator {
             libraries: libraries.clone(),

@@ -188,6 +188,14 @@ table! {
     }
 }
 
+/// Returns the error of a call that fails on this machine whoever makes it, and again in the next attempt.
+fn lasting(error: Error) -> Error {
+    match error {
+        Error::Gang(problem) => Error::Config(problem),
+        other => other,
+    }
+}
+
 impl Nccl {
     /// Returns its version as one number: 2.29.7 is 22907.
     ///
@@ -199,7 +207,7 @@ impl Nccl {
         self.checked("ncclGetVersion", unsafe { (self.get_version)(&raw mut version) })?;
         if version < OLDEST {
             let problem = format!("is version {version}; {OLDEST} (2.18) or later is needed, {TRIED} was tried");
-            return Err(Error::Gang(format!("{}: {problem}", self.path.display())));
+            return Err(Error::Config(format!("{}: {problem}", self.path.display())));
         }
         Ok(version)
     }
@@ -211,7 +219,7 @@ impl Nccl {
     pub fn unique_id(&self) -> Result<UniqueId> {
         let mut id = UniqueId([0; UniqueId::BYTES]);
         // SAFETY: the pointer is to a name's room.
-        self.checked("ncclGetUniqueId", unsafe { (self.get_unique_id)(&raw mut id) })?;
+        self.checked("ncclGetUniqueId", unsafe { (self.get_unique_id)(&raw mut id) }).map_err(lasting)?;
         Ok(id)
     }
 

@@ -86,7 +86,7 @@ fn it_conforms() {
 
 #[test]
 fn a_call_that_hangs_ends_at_the_deadline_on_every_rank() {
-    let limits = Limits { call: Duration::from_millis(500), ..LIMITS };
+    let limits = Limits { call: Duration::from_secs(3), ..LIMITS };
     double();
     let begun = Instant::now();
     let ends = world(3, "rank=1:hang=2", limits, |_, gang, _| {
@@ -222,7 +222,7 @@ fn a_member_that_does_not_come_is_waited_for_until_the_deadline() {
 
 #[test]
 fn ranks_that_make_different_calls_are_told() {
-    let limits = Limits { call: Duration::from_millis(500), ..LIMITS };
+    let limits = Limits { call: Duration::from_secs(3), ..LIMITS };
     let ends = world(2, "", limits, |rank, gang, _| {
         let mut numbers = vec![1f32; 3 + rank];
         gang.unwrap().all_reduce(numbers.as_mut_slice().into(), Op::Sum).unwrap_err().to_string()

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{Membership, lost};
 use crate::error::{Error, Result};
 
-const MAGIC: &[u8; 8] = b"trace-r2";
+const MAGIC: &[u8; 8] = b"trace-r3";
 /// Longest wait for one answer of whoever is at the other end: between two of them it is seen whether the ring is given up.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -88,7 +88,8 @@ fn proof(membership: &Membership, (from, to, lane): (usize, usize, u8), challeng
     *hasher.finalize().as_bytes()
 }
 
-/// The dialler's side: magic, lane and its challenge; the acceptor's proof and challenge; the dialler's proof.
+/// The dialler's side: magic, lane and its challenge; the acceptor's proof and challenge; the dialler's proof; the acceptor's word that
+/// it was in time.
 fn introduce(
     stream: &mut TcpStream,
     membership: &Membership,
@@ -96,23 +97,22 @@ fn introduce(
     until: Instant,
 ) -> std::io::Result<()> {
     let connection = (membership.rank, to, lane);
-    limit(stream, until)?;
+    let until = limit(stream, until)?;
     let challenge = random()?;
     stream.write_all(&[&MAGIC[..], &[lane], &challenge].concat())?;
-    let mut answer = [0; 64];
-    stream.read_exact(&mut answer)?;
+    let answer: [u8; 64] = read(stream, until)?;
     let (their_proof, their_challenge) = answer.split_at(32);
     check(their_proof, &proof(membership, connection, &challenge, "acceptor"))?;
     let their_challenge: [u8; 32] = their_challenge.try_into().expect("half of 64 bytes");
-    stream.write_all(&proof(membership, connection, &their_challenge, "dialler"))
+    stream.write_all(&proof(membership, connection, &their_challenge, "dialler"))?;
+    read::<1>(stream, until).map(drop)
 }
 
 /// The acceptor's side; returns the lane.
 fn welcome(stream: &mut TcpStream, membership: &Membership, from: usize, until: Instant) -> std::io::Result<u8> {
     stream.set_nonblocking(false)?;
-    limit(stream, until)?;
-    let mut hello = [0; MAGIC.len() + 1 + 32];
-    stream.read_exact(&mut hello)?;
+    let until = limit(stream, until)?;
+    let hello: [u8; MAGIC.len() + 1 + 32] = read(stream, until)?;
     let (magic, rest) = hello.split_at(MAGIC.len());
     if magic != MAGIC {
         return Err(std::io::Error::other("it is no member of a gang"));
@@ -126,9 +126,9 @@ fn welcome(stream: &mut TcpStream, membership: &Membership, from: usize, until: 
     let challenge = random()?;
     let own = proof(membership, connection, &their_challenge, "acceptor");
     stream.write_all(&[own, challenge].concat())?;
-    let mut their_proof = [0; 32];
-    stream.read_exact(&mut their_proof)?;
+    let their_proof: [u8; 32] = read(stream, until)?;
     check(&their_proof, &proof(membership, connection, &challenge, "dialler"))?;
+    stream.write_all(&[1])?;
     Ok(lane)
 }
 
@@ -136,9 +136,27 @@ fn patience(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), ANSWER)
 }
 
-fn limit(stream: &TcpStream, until: Instant) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(patience(until)))?;
-    stream.set_write_timeout(Some(patience(until)))
+/// Limits what the other side may take to say who it is; returns until when it may.
+fn limit(stream: &TcpStream, until: Instant) -> std::io::Result<Instant> {
+    let patience = patience(until);
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    Ok(Instant::now() + patience)
+}
+
+/// Reads so many bytes, which may not come one by one for ever.
+fn read<const N: usize>(stream: &mut TcpStream, until: Instant) -> std::io::Result<[u8; N]> {
+    let (mut bytes, mut come) = ([0; N], 0);
+    while come < N {
+        match stream.read(&mut bytes[come..])? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            more => come += more,
+        }
+        if come < N && Instant::now() > until {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+    }
+    Ok(bytes)
 }
 
 fn check(given: &[u8], wanted: &[u8; 32]) -> std::io::Result<()> {

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! checkpoint-N/                          N = optimiser steps done
-//!   state.json                           step, key of the run, hash of the tensors, ranks that wrote slices
+//!   state.json                           step, key of the run, hash of the tensors, ranks that wrote slices, its own hash
 //!   state.safetensors                    what is whole, by the first rank
 //!   shard-RRRRR-of-WWWWW.safetensors     a rank's slices, where the optimiser is sharded
-//!   shard-RRRRR-of-WWWWW.json            where they lie in their rows, and their hash
+//!   shard-RRRRR-of-WWWWW.json            where they lie in their rows, their hash, its own hash
 //! ```
 //!
 //! All of it is written in a folder beside, `checkpoint-N.TOKEN.tmp`, whose token is the attempt's own: a process of an older
@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -23,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::model::tensor_file::{self, TensorFile};
 use crate::train::pace::Seen;
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const STATE: &str = "state.json";
 const TENSORS: &str = "state.safetensors";
 
@@ -44,6 +45,9 @@ pub struct State {
     /// Ranks that wrote slices; 0 where nothing is sharded.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub shards: usize,
+    /// BLAKE3 of all this, as it is written without this.
+    #[serde(default)]
+    own_blake3: String,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)]
@@ -59,6 +63,46 @@ struct ShardState {
     slices: BTreeMap<String, Place>,
     /// BLAKE3 of the file of the same name.
     tensors_blake3: String,
+    /// BLAKE3 of all this, as it is written without this.
+    #[serde(default)]
+    own_blake3: String,
+}
+
+/// What says of itself whether it is as it was written.
+trait Sealed: Serialize + DeserializeOwned {
+    fn seal(&mut self) -> &mut String;
+
+    fn hash(&mut self) -> String {
+        self.seal().clear();
+        blake3::hash(&serde_json::to_vec(self).expect("it is plain data")).to_hex().to_string()
+    }
+
+    fn sealed(mut self) -> Self {
+        *self.seal() = self.hash();
+        self
+    }
+
+    /// Reads one that is as it was written.
+    fn read(file: &Path) -> Result<Self> {
+        let mut read: Self = shared::input::read_json(file)?;
+        let said = read.seal().clone();
+        if read.hash() != said {
+            return Err(Error::model(file, "is damaged: its hash is not the one recorded in it"));
+        }
+        Ok(read)
+    }
+}
+
+impl Sealed for State {
+    fn seal(&mut self) -> &mut String {
+        &mut self.own_blake3
+    }
+}
+
+impl Sealed for ShardState {
+    fn seal(&mut self) -> &mut String {
+        &mut self.own_blake3
+    }
 }
 
 /// A checkpoint that is being written.
@@ -87,14 +131,18 @@ impl Unfinished {
         Error::model(self.target(), format!("checkpoint could not be written: {error}; earlier ones are untouched"))
     }
 
-    /// Removes what other attempts left unfinished. For the first rank alone.
+    /// Removes what other attempts left unfinished. For the first rank alone; `check` says whether the run is still its own. What
+    /// cannot be removed is told and stays: it is in nobody's way.
     ///
     /// # Errors
-    /// The run's folder cannot be read, or what is left not be removed.
-    pub(super) fn remove_others(&self) -> Result<()> {
-        for (token, left) in unfinished(&self.run_dir)? {
-            if token != Some(self.token) {
-                std::fs::remove_dir_all(&left).map_err(|e| self.failed(e))?;
+    /// The run's folder cannot be read, or is another attempt's.
+    pub(super) fn remove_others(&self, check: impl Fn() -> Result<()>) -> Result<()> {
+        let others = unfinished(&self.run_dir)?.into_iter().filter(|(token, _)| *token != Some(self.token));
+        for (_, left) in others {
+            // One of a newer attempt may be among what was found.
+            check()?;
+            if let Err(problem) = std::fs::remove_dir_all(&left) {
+                tracing::warn!("{}: left unfinished, and could not be removed: {problem}", left.display());
             }
         }
         Ok(())
@@ -118,7 +166,8 @@ impl Unfinished {
         let tensors_blake3 = self.write(&file, &tensors)?;
         let place = |slice: &Slice| Place { start: slice.range.start, end: slice.range.end, of: slice.of };
         let slices = slices.iter().map(|slice| (slice.name.clone(), place(slice))).collect();
-        let state = ShardState { format: FORMAT, step: self.step, slices, tensors_blake3 };
+        let (format, step, own_blake3) = (FORMAT, self.step, String::new());
+        let state = ShardState { format, step, slices, tensors_blake3, own_blake3 }.sealed();
         shared::output::write_json(&self.beside().join(json), &state).map_err(|e| self.failed(e))
     }
 
@@ -134,8 +183,12 @@ impl Unfinished {
     /// Completes the checkpoint: everything else is there.
     ///
     /// # Errors
-    /// The disk.
+    /// A rank's part is not there; the disk.
     pub(super) fn complete(&self, state: &State) -> Result<()> {
+        let mut parts = (0..state.shards).flat_map(|rank| shard_files(rank, state.shards));
+        if let Some(part) = parts.find(|part| !self.beside().join(part).exists()) {
+            return Err(self.failed(format!("{part} is not there any more")));
+        }
         shared::output::write_json(&self.beside().join(STATE), state).map_err(|e| self.failed(e))
     }
 
@@ -198,16 +251,19 @@ impl Opened {
     /// A file is missing or damaged, by name.
     pub(super) fn open(dir: &Path, (rank, world_size): (usize, usize)) -> Result<Opened> {
         let state_file = dir.join(STATE);
-        let state: State = shared::input::read_json(&state_file)?;
+        let state = State::read(&state_file)?;
         if state.format != FORMAT {
             let problem = format!("has format {}, this program reads {FORMAT}", state.format);
             return Err(Error::model(&state_file, problem));
+        }
+        if !dir.ends_with(format!("checkpoint-{}", state.step)) {
+            return Err(Error::model(&state_file, format!("is of step {}", state.step)));
         }
         let whole = checked(&dir.join(TENSORS), Some(&state.tensors_blake3), STATE)?;
         let mut shards = Vec::with_capacity(state.shards);
         for number in 0..state.shards {
             let [json, file] = shard_files(number, state.shards);
-            let shard: ShardState = shared::input::read_json(&dir.join(&json))?;
+            let shard = ShardState::read(&dir.join(&json))?;
             if (shard.format, shard.step) != (FORMAT, state.step) {
                 return Err(Error::model(dir.join(&json), format!("is not of step {} in format {FORMAT}", state.step)));
             }
@@ -288,7 +344,8 @@ fn hash(file: &Path) -> Result<String> {
 
 /// Makes a state of the present format.
 pub(super) fn state(step: u64, run_key: &str, seen: &Seen, tensors_blake3: String, shards: usize) -> State {
-    State { format: FORMAT, step, run_key: run_key.to_owned(), seen: seen.clone(), tensors_blake3, shards }
+    let (run_key, seen, own_blake3) = (run_key.to_owned(), seen.clone(), String::new());
+    State { format: FORMAT, step, run_key, seen, tensors_blake3, shards, own_blake3 }.sealed()
 }
 
 /// Lists (step, folder) of all checkpoints under their final names, the newest first.

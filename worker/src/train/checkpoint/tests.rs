@@ -75,6 +75,8 @@ fn an_unfinished_checkpoint_is_not_seen_and_old_ones_go_but_nothing_else() {
     for left in ["checkpoint-9.tmp", "checkpoint-9.55.tmp", "best", "checkpoint-9.notes.tmp"] {
         std::fs::create_dir(dir.path().join(left)).unwrap();
     }
+    // It cannot be removed as a folder, and is in nobody's way.
+    std::fs::write(dir.path().join("checkpoint-9.56.tmp"), "").unwrap();
     assert_eq!(found(dir.path()).unwrap(), None);
     let mut own = checkpoints(dir.path(), 2, (0, 1));
     for step in 1..=4 {
@@ -82,7 +84,7 @@ fn an_unfinished_checkpoint_is_not_seen_and_old_ones_go_but_nothing_else() {
     }
     assert_eq!(steps(dir.path()), [4, 3]);
     let is_there = |name: &str| dir.path().join(name).exists();
-    assert!(!is_there("checkpoint-9.tmp") && !is_there("checkpoint-9.55.tmp"));
+    assert!(!is_there("checkpoint-9.tmp") && !is_there("checkpoint-9.55.tmp") && is_there("checkpoint-9.56.tmp"));
     assert!(is_there("best") && is_there("checkpoint-9.notes.tmp"), "none of ours to remove");
     for copy in ["checkpoint-09", "checkpoint-+9", "checkpoint-9.old", "checkpoint-"] {
         std::fs::create_dir(dir.path().join(copy)).unwrap();
@@ -262,6 +264,49 @@ fn a_damaged_shard_makes_every_rank_go_back() {
         let steps = gang(world_size, |gang| newest_whole(dir.path(), "key", gang).unwrap().unwrap().state.step);
         assert_eq!(steps, vec![1; world_size]);
     }
+}
+
+#[test]
+fn what_describes_a_checkpoint_is_verified_too() {
+    let dir = tempfile::tempdir().unwrap();
+    gang(2, |gang| {
+        let place = (gang.rank(), gang.world_size());
+        let mut own = checkpoints(dir.path(), 2, place);
+        for step in [1, 2] {
+            own.begin((step, &Seen::default()), &sharded(place, step as f32), || Ok(()), gang).unwrap();
+        }
+        own.finish(gang).unwrap();
+        gang.barrier().unwrap();
+    });
+    let newest = dir.path().join("checkpoint-2");
+    assert_eq!(found(dir.path()).unwrap(), Some((2, 2.0)));
+    for name in ["state.json", "shard-00001-of-00002.json"] {
+        let file = newest.join(name);
+        let text = std::fs::read(&file).unwrap();
+        let digits = text.iter().enumerate().filter(|(_, byte)| byte.is_ascii_digit());
+        for (at, digit) in digits {
+            let mut damaged = text.clone();
+            damaged[at] = if *digit == b'7' { b'8' } else { b'7' };
+            std::fs::write(&file, &damaged).unwrap();
+            let told = String::from_utf8_lossy(&damaged);
+            assert_eq!(found(dir.path()).unwrap(), Some((1, 1.0)), "byte {at}: {told}");
+        }
+        std::fs::write(&file, &text).unwrap();
+    }
+    assert_eq!(found(dir.path()).unwrap(), Some((2, 2.0)));
+    std::fs::rename(newest, dir.path().join("checkpoint-5")).unwrap();
+    assert_eq!(found(dir.path()).unwrap(), Some((1, 1.0)), "it is of another step than its name says");
+}
+
+#[test]
+fn a_checkpoint_gets_no_name_without_the_part_of_every_rank() {
+    let dir = tempfile::tempdir().unwrap();
+    // The first of two; nobody has written the other's part.
+    let mut own = checkpoints(dir.path(), 2, (0, 2));
+    own.begin((1, &Seen::default()), &sharded((0, 2), 0.0), || Ok(()), &mut Alone).unwrap();
+    let error = own.finish(&mut Alone).unwrap_err().to_string();
+    assert!(error.contains("shard-00001-of-00002"), "{error}");
+    assert_eq!(steps(dir.path()), [] as [u64; 0]);
 }
 
 #[test]

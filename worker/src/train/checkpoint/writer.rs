@@ -308,7 +308,7 @@ fn write(terms: &Terms, job: Job) -> Result<(Snapshot, Ready)> {
         let mut hash = String::new();
         if is_first {
             (terms.fence)()?;
-            unfinished.remove_others()?;
+            unfinished.remove_others(&terms.fence)?;
             hash = unfinished.write_whole(&snapshot.whole)?;
         }
         if !snapshot.slices.is_empty() {
