@@ -3,6 +3,9 @@
 
 mod support;
 
+use std::path::Path;
+use std::time::Duration;
+
 use proto::oracle::job_event::Event;
 use proto::oracle::{Ended, Job, StatusRequest};
 use serde_json::Value;
@@ -205,6 +208,14 @@ async fn a_job_refused_for_its_quota_pauses_and_goes_on_when_it_is_resumed() {
     assert_eq!(bill["requests"].as_object().unwrap().values().map(|r| r["times"].as_u64().unwrap()).max(), Some(1));
 }
 
+fn until_nothing_is_in_flight(folder: &Path, service: &Server) {
+    let begun = std::time::Instant::now();
+    while status(folder, service)["jobs"][0]["in_flight"] != 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}", status(folder, service));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[tokio::test]
 async fn a_job_at_its_cost_limit_pauses_within_it_and_goes_on_when_it_is_raised() {
     let dir = tempfile::tempdir().unwrap();
@@ -218,7 +229,7 @@ async fn a_job_at_its_cost_limit_pauses_within_it_and_goes_on_when_it_is_raised(
     let paid = |bill: &Value| {
         bill["prompt_tokens"].as_f64().unwrap() * 1e-6 + bill["completion_tokens"].as_f64().unwrap() * 4e-6
     };
-    while status(folder, &service)["jobs"][0]["in_flight"] != 0 {}
+    until_nothing_is_in_flight(folder, &service);
     let bill = mock.bill();
     assert!(paid(&bill) <= cap && paid(&bill) > cap / 4.0, "{} of {cap}", paid(&bill));
     let shown = status(folder, &service);
@@ -240,7 +251,7 @@ async fn a_job_paused_by_an_operator_sends_nothing_until_it_is_resumed() {
     let mut events = client(&service, None).run(triage_job(folder, &mock, "gold.json")).await.unwrap().into_inner();
     succeed(folder, &["pause", "--service", &service.url]);
     until_noted(&mut events, "operator").await;
-    while status(folder, &service)["jobs"][0]["in_flight"] != 0 {}
+    until_nothing_is_in_flight(folder, &service);
     let before = mock.bill()["calls"].clone();
     // Long enough for the job to tell twice more that it is paused.
     until_noted(&mut events, "operator").await;

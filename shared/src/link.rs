@@ -23,8 +23,8 @@ const FIRST_WAIT_MS: u64 = 100;
 const LONGEST_WAIT_MS: u64 = 5_000;
 /// A worker that leaves waits so long for the coordinator to store its last end.
 const FAREWELL_MS: u64 = 10_000;
-/// A folder that could not be used is looked at again after so many heartbeats.
-const LOOK_AGAIN_BEATS: u64 = 5;
+/// A look at the artifact folder may take so many heartbeats before it is told; one that could not be used is looked at again after as many.
+const LOOK_BEATS: u64 = 5;
 /// Between two heartbeats until the coordinator has said how often it wants them.
 const FIRST_HEARTBEAT_MS: u64 = 1_000;
 
@@ -142,12 +142,29 @@ struct Open {
     told_progress: Option<(u64, TaskRef, String)>,
     /// Since when a leaving worker only waits to be let go.
     farewell_since_ms: Option<u64>,
-    /// What the artifact folder is known by.
-    welcome: Box<Welcome>,
-    /// When the folder is looked at again, because it could not be used.
-    look_again_ms: Option<u64>,
+    /// The artifact folder; nothing before the coordinator has said which.
+    folder: Option<Box<Folder>>,
     /// An idle worker that says it leaves waits for the coordinator to close: a word of his may still be on the way.
     waits: bool,
+}
+
+/// What is known of the artifact folder on a connection.
+#[derive(Debug)]
+struct Folder {
+    welcome: Welcome,
+    look: Look,
+    /// It was told that the folder cannot be used.
+    is_bad: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Look {
+    /// Since when.
+    Goes(u64),
+    /// It can be used.
+    Over,
+    /// Not before then.
+    Again(u64),
 }
 
 impl Link {
@@ -218,8 +235,7 @@ impl Link {
             next_heartbeat_ms: now_ms,
             told_progress: None,
             farewell_since_ms: None,
-            welcome: Box::default(),
-            look_again_ms: None,
+            folder: None,
             waits: self.leaving.is_some() && self.running.is_none(),
         });
         let (running, ended) = (self.running().cloned(), self.ended.clone());
@@ -251,14 +267,29 @@ impl Link {
             Connection::Open(open) if open.next_heartbeat_ms <= now_ms => {
                 // After a standstill they go on at their pace instead of being made up for.
                 open.next_heartbeat_ms = now_ms + open.heartbeat_ms;
-                // What ran there was told to stop, and may still hold what it had opened.
-                let looks = self.running.is_none() && open.look_again_ms.is_some_and(|at_ms| at_ms <= now_ms);
-                if looks {
-                    open.look_again_ms = None;
-                    self.acts.push(Act::LookAtFolder(Welcome::clone(&open.welcome)));
-                }
+                self.watch_folder(now_ms);
                 let running = self.running().cloned();
                 self.say(Said::Heartbeat(Heartbeat { running, still_ms }));
+            }
+            _ => {}
+        }
+    }
+
+    /// Tells of a look that hangs, and looks again at a folder that could not be used: not before what ran there has ended, which
+    /// was told to stop.
+    fn watch_folder(&mut self, now_ms: u64) {
+        let is_free = self.running.is_none();
+        let Connection::Open(Open { folder: Some(folder), heartbeat_ms, .. }) = &mut self.connection else { return };
+        match folder.look {
+            Look::Goes(since_ms) if !folder.is_bad && now_ms.saturating_sub(since_ms) > LOOK_BEATS * *heartbeat_ms => {
+                folder.is_bad = true;
+                let seconds = (now_ms - since_ms) / 1000;
+                let problem = format!("{} has not answered here for {seconds} s", folder.welcome.artifacts);
+                self.say(Said::FolderSeen(FolderSeen { problem }));
+            }
+            Look::Again(at_ms) if is_free && at_ms <= now_ms => {
+                folder.look = Look::Goes(now_ms);
+                self.acts.push(Act::LookAtFolder(folder.welcome.clone()));
             }
             _ => {}
         }
@@ -271,7 +302,8 @@ impl Link {
             Told::Welcome(welcome) => {
                 open.heartbeat_ms = u64::from(welcome.heartbeat_ms.max(10));
                 open.next_heartbeat_ms = now_ms;
-                *open.welcome = welcome.clone();
+                let folder = Folder { welcome: welcome.clone(), look: Look::Goes(now_ms), is_bad: false };
+                open.folder = Some(Box::new(folder));
                 self.acts.push(Act::LookAtFolder(welcome));
             }
             Told::Refused(refused) => {
@@ -303,8 +335,15 @@ impl Link {
     }
 
     fn folder_seen(&mut self, now_ms: u64, problem: String) {
-        if let Connection::Open(open) = &mut self.connection {
-            open.look_again_ms = (!problem.is_empty()).then(|| now_ms + LOOK_AGAIN_BEATS * open.heartbeat_ms);
+        let is_free = self.running.is_none();
+        if let Connection::Open(Open { folder: Some(folder), heartbeat_ms, .. }) = &mut self.connection {
+            if problem.is_empty() && folder.is_bad && !is_free {
+                // It is told once this worker can take a task.
+                folder.look = Look::Again(now_ms);
+                return;
+            }
+            folder.is_bad = !problem.is_empty();
+            folder.look = if folder.is_bad { Look::Again(now_ms + LOOK_BEATS * *heartbeat_ms) } else { Look::Over };
         }
         self.say(Said::FolderSeen(FolderSeen { problem }));
         // What was said on an earlier connection may not have arrived.

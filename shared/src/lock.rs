@@ -16,16 +16,24 @@ use crate::error::{Error, Result};
 /// can do than wait: `choose another output`.
 ///
 /// # Errors
-/// Another process has it: the message names its id. The file system knows no such locks.
+/// Another process has it: the message names its id. Or its file system has no such locks.
 pub fn take(file: &File, path: &Path, instead: &str) -> Result<()> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => return Ok(()),
-        Err(Errno::WOULDBLOCK) => {}
-        // A mount without locks, above all.
-        Err(error) => return Err(Error::io("lock (flock)", path, error.into())),
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => {
+            let holder = holder(file).map_or("another process".to_owned(), |pid| format!("process {pid}"));
+            Err(Error::InUse { file: path.to_owned(), holder, instead: instead.to_owned() })
+        }
+        // A mount without locks.
+        Err(error @ (Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::BADF)) => {
+            Err(Error::io("lock (flock)", path, error.into()))
+        }
+        // A lock service that is away: it may be back.
+        Err(error) => {
+            let holder = format!("another process, or its lock cannot be taken now ({error})");
+            Err(Error::InUse { file: path.to_owned(), holder, instead: instead.to_owned() })
+        }
     }
-    let holder = holder(file).map_or("another process".to_owned(), |pid| format!("process {pid}"));
-    Err(Error::InUse { file: path.to_owned(), holder, instead: instead.to_owned() })
 }
 
 /// Returns the process that holds the lock on a file, as the kernel lists it.

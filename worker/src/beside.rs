@@ -1,5 +1,6 @@
 //! Folders whose files are written beside and get their names once all are whole and it is sure that no newer attempt has the
-//! folder: what is read there is an earlier output or this one.
+//! folder: what is read there is an earlier output, this one, or, where a process dies while a model in several files gets its
+//! names, none.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -23,10 +24,7 @@ pub(crate) fn fill(
     remove_unfinished(folder, RESULT);
     let beside = name(folder, RESULT);
     std::fs::create_dir_all(&beside).map_err(|e| Error::model(&beside, e.to_string()))?;
-    let placed = write(&beside).and_then(|()| {
-        check()?;
-        place(&beside, folder)
-    });
+    let placed = write(&beside).and_then(|()| place(&beside, folder, check));
     placed.and(remove(&beside))
 }
 
@@ -59,13 +57,15 @@ pub(crate) fn remove(folder: &Path) -> Result<()> {
 
 /// Gives all files of a folder their names in another one. A model in several files gets its list last and an earlier model's goes
 /// first, so that what is half there is not read as a whole; an earlier model's files that are no part of this one go at the end.
-fn place(from: &Path, to: &Path) -> Result<()> {
+fn place(from: &Path, to: &Path, check: impl Fn() -> Result<()>) -> Result<()> {
     let io = |e: std::io::Error| Error::model(to, format!("could not be written: {e}"));
     let entries: std::io::Result<Vec<_>> = std::fs::read_dir(from).map_err(io)?.collect();
     let mut names: Vec<_> = entries.map_err(io)?.into_iter().map(|entry| entry.file_name()).collect();
     names.sort_by_key(|name| name == shards::INDEX);
     let mut earlier = if shards::files(from)?.is_empty() { Vec::new() } else { shards::files(to)? };
     let remove = |name: &String| std::fs::remove_file(to.join(name)).map_err(io);
+    // Last of all looks: what was listed may be a newer attempt's.
+    check()?;
     if names.iter().any(|name| name == shards::INDEX) {
         let is_list = |name: &String| [shards::SINGLE, shards::INDEX].contains(&name.as_str());
         earlier.iter().filter(|name| is_list(name)).try_for_each(remove)?;

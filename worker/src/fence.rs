@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::error::{Error, Result};
 
@@ -95,6 +96,14 @@ impl Place {
             }
             return placed;
         }
+    }
+
+    /// Takes a file that holds nothing but who has it.
+    ///
+    /// # Errors
+    /// As [`Place::take`].
+    pub fn lock(path: &Path, wish: &Wish<'_>) -> Result<Place> {
+        Place::take(path, wish, |_| Ok(format!("{}\n", json!({"holder": wish.attempt})).into()))
     }
 
     /// Puts a new file in the place of what is there.

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::json;
 use tch::{Device, Kind};
 
 use crate::beside;
@@ -73,8 +72,7 @@ pub fn run(args: &MergeCommand, control: &Control) -> Result<PathBuf> {
     let bar = control.bar("merge", planned.len() as u64);
     std::fs::create_dir_all(&output).map_err(|e| Error::model(&output, e.to_string()))?;
     let wish = Wish { attempt: control.attempt(), named: &output, instead: "choose another --output-path" };
-    let first_line = format!("{}\n", json!({"holder": control.attempt()}));
-    let place = Place::take(&output.join("merge.lock"), &wish, |_| Ok(first_line.into()))?;
+    let place = Place::lock(&output.join("merge.lock"), &wish)?;
     let make = |name: &str| {
         control.go_on()?;
         let stored = checkpoint.stored(name)?;

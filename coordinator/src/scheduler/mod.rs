@@ -120,7 +120,7 @@ impl Scheduler {
             Event::Started => self.started(now_ms),
             Event::RunSubmitted { plan, source } => self.run_submitted(now_ms, plan, source),
             Event::CancelAsked { run } => self.cancel_asked(now_ms, &run),
-            Event::PauseAsked { run } => self.pause_asked(&run),
+            Event::PauseAsked { run } => self.pause_asked(now_ms, &run),
             Event::ResumeAsked { run } => self.resume_asked(&run),
             Event::DrainAsked { worker } => self.drain_asked(&worker),
             Event::StageBegun { ticket, begun } => self.stage_begun(now_ms, ticket, begun),
@@ -255,17 +255,17 @@ impl Scheduler {
         run.state = RunState::Cancelled;
         run.reason = "cancelled by a user".into();
         run.ended_ms = Some(now_ms);
-        self.stop_stages(name, StopReason::Cancelled);
+        self.stop_stages(now_ms, name, StopReason::Cancelled);
         self.save(name);
         self.log(name, "cancelled");
         self.reply(Ok(()));
     }
 
-    fn pause_asked(&mut self, name: &str) {
+    fn pause_asked(&mut self, now_ms: u64, name: &str) {
         let Some(run) = self.open_run(name) else { return };
         run.state = RunState::Paused;
         run.reason = "paused by a user".into();
-        self.stop_stages(name, StopReason::Paused);
+        self.stop_stages(now_ms, name, StopReason::Paused);
         self.save(name);
         self.log(name, "paused");
         self.reply(Ok(()));
@@ -305,7 +305,7 @@ impl Scheduler {
     }
 
     /// Stops the work of all stages: they wait again in a paused run, and are over in a cancelled or failed one.
-    fn stop_stages(&mut self, name: &str, reason: StopReason) {
+    fn stop_stages(&mut self, now_ms: u64, name: &str, reason: StopReason) {
         for index in 0..self.runs[name].stages.len() {
             let stage = &self.runs[name].stages[index];
             if let Some(ticket) = stage.ticket() {
@@ -315,7 +315,7 @@ impl Scheduler {
                 }
                 self.effects.push(Effect::StopStage { ticket });
             }
-            self.stop_tasks(name, index, reason);
+            self.stop_tasks(now_ms, name, index, reason);
             let stage = self.stage_mut(name, index);
             match (&stage.state, reason) {
                 (StageState::Done { .. } | StageState::Failed | StageState::Cancelled, _) => {}
@@ -393,7 +393,7 @@ impl Scheduler {
     fn stage_failed(&mut self, now_ms: u64, name: &str, index: usize, problem: String) {
         let stage_name = self.runs[name].plan.stages[index].name.clone();
         // Its other tasks would work for nobody.
-        self.stop_tasks(name, index, StopReason::Cancelled);
+        self.stop_tasks(now_ms, name, index, StopReason::Cancelled);
         let stage = self.stage_mut(name, index);
         stage.state = StageState::Failed;
         stage.note = problem.clone();
@@ -402,7 +402,7 @@ impl Scheduler {
         run.state = RunState::Failed;
         run.reason = format!("stage {stage_name}: {problem}");
         run.ended_ms = Some(now_ms);
-        self.stop_stages(name, StopReason::Cancelled);
+        self.stop_stages(now_ms, name, StopReason::Cancelled);
         self.save(name);
     }
 

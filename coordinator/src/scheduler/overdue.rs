@@ -64,6 +64,12 @@ impl Scheduler {
     /// hang. They get no other task until they have left it.
     pub(super) fn leave_stragglers(&mut self, now_ms: u64) {
         let limit_ms = self.timing.leave_within_ms;
+        for worker in self.workers.values_mut() {
+            let told_ms = worker.told_to_leave_ms.map(|told_ms| told_ms.max(self.listens_since_ms));
+            if told_ms.is_some_and(|told_ms| now_ms.saturating_sub(told_ms) > limit_ms) {
+                (worker.told_to_leave_ms, worker.stays) = (None, true);
+            }
+        }
         let mut late = Vec::new();
         for (name, run) in &self.runs {
             for (stage, index, task) in run.stages.iter().enumerate().flat_map(running_tasks) {

@@ -285,7 +285,7 @@ impl Scheduler {
         if let Some(known) = self.workers.get_mut(worker)
             && matches!(&known.state, WorkerState::Busy { task: own } if *own == task)
         {
-            known.state = WorkerState::Idle;
+            (known.state, known.told_to_leave_ms) = (WorkerState::Idle, None);
             if std::mem::take(&mut known.stays) {
                 self.usable = None;
             }
@@ -442,7 +442,7 @@ impl Scheduler {
     }
 
     /// Stops the running tasks of a stage.
-    pub(super) fn stop_tasks(&mut self, run: &str, stage: usize, reason: StopReason) {
+    pub(super) fn stop_tasks(&mut self, now_ms: u64, run: &str, stage: usize, reason: StopReason) {
         self.recount();
         let running = self.runs[run].stages[stage].work().map(|tasks| tasks.running().collect::<Vec<_>>());
         for index in running.unwrap_or_default() {
@@ -455,9 +455,8 @@ impl Scheduler {
                     && let Some(worker) = self.workers.get_mut(&member.worker)
                     && matches!(&worker.state, WorkerState::Busy { task } if *task == reference)
                 {
-                    // The task is forgotten: nobody waits for its end, nor for who does not come to it.
-                    worker.stays = true;
-                    self.usable = None;
+                    // The task is forgotten, so that nobody else notices where it does not come to its end.
+                    worker.told_to_leave_ms = Some(now_ms);
                 }
                 let stop = StopTask { task: Some(reference.clone()), reason: stop_reason(met, reason).into() };
                 self.send(&member.worker, Message::Stop(stop));

@@ -30,6 +30,8 @@ pub(crate) struct Worker {
     pub(crate) still_ms: u64,
     /// It gets no new task, and why.
     pub(crate) leaving: Option<String>,
+    /// When it was told to leave an attempt of a task that is forgotten, where it has not left it.
+    pub(super) told_to_leave_ms: Option<u64>,
     /// It has not left an attempt that is over: nobody knows when it can take another task.
     pub(crate) stays: bool,
 }
@@ -60,6 +62,7 @@ impl Worker {
             heard_ms: now_ms,
             still_ms: 0,
             leaving: None,
+            told_to_leave_ms: None,
             stays: false,
         }
     }
@@ -131,6 +134,7 @@ impl Scheduler {
             heard_ms: now_ms,
             still_ms: 0,
             leaving: None,
+            told_to_leave_ms: None,
             stays: false,
         };
         if let Some(old) = self.workers.get(&name).filter(|old| old.state != WorkerState::Lost) {
@@ -178,7 +182,7 @@ impl Scheduler {
         if problem.is_empty() {
             if worker.state == WorkerState::Joining || matches!(worker.state, WorkerState::Unusable { .. }) {
                 // A worker looks again when nothing runs there any more.
-                (worker.state, worker.stays) = (WorkerState::Idle, false);
+                (worker.state, worker.told_to_leave_ms, worker.stays) = (WorkerState::Idle, None, false);
                 self.maybe_free.insert(name.to_owned());
             }
         } else {
@@ -253,6 +257,7 @@ impl Scheduler {
         // Names of processes that come and go for months: who was lost so long ago is news to nobody.
         let is_news = |worker: &Worker| now_ms.saturating_sub(worker.heard_ms) <= FORGOTTEN_MS;
         self.workers.retain(|_, worker| worker.state != WorkerState::Lost || is_news(worker));
+        self.holds.retain(|name, _| self.workers.contains_key(name));
         self.expire_gangs(now_ms);
         self.break_stuck_gangs(now_ms);
         self.leave_stragglers(now_ms);

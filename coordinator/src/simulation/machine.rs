@@ -23,6 +23,8 @@ pub(super) enum MachineEvent {
     /// The task of this attempt ends.
     Ends(Key, How),
     Progressed(TaskProgress),
+    /// It has looked at the artifact folder, for this connection.
+    Looked(Option<u64>, String),
     /// The process is told to stop.
     Terminate,
 }
@@ -176,6 +178,11 @@ impl World {
                     self.link(index, Event::Progressed(progress));
                 }
             }
+            MachineEvent::Looked(wire, problem) => {
+                if process.wire == wire {
+                    self.link(index, Event::FolderSeen { problem });
+                }
+            }
             MachineEvent::Terminate => self.link(index, Event::StopAsked),
         }
     }
@@ -222,7 +229,11 @@ impl World {
                     self.count("folder unusable");
                 }
                 let problem = if is_bad { "input/output error".to_owned() } else { String::new() };
-                Some(Event::FolderSeen { problem })
+                let wire = self.machines[index].process.as_ref()?.wire;
+                let hangs = !self.is_calm && self.rarely(12);
+                let after_ms = if hangs { self.draw(1000, 30_000) } else { self.draw(0, 20) };
+                self.machine_after(index, after_ms, MachineEvent::Looked(wire, problem));
+                None
             }
             Act::Begin(run) => self.begin(index, run),
             Act::Meet(peers) => {

@@ -110,14 +110,23 @@ fn where_it_listens_is_said_again_until_the_gang_has_met() {
     assert_eq!(link.apply(204, Event::FolderSeen { problem: String::new() }).len(), 1);
 }
 
-#[test]
-fn a_folder_that_could_not_be_used_is_looked_at_again() {
+/// A link that is welcomed and has not yet looked at the folder.
+fn welcomed() -> (Link, Welcome) {
     let mut link = Link::new(Hello::default());
     link.apply(0, TICK);
     link.apply(0, Event::Connected);
-    let welcome = Welcome { heartbeat_ms: 1000, probe_content: "c".into(), ..Welcome::default() };
+    let welcome = Welcome { heartbeat_ms: 1000, artifacts: "/mnt".into(), ..Welcome::default() };
     link.apply(0, Event::Told(Told::Welcome(welcome.clone())));
-    let seen = |problem: &str| Event::FolderSeen { problem: problem.into() };
+    (link, welcome)
+}
+
+fn seen(problem: &str) -> Event {
+    Event::FolderSeen { problem: problem.into() }
+}
+
+#[test]
+fn a_folder_that_could_not_be_used_is_looked_at_again() {
+    let (mut link, welcome) = welcomed();
     assert_eq!(link.apply(100, seen("no such folder")).len(), 1);
     let looks = |acts: &[Act]| acts.iter().any(|act| *act == Act::LookAtFolder(welcome.clone()));
     let looked: Vec<u64> = (0..20).filter(|n| looks(&link.apply(n * 1000, TICK))).collect();
@@ -128,8 +137,26 @@ fn a_folder_that_could_not_be_used_is_looked_at_again() {
     assert!((20..30).all(|n| !looks(&link.apply(n * 1000, TICK))));
     link.apply(30_000, Event::Ended(finished(1)));
     assert!(looks(&link.apply(31_000, TICK)));
-    link.apply(31_001, seen(""));
+    assert_eq!(link.apply(31_001, seen("")).len(), 1);
     assert!((32..50).all(|n| !looks(&link.apply(n * 1000, TICK))), "all is well");
+}
+
+#[test]
+fn a_folder_that_does_not_answer_is_told_once_and_what_it_answers_then() {
+    let (mut link, _) = welcomed();
+    let said = |problem: &str| Act::Say(Said::FolderSeen(FolderSeen { problem: problem.into() }));
+    let told =
+        (0..20).flat_map(|n| link.apply(n * 1000, TICK)).filter(|act| matches!(act, Act::Say(Said::FolderSeen(_))));
+    assert_eq!(told.collect::<Vec<_>>(), [said("/mnt has not answered here for 6 s")]);
+    assert_eq!(link.apply(20_000, seen("")), [said("")]);
+    // Where a task of an earlier connection still runs, that ends first: it was told to stop.
+    let (mut link, welcome) = welcomed();
+    link.apply(1, order(1));
+    (0..8).for_each(|n| drop(link.apply(n * 1000, TICK)));
+    assert_eq!(link.apply(8000, seen("")), []);
+    link.apply(8500, Event::Ended(finished(1)));
+    assert!(link.apply(9000, TICK).contains(&Act::LookAtFolder(welcome)));
+    assert_eq!(link.apply(9001, seen("")), [said("")]);
 }
 
 #[test]

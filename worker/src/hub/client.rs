@@ -8,6 +8,7 @@ use std::time::Duration;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, LOCATION, RANGE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
@@ -204,7 +205,10 @@ impl Client {
             std::fs::create_dir_all(file.parent().unwrap_or(Path::new("."))).map_err(Failure::disk)?;
         }
         let lock = File::create(&lock).map_err(Failure::disk)?;
-        while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        while let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            if error != Errno::WOULDBLOCK {
+                return Err(Failure::disk(error.into()));
+            }
             stop_if_told(control)?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

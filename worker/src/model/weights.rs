@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::{ModelConfig, NormWeight};
 use super::lora::Module;
-use super::shards::Planned;
+use super::shards::{self, Planned};
 use super::tensor_file::TensorFile;
 use crate::error::{Error, Result};
 
@@ -79,10 +79,10 @@ impl Checkpoint {
     /// # Errors
     /// Neither is there, or one of the files is missing or damaged.
     pub fn open(model_dir: &Path) -> Result<Self> {
-        let single = model_dir.join("model.safetensors");
-        let index = model_dir.join("model.safetensors.index.json");
+        let single = model_dir.join(shards::SINGLE);
+        let index = model_dir.join(shards::INDEX);
         let names: Vec<String> = if single.exists() {
-            vec!["model.safetensors".to_owned()]
+            vec![shards::SINGLE.to_owned()]
         } else if index.exists() {
             let text = std::fs::read_to_string(&index).map_err(|e| Error::model(&index, e.to_string()))?;
             let index: ShardIndex = serde_json::from_str(&text).map_err(|e| Error::model(&index, e.to_string()))?;

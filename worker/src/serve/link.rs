@@ -242,6 +242,10 @@ impl Link {
             }
             Act::Stop(reason) => {
                 tracing::info!(task = self.state.running().map(name), ?reason, "told to stop");
+                if self.listening.take().is_some() {
+                    let problem = "it was told to stop before it listened".to_owned();
+                    return self.state.running().cloned().map(|task| Event::NotBegun { task, problem });
+                }
                 match reason {
                     StopReason::Paused => self.handle.stop(Stop::Paused),
                     StopReason::GangBroken => self.handle.break_gang(),

@@ -79,9 +79,14 @@ fn keep(
     let io = |e: std::io::Error| Error::model(&target, format!("could not be written: {e}"));
     beside::remove_unfinished(run_dir, FOLDER);
     std::fs::create_dir_all(&unfinished).map_err(io)?;
-    save(&unfinished)?;
-    shared::output::write_json(&unfinished.join("validation.json"), &best)?;
-    pass("best.written")?;
+    let write = || {
+        save(&unfinished)?;
+        shared::output::write_json(&unfinished.join("validation.json"), &best)?;
+        pass("best.written")
+    };
+    write().inspect_err(|_| {
+        let _ = beside::remove(&unfinished);
+    })?;
     if target.exists() {
         beside::remove(&before)?;
         std::fs::rename(&target, &before).map_err(io)?;

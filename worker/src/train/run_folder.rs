@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::TrainArgs;
 use crate::collective::Collective;
@@ -62,8 +62,7 @@ impl RunFolder {
         let made = made.map(Path::to_owned).collect();
         std::fs::create_dir_all(&path).map_err(|e| Error::model(&path, e.to_string()))?;
         let wish = Wish { attempt, named: &path, instead: "choose another --run-name" };
-        let lock =
-            Place::take(&path.join("run.lock"), &wish, |_| Ok(format!("{}\n", json!({"holder": attempt})).into()))?;
+        let lock = Place::lock(&path.join("run.lock"), &wish)?;
         Ok(RunFolder { path, key: String::new(), lock: Some(Arc::new(lock)), made, is_complete: false })
     }
 
@@ -289,6 +288,7 @@ fn civil(mut days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
     use std::time::Duration;
 
     #[test]

@@ -226,7 +226,8 @@ fn who_does_not_leave_a_cancelled_run_keeps_no_free_worker_from_another() {
         env.work();
         env.compute("w0");
     }
-    pass_in_beats(&mut env, 1000);
+    assert!(env.scheduler.kept_for().is_some(), "it is about to leave");
+    pass_in_beats(&mut env, 3500);
     assert_eq!(task_of(&env, 3, 0).note, "waiting: 1 of 2 workers; w1 has not left an attempt that is over");
     assert_eq!(env.scheduler.kept_for(), None);
     env.compute("w1");

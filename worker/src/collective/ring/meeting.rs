@@ -105,7 +105,9 @@ fn introduce(
     check(their_proof, &proof(membership, connection, &challenge, "acceptor"))?;
     let their_challenge: [u8; 32] = their_challenge.try_into().expect("half of 64 bytes");
     stream.write_all(&proof(membership, connection, &their_challenge, "dialler"))?;
-    read::<1>(stream, until).map(drop)
+    // The other side says so within the time that it gives itself, or never: it is waited for longer than that.
+    stream.set_read_timeout(Some(2 * ANSWER))?;
+    read::<1>(stream, until + 2 * ANSWER).map(drop)
 }
 
 /// The acceptor's side; returns the lane.
@@ -128,6 +130,10 @@ fn welcome(stream: &mut TcpStream, membership: &Membership, from: usize, until: 
     stream.write_all(&[own, challenge].concat())?;
     let their_proof: [u8; 32] = read(stream, until)?;
     check(&their_proof, &proof(membership, connection, &challenge, "dialler"))?;
+    if Instant::now() > until {
+        // This process stood still, and the other side may have given up.
+        return Err(std::io::ErrorKind::TimedOut.into());
+    }
     stream.write_all(&[1])?;
     Ok(lane)
 }
@@ -148,9 +154,12 @@ fn limit(stream: &TcpStream, until: Instant) -> std::io::Result<Instant> {
 fn read<const N: usize>(stream: &mut TcpStream, until: Instant) -> std::io::Result<[u8; N]> {
     let (mut bytes, mut come) = ([0; N], 0);
     while come < N {
-        match stream.read(&mut bytes[come..])? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            more => come += more,
+        match stream.read(&mut bytes[come..]) {
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(more) => come += more,
+            // Its process was stopped and goes on.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
         if come < N && Instant::now() > until {
             return Err(std::io::ErrorKind::TimedOut.into());
@@ -172,4 +181,77 @@ fn random() -> std::io::Result<[u8; 32]> {
     let mut bytes = [0; 32];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn membership(rank: usize) -> Membership {
+        Membership {
+            rank,
+            peers: vec![String::new(); 2],
+            secret: [7; 32],
+            label: "meeting".into(),
+            lanes: 1,
+            form_deadline: ANSWER,
+            call_deadline: ANSWER,
+            given_up: Arc::default(),
+        }
+    }
+
+    /// Two connected ends.
+    fn ends() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (dialled, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn who_dials_is_in_once_the_other_has_said_so() {
+        let [dials, accepts] = [0, 1].map(membership);
+        let until = Instant::now() + 10 * ANSWER;
+        for says_so in [true, false] {
+            let (mut dialled, mut accepted) = ends();
+            std::thread::scope(|scope| {
+                let lane = scope.spawn(|| {
+                    if says_so {
+                        return welcome(&mut accepted, &accepts, 0, until).unwrap();
+                    }
+                    // All but its last word, by one who knows the secret.
+                    let hello: [u8; MAGIC.len() + 1 + 32] = read(&mut accepted, until).unwrap();
+                    let challenge = hello[MAGIC.len() + 1..].try_into().unwrap();
+                    let own = proof(&accepts, (0, 1, 0), challenge, "acceptor");
+                    accepted.write_all(&[own, [5; 32]].concat()).unwrap();
+                    read::<32>(&mut accepted, until).unwrap();
+                    drop(accepted);
+                    0
+                });
+                assert_eq!(introduce(&mut dialled, &dials, (1, 0), until).is_ok(), says_so);
+                assert_eq!(lane.join().unwrap(), 0);
+            });
+        }
+    }
+
+    #[test]
+    fn who_says_it_byte_by_byte_is_not_waited_for_longer() {
+        let (mut dialled, mut accepted) = ends();
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for byte in MAGIC.iter().cycle() {
+                    if dialled.write_all(&[*byte]).is_err() {
+                        return;
+                    }
+                    std::thread::sleep(ANSWER / 4);
+                }
+            });
+            let until = begun + 100 * ANSWER;
+            assert!(welcome(&mut accepted, &membership(1), 0, until).is_err());
+            drop(accepted);
+        });
+        assert!(begun.elapsed() >= ANSWER && begun.elapsed() < 9 * ANSWER, "41 bytes would take ten times that");
+    }
 }

@@ -55,6 +55,12 @@ fn is_zero(shards: &usize) -> bool {
     *shards == 0
 }
 
+/// What a checkpoint of any format says first.
+#[derive(Deserialize)]
+struct OnlyFormat {
+    format: u32,
+}
+
 /// The readable half of a rank's slices.
 #[derive(Debug, Serialize, Deserialize)]
 struct ShardState {
@@ -251,11 +257,12 @@ impl Opened {
     /// A file is missing or damaged, by name.
     pub(super) fn open(dir: &Path, (rank, world_size): (usize, usize)) -> Result<Opened> {
         let state_file = dir.join(STATE);
-        let state = State::read(&state_file)?;
-        if state.format != FORMAT {
-            let problem = format!("has format {}, this program reads {FORMAT}", state.format);
+        let OnlyFormat { format } = shared::input::read_json(&state_file)?;
+        if format != FORMAT {
+            let problem = format!("has format {format}, this program reads {FORMAT}");
             return Err(Error::model(&state_file, problem));
         }
+        let state = State::read(&state_file)?;
         if !dir.ends_with(format!("checkpoint-{}", state.step)) {
             return Err(Error::model(&state_file, format!("is of step {}", state.step)));
         }
