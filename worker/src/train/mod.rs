@@ -279,7 +279,7 @@ pub fn run(args: &TrainArgs, control: &Control, gang: &mut dyn Collective) -> Re
         if args.validation.load_best {
             best::load(&run.path, adapter.is_some(), &handles)?;
         }
-        saved::save(policy, model_dir, &run)?;
+        saved::save(policy, model_dir, &run, control)?;
         if let Some(adapter) = &adapter
             && let Some(sequence) = items.iter().flatten().find_map(|item| item.sequences.first())
         {

@@ -7,6 +7,7 @@ use tch::Tensor;
 use super::checkpoint::snapshot;
 use super::run_folder::RunFolder;
 use crate::beside;
+use crate::control::Control;
 use crate::error::Result;
 use crate::model::adapter_file;
 use crate::model::lora::Lora;
@@ -18,8 +19,16 @@ use crate::objective::step::Policy;
 ///
 /// # Errors
 /// The folder cannot be written, or is another attempt's now.
-pub(super) fn save(policy: Policy<'_>, model_dir: &Path, run: &RunFolder) -> Result<()> {
-    beside::fill(&run.path, || run.check(), |to| write(policy, model_dir, to))
+pub(super) fn save(policy: Policy<'_>, model_dir: &Path, run: &RunFolder, control: &Control) -> Result<()> {
+    beside::fill(
+        &run.path,
+        || run.check(),
+        |to| {
+            write(policy, model_dir, to)?;
+            control.pass("result.written");
+            Ok(())
+        },
+    )
 }
 
 fn write(policy: Policy<'_>, model_dir: &Path, to: &Path) -> Result<()> {
