@@ -275,13 +275,15 @@ impl Link {
         }
     }
 
-    /// Tells of a look that hangs, and looks again at a folder that could not be used: not before what ran there has ended, which
-    /// was told to stop.
+    /// Tells of a look that hangs, and looks again at a folder that could not be used. Not while a task runs here: one that waits
+    /// for the folder too goes on when it is back, and one that was told to stop ends first.
     fn watch_folder(&mut self, now_ms: u64) {
         let is_free = self.running.is_none();
         let Connection::Open(Open { folder: Some(folder), heartbeat_ms, .. }) = &mut self.connection else { return };
         match folder.look {
-            Look::Goes(since_ms) if !folder.is_bad && now_ms.saturating_sub(since_ms) > LOOK_BEATS * *heartbeat_ms => {
+            Look::Goes(since_ms)
+                if is_free && !folder.is_bad && now_ms.saturating_sub(since_ms) > LOOK_BEATS * *heartbeat_ms =>
+            {
                 folder.is_bad = true;
                 let seconds = (now_ms - since_ms) / 1000;
                 let problem = format!("{} has not answered here for {seconds} s", folder.welcome.artifacts);

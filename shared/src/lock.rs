@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 /// can do than wait: `choose another output`.
 ///
 /// # Errors
-/// Another process has it: the message names its id. Or its file system has no such locks.
+/// Another process has it: the message names its id. Its file system has no such locks, or they cannot be had now, which may be
+/// told from a lock that is held only by the words.
 pub fn take(file: &File, path: &Path, instead: &str) -> Result<()> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),
@@ -24,16 +25,18 @@ pub fn take(file: &File, path: &Path, instead: &str) -> Result<()> {
             let holder = holder(file).map_or("another process".to_owned(), |pid| format!("process {pid}"));
             Err(Error::InUse { file: path.to_owned(), holder, instead: instead.to_owned() })
         }
-        // A mount without locks.
-        Err(error @ (Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::BADF)) => {
-            Err(Error::io("lock (flock)", path, error.into()))
-        }
+        Err(error) if never_locks(error) => Err(Error::io("lock (flock)", path, error.into())),
         // A lock service that is away: it may be back.
         Err(error) => {
             let holder = format!("another process, or its lock cannot be taken now ({error})");
             Err(Error::InUse { file: path.to_owned(), holder, instead: instead.to_owned() })
         }
     }
+}
+
+/// Returns whether an error of flock says that there are no locks at all, as on some mounts.
+pub fn never_locks(error: Errno) -> bool {
+    matches!(error, Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::BADF)
 }
 
 /// Returns the process that holds the lock on a file, as the kernel lists it.

@@ -1,6 +1,6 @@
 //! Folders whose files are written beside and get their names once all are whole and it is sure that no newer attempt has the
-//! folder: what is read there is an earlier output, this one, or, where a process dies while a model in several files gets its
-//! names, none.
+//! folder: the weights that are read there are an earlier output's, this one's, or, where a process dies while a model in several files gets
+//! its names, none.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -24,7 +24,10 @@ pub(crate) fn fill(
     remove_unfinished(folder, RESULT);
     let beside = name(folder, RESULT);
     std::fs::create_dir_all(&beside).map_err(|e| Error::model(&beside, e.to_string()))?;
-    let placed = write(&beside).and_then(|()| place(&beside, folder, check));
+    let placed = write(&beside).and_then(|()| {
+        check()?;
+        place(&beside, folder, check)
+    });
     placed.and(remove(&beside))
 }
 

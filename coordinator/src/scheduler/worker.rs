@@ -127,6 +127,11 @@ impl Scheduler {
             }
         }
         let (running, ended) = (hello.running.clone(), hello.ended.clone());
+        // Of an attempt that is over, where it runs one.
+        let leaves = self.workers.get(&name).map_or((false, Some(now_ms)), |old| {
+            let told_ms = old.told_to_leave_ms.unwrap_or(now_ms);
+            (old.stays, (!old.stays).then_some(told_ms))
+        });
         let mut worker = Worker {
             hello,
             state: WorkerState::Joining,
@@ -160,7 +165,8 @@ impl Scheduler {
                 let stop = StopTask { task: Some(task.clone()), reason: StopReason::Cancelled.into() };
                 self.send(&name, Message::Stop(stop));
                 let worker = self.worker_mut(&name);
-                (worker.state, worker.stays) = (WorkerState::Busy { task }, true);
+                worker.state = WorkerState::Busy { task };
+                (worker.stays, worker.told_to_leave_ms) = leaves;
                 self.gone_without_word(now_ms, &name);
             }
             None => self.gone_without_word(now_ms, &name),

@@ -149,14 +149,20 @@ fn a_folder_that_does_not_answer_is_told_once_and_what_it_answers_then() {
         (0..20).flat_map(|n| link.apply(n * 1000, TICK)).filter(|act| matches!(act, Act::Say(Said::FolderSeen(_))));
     assert_eq!(told.collect::<Vec<_>>(), [said("/mnt has not answered here for 6 s")]);
     assert_eq!(link.apply(20_000, seen("")), [said("")]);
-    // Where a task of an earlier connection still runs, that ends first: it was told to stop.
+    // An order that was on its way is told to stop, and ends first.
     let (mut link, welcome) = welcomed();
-    link.apply(1, order(1));
     (0..8).for_each(|n| drop(link.apply(n * 1000, TICK)));
+    link.apply(7500, order(1));
     assert_eq!(link.apply(8000, seen("")), []);
     link.apply(8500, Event::Ended(finished(1)));
     assert!(link.apply(9000, TICK).contains(&Act::LookAtFolder(welcome)));
     assert_eq!(link.apply(9001, seen("")), [said("")]);
+    // A task of an earlier connection goes on meanwhile.
+    let (mut link, _) = welcomed();
+    link.apply(1, order(1));
+    let tells = |acts: Vec<Act>| acts.iter().any(|act| matches!(act, Act::Say(Said::FolderSeen(_))));
+    assert!((0..60).all(|n| !tells(link.apply(n * 1000, TICK))));
+    assert_eq!(link.apply(60_000, seen("")), [said("")]);
 }
 
 #[test]

@@ -8,7 +8,6 @@ use std::time::Duration;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, LOCATION, RANGE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
@@ -206,7 +205,7 @@ impl Client {
         }
         let lock = File::create(&lock).map_err(Failure::disk)?;
         while let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            if error != Errno::WOULDBLOCK {
+            if shared::lock::never_locks(error) {
                 return Err(Failure::disk(error.into()));
             }
             stop_if_told(control)?;

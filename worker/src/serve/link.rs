@@ -14,7 +14,9 @@ use std::time::Duration;
 use proto::coordinator::from_worker::Message as Said;
 use proto::coordinator::task_ended::How;
 use proto::coordinator::workers_client::WorkersClient;
-use proto::coordinator::{FromWorker, Hello, PeerReady, Peers, RunTask, StopReason, TaskEnded, ToWorker, Welcome};
+use proto::coordinator::{
+    FromWorker, Hello, PeerReady, Peers, RunTask, StopReason, Stopped, TaskEnded, ToWorker, Welcome,
+};
 use shared::link::{Act, Event, Link as State, name};
 use shared::net::{SendToken, Token};
 use tokio::sync::{mpsc, oneshot};
@@ -244,7 +246,12 @@ impl Link {
                 tracing::info!(task = self.state.running().map(name), ?reason, "told to stop");
                 if self.listening.take().is_some() {
                     let problem = "it was told to stop before it listened".to_owned();
-                    return self.state.running().cloned().map(|task| Event::NotBegun { task, problem });
+                    return self.state.running().cloned().map(|task| match reason {
+                        StopReason::Paused => {
+                            Event::Ended(TaskEnded { task: Some(task), how: Some(How::Stopped(Stopped {})) })
+                        }
+                        _ => Event::NotBegun { task, problem },
+                    });
                 }
                 match reason {
                     StopReason::Paused => self.handle.stop(Stop::Paused),

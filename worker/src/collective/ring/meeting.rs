@@ -10,7 +10,8 @@ use super::{Membership, lost};
 use crate::error::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"trace-r3";
-/// Longest wait for one answer of whoever is at the other end: between two of them it is seen whether the ring is given up.
+/// Longest wait for one answer of whoever is at the other end, twice as long for the last word: between two of them it is seen whether
+/// the ring is given up.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// Dials the next member for a lane.
@@ -158,7 +159,7 @@ fn read<const N: usize>(stream: &mut TcpStream, until: Instant) -> std::io::Resu
             Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
             Ok(more) => come += more,
             // Its process was stopped and goes on.
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         }
         if come < N && Instant::now() > until {
@@ -221,6 +222,7 @@ mod tests {
                         return welcome(&mut accepted, &accepts, 0, until).unwrap();
                     }
                     // All but its last word, by one who knows the secret.
+                    accepted.set_read_timeout(Some(5 * ANSWER)).unwrap();
                     let hello: [u8; MAGIC.len() + 1 + 32] = read(&mut accepted, until).unwrap();
                     let challenge = hello[MAGIC.len() + 1..].try_into().unwrap();
                     let own = proof(&accepts, (0, 1, 0), challenge, "acceptor");

@@ -67,6 +67,9 @@ fn damaged_newest_is_passed_over_and_other_settings_are_refused() {
     }
     let error = found(dir.path()).unwrap_err().to_string();
     assert!(error.contains("checkpoint-2") && error.contains("no whole checkpoint"), "{error}");
+    std::fs::write(dir.path().join("checkpoint-2/state.json"), r#"{"format": 1, "step": 2}"#).unwrap();
+    let error = found(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("has format 1") && !error.contains("damaged"), "{error}");
 }
 
 #[test]
