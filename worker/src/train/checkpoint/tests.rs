@@ -210,6 +210,19 @@ fn sharded((rank, world_size): (usize, usize), add: f32) -> Parts {
     parts
 }
 
+/// Checkpoints of the steps 1 and 2, by so many ranks.
+fn two_by_a_gang(dir: &Path, world_size: usize) {
+    gang(world_size, |gang| {
+        let place = (gang.rank(), gang.world_size());
+        let mut own = checkpoints(dir, 2, place);
+        for step in [1, 2] {
+            own.begin((step, &Seen::default()), &sharded(place, step as f32), || Ok(()), gang).unwrap();
+        }
+        own.finish(gang).unwrap();
+        gang.barrier().unwrap();
+    });
+}
+
 #[test]
 fn a_sharded_checkpoint_is_read_by_worlds_of_other_sizes() {
     for written in 1..=4 {
@@ -250,15 +263,7 @@ fn a_sharded_checkpoint_is_read_by_worlds_of_other_sizes() {
 #[test]
 fn a_damaged_shard_makes_every_rank_go_back() {
     let dir = tempfile::tempdir().unwrap();
-    gang(3, |gang| {
-        let place = (gang.rank(), gang.world_size());
-        let mut own = checkpoints(dir.path(), 2, place);
-        for step in [1, 2] {
-            own.begin((step, &Seen::default()), &sharded(place, step as f32), || Ok(()), gang).unwrap();
-        }
-        own.finish(gang).unwrap();
-        gang.barrier().unwrap();
-    });
+    two_by_a_gang(dir.path(), 3);
     let shard = dir.path().join("checkpoint-2/shard-00001-of-00003.safetensors");
     let mut bytes = std::fs::read(&shard).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -272,15 +277,7 @@ fn a_damaged_shard_makes_every_rank_go_back() {
 #[test]
 fn what_describes_a_checkpoint_is_verified_too() {
     let dir = tempfile::tempdir().unwrap();
-    gang(2, |gang| {
-        let place = (gang.rank(), gang.world_size());
-        let mut own = checkpoints(dir.path(), 2, place);
-        for step in [1, 2] {
-            own.begin((step, &Seen::default()), &sharded(place, step as f32), || Ok(()), gang).unwrap();
-        }
-        own.finish(gang).unwrap();
-        gang.barrier().unwrap();
-    });
+    two_by_a_gang(dir.path(), 2);
     let newest = dir.path().join("checkpoint-2");
     assert_eq!(found(dir.path()).unwrap(), Some((2, 2.0)));
     for name in ["state.json", "shard-00001-of-00002.json"] {
